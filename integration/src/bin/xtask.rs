@@ -1,0 +1,2 @@
+//! The project command.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Lab and tests.
+#![deny(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Placeholder of the first commit.
+#![no_std]
+#![forbid(unsafe_code)]
