@@ -1,0 +1,103 @@
+//! What rules look at: the facts about a packet, and what is known about host names.
+
+use core::fmt;
+use core::net::IpAddr;
+
+use crate::rule::HostName;
+
+/// Address family of a source, and so of its rule tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family of `address`. An IPv4-mapped IPv6 address is IPv6: that is how it travels.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// The first packet of a flow, as rules see it.
+///
+/// The source is not part of it: each source has its own [`crate::RuleSet`], and the source address
+/// was validated before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Subject {
+    /// Destination after the DNS redirection (what the packet will carry on the uplink).
+    pub destination: IpAddr,
+    /// Upper-layer protocol and the number in it that rules can match.
+    pub upper: Upper,
+    /// `destination` is one of the firewall's own resolvers (`/qubes-primary-dns`, ...).
+    pub is_dns_server: bool,
+}
+
+/// Upper-layer protocol of a packet: for IPv6 the one after the extension headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Upper {
+    /// TCP (protocol 6) to this port.
+    Tcp {
+        /// Destination port.
+        port: u16,
+    },
+    /// UDP (protocol 17) to this port.
+    Udp {
+        /// Destination port.
+        port: u16,
+    },
+    /// ICMP in an IPv4 packet (protocol 1), ICMPv6 in an IPv6 packet (protocol 58).
+    Icmp {
+        /// Type byte of the message.
+        icmp_type: u8,
+    },
+    /// Everything else (also protocol 58 over IPv4 and protocol 1 over IPv6).
+    Other {
+        /// IP protocol number.
+        protocol: u8,
+    },
+}
+
+/// Answer of [`Names`] for one name and one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NameMatch {
+    /// The name is known and has this address.
+    Has,
+    /// The name is known and does not have this address, or is known not to exist.
+    HasNot,
+    /// Nothing is known about the name: not asked yet, time-out, server failure.
+    Unresolved,
+}
+
+/// Addresses of the host names in rules (`dsthost=`), resolved ahead of matching.
+///
+/// [`NoNames`] is the implementation that knows no name at all.
+pub trait Names {
+    /// Whether `address` belongs to `name`. Does no I/O: it looks into what is known now.
+    fn lookup(&self, name: &HostName, address: IpAddr) -> NameMatch;
+}
+
+/// No name is resolved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NoNames;
+
+impl Names for NoNames {
+    fn lookup(&self, _: &HostName, _: IpAddr) -> NameMatch {
+        NameMatch::Unresolved
+    }
+}
