@@ -1,3 +1,23 @@
 //! Everything Xen: boot, hypercalls, memory, grants, events, xenstore, network rings, vchan.
-#![cfg_attr(not(test), no_std)]
+//!
+//! Two builds exist. With the feature `image` alone the crate runs on Xen: hypercalls trap, memory is identity-mapped
+//! guest RAM. In every other build (tests, feature `fake`) the same code runs on the host against the strict
+//! in-memory hypervisor of `fake`; the seam between the two is `hypercall`.
+#![cfg_attr(all(feature = "image", not(any(test, feature = "fake"))), no_std)]
 #![deny(unsafe_code)]
+
+extern crate alloc;
+
+pub mod abi;
+pub mod event;
+pub mod grant;
+mod hypercall;
+pub mod mem;
+pub mod shared;
+pub mod time;
+pub mod toolstack;
+
+#[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
+pub mod fake;
+
+pub use abi::{DomId, EventPort, Gfn, GrantRef};
