@@ -1,2 +1,9 @@
-//! Lab and tests.
+//! The lab, the scenario tests on it, and the `xtask` command that drives everything.
 #![deny(unsafe_code)]
+
+pub mod command;
+pub mod error;
+pub mod lab;
+pub mod paths;
+pub mod progress;
+pub mod xtask;

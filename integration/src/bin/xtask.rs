@@ -1,2 +1,6 @@
-//! The project command.
-fn main() {}
+//! The project's command, `cargo xtask`; see [`integration::xtask`].
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    integration::xtask::main()
+}

@@ -1,0 +1,55 @@
+//! The image: built, measured, held to its limit.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Attempt, Result};
+use crate::lab::cache;
+use crate::{command, fail, paths, progress};
+
+/// The image may have this size, in bytes.
+pub const LIMIT: u64 = 1 << 20;
+
+/// A built image.
+pub struct Image {
+    /// The ELF file.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its SHA-256, hexadecimal.
+    pub sha256: String,
+}
+
+/// Builds the image and says its size and hash.
+///
+/// # Errors
+/// When it does not build or is larger than [`LIMIT`].
+pub fn build() -> Result<Image> {
+    progress::step("building the image", || {
+        command::output(cargo(&["build", "--profile", "image", "--features", "platform", "--bin", "vmlinuz"]).env_remove("RUSTFLAGS"))
+    })?;
+    let path = paths::image();
+    let bytes = fs::read(&path).doing(|| format!("cannot read {}", path.display()))?;
+    let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    let sha256 = cache::hex(&Sha256::digest(&bytes));
+    progress::say(format!("image: {} ({size} bytes, SHA-256 {sha256})", path.display()));
+    if size > LIMIT {
+        fail!("the image has {size} bytes, more than the limit of {LIMIT}");
+    }
+    Ok(Image { path, size, sha256 })
+}
+
+/// This Cargo, in the checkout.
+pub fn cargo(args: &[&str]) -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut cargo = command::new(program, args);
+    cargo.current_dir(paths::root());
+    // What `cargo run` set for this program is not meant for the builds that it starts.
+    for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME"] {
+        cargo.env_remove(name);
+    }
+    cargo
+}

@@ -1,0 +1,41 @@
+//! `cargo xtask`: the commands of the project. Built without any feature, so before anything is installed.
+
+#![forbid(unsafe_code)]
+
+mod apt;
+mod image;
+mod lab_command;
+
+use std::process::ExitCode;
+
+use crate::error::Result;
+use crate::{fail, progress};
+
+const USAGE: &str = "\
+usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM, firewall, clients
+       cargo xtask test [--fast]      every check; --fast leaves the lab out
+       cargo xtask test --long PART   the long form of a part
+       cargo xtask image              build target/image/vmlinuz
+       cargo xtask lab ...            the lab by hand";
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    progress::started();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            progress::say(format!("error: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: &[&str]) -> Result<()> {
+    match args {
+        ["image"] => image::build().map(drop),
+        ["lab", rest @ ..] => lab_command::run(rest),
+        _ => fail!("{USAGE}"),
+    }
+}
