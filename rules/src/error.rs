@@ -129,7 +129,7 @@ pub enum Reason {
     OutOfMemory,
 }
 
-/// A short quotation of foreign text for messages: printable ASCII in quotation marks, cut at
+/// A short quotation of foreign text for messages: printable ASCII in single quotes, cut at
 /// [`Excerpt::MAX`] bytes of the original.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Excerpt(Box<str>);
@@ -143,11 +143,11 @@ impl Excerpt {
     pub fn new(bytes: &[u8]) -> Self {
         let shown = bytes.get(..Self::MAX).unwrap_or(bytes);
         let mut text = String::new();
-        text.push('"');
+        text.push('\'');
         shown
             .iter()
             .for_each(|&byte| text.extend(core::ascii::escape_default(byte).map(char::from)));
-        text.push_str(if shown.len() < bytes.len() { "...\"" } else { "\"" });
+        text.push_str(if shown.len() < bytes.len() { "...'" } else { "'" });
         Self(text.into_boxed_str())
     }
 }

@@ -148,9 +148,9 @@ fn all_ten_thousand_numbers_fit_into_the_default_limits() {
 
 #[test]
 fn excerpt_escapes_and_cuts() {
-    assert_eq!(Excerpt::new(b"a\n\"\x1b[1m\xff").to_string(), r#""a\n\"\x1b[1m\xff""#);
-    assert_eq!(Excerpt::new(&[b'x'; 48]).to_string(), format!("\"{}\"", "x".repeat(48)));
-    assert_eq!(Excerpt::new(&[b'x'; 49]).to_string(), format!("\"{}...\"", "x".repeat(48)));
+    assert_eq!(Excerpt::new(b"a\n\"\x1b[1m\xff").to_string(), r#"'a\n\"\x1b[1m\xff'"#);
+    assert_eq!(Excerpt::new(&[b'x'; 48]).to_string(), format!("'{}'", "x".repeat(48)));
+    assert_eq!(Excerpt::new(&[b'x'; 49]).to_string(), format!("'{}...'", "x".repeat(48)));
 }
 
 #[test]

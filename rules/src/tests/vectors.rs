@@ -30,7 +30,7 @@ vectors! {
     v06_policy_value_unknown:
         v4(&["action=accept"]).policy("reject"),
         tcp("198.51.100.7", 443) =>
-        "refused: key policy: \"reject\" is neither accept nor drop";
+        "refused: key policy: 'reject' is neither accept nor drop";
     v07_action_missing:
         v4(&["proto=tcp"]),
         tcp("198.51.100.7", 443) =>
@@ -38,44 +38,44 @@ vectors! {
     v08_action_unknown:
         v4(&["action=reject"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 1 \"action=reject\": the action is neither accept nor drop";
+        "refused: rule 0000: element 1 'action=reject': the action is neither accept nor drop";
     v09_values_are_case_sensitive:
         v4(&["action=ACCEPT"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 1 \"action=ACCEPT\": the action is neither accept nor drop";
+        "refused: rule 0000: element 1 'action=ACCEPT': the action is neither accept nor drop";
     v10_dpi_is_unknown:
         v4(&["action=accept dpi=NO"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 2 \"dpi=NO\": unknown option";
+        "refused: rule 0000: element 2 'dpi=NO': unknown option";
     v11_expire_is_unknown:
         v4(&["action=accept expire=2000000000"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 2 \"expire=2000000000\": unknown option";
+        "refused: rule 0000: element 2 'expire=2000000000': unknown option";
     v12_comment_is_unknown:
         v4(&["action=accept comment=hi"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 2 \"comment=hi\": unknown option";
+        "refused: rule 0000: element 2 'comment=hi': unknown option";
     v13_trailing_space:
         v4(&["action=accept "]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 2 \"\": empty element (a space too many)";
+        "refused: rule 0000: element 2 '': empty element (a space too many)";
     v14_double_space:
         v4(&["action=accept  proto=tcp"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 2 \"\": empty element (a space too many)";
+        "refused: rule 0000: element 2 '': empty element (a space too many)";
     v15_element_without_equals:
         v4(&["action=accept proto"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 2 \"proto\": no = in it";
+        "refused: rule 0000: element 2 'proto': no = in it";
     v16_two_equals:
         v4(&["action=accept dsthost=a=b"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 2 \"dsthost=a=b\": more than one = in it";
+        "refused: rule 0000: element 2 'dsthost=a=b': more than one = in it";
     v17_empty_line: v4(&[""]), tcp("198.51.100.7", 443) => "refused: rule 0000: the line is empty";
     v18_one_bad_rule_poisons_the_set:
         v4(&["action=drop proto=udp", "action=accept zzz=1"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0001: element 2 \"zzz=1\": unknown option";
+        "refused: rule 0001: element 2 'zzz=1': unknown option";
     v19_prefix_matches:
         v4(&["action=accept dst4=198.51.100.0/24"]),
         tcp("198.51.100.7", 443) =>
@@ -103,19 +103,19 @@ vectors! {
     v25_mask_too_long:
         v4(&["action=accept dst4=198.51.100.0/33"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 2 \"dst4=198.51.100.0/33\": not a prefix length from 0 to 32";
+        "refused: rule 0000: element 2 'dst4=198.51.100.0/33': not a prefix length from 0 to 32";
     v26_bad_octet:
         v4(&["action=accept dst4=198.51.100.256/32"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 2 \"dst4=198.51.100.256/32\": not an IPv4 address in full form without leading zeros";
+        "refused: rule 0000: element 2 'dst4=198.51.100.256/32': not an IPv4 address in full form without leading zeros";
     v27_dst6_below_an_ipv4_source:
         v4(&["action=accept dst6=2001:db8::/32"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 2 \"dst6=2001:db8::/32\": an IPv6 destination in an IPv4 tree";
+        "refused: rule 0000: element 2 'dst6=2001:db8::/32': an IPv6 destination in an IPv4 tree";
     v28_dst4_below_an_ipv6_source:
         v6(&["action=accept dst4=198.51.100.0/24"]),
         tcp("2001:db8::5", 443) =>
-        "refused: rule 0000: element 2 \"dst4=198.51.100.0/24\": an IPv4 destination in an IPv6 tree";
+        "refused: rule 0000: element 2 'dst4=198.51.100.0/24': an IPv4 destination in an IPv6 tree";
     v29_ipv6_prefix:
         v6(&["action=accept dst6=2001:db8::/32"]),
         tcp("2001:db8::5", 443) =>
@@ -141,7 +141,7 @@ vectors! {
     v36_icmp_type_out_of_range:
         v4(&["action=accept proto=icmp icmptype=256"]),
         icmp("198.51.100.7", 8) =>
-        "refused: rule 0000: element 3 \"icmptype=256\": not a type from 0 to 255 without leading zeros";
+        "refused: rule 0000: element 3 'icmptype=256': not a type from 0 to 255 without leading zeros";
     v37_icmp_type_without_proto:
         v4(&["action=accept icmptype=8"]),
         icmp("198.51.100.7", 8) =>
@@ -153,11 +153,11 @@ vectors! {
     v39_icmp_type_with_tcp:
         v4(&["action=accept proto=tcp icmptype=8"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 3 \"icmptype=8\": an ICMP type does not go with TCP, UDP or ports";
+        "refused: rule 0000: element 3 'icmptype=8': an ICMP type does not go with TCP, UDP or ports";
     v40_ports_with_icmp:
         v4(&["action=accept proto=icmp dstports=80-80"]),
         icmp("198.51.100.7", 8) =>
-        "refused: rule 0000: element 3 \"dstports=80-80\": ports do not go with ICMP";
+        "refused: rule 0000: element 3 'dstports=80-80': ports do not go with ICMP";
     v41_icmp_means_icmpv6_below_an_ipv6_source:
         v6(&["action=accept proto=icmp"]),
         icmp("2001:db8::5", 128) =>
@@ -193,7 +193,7 @@ vectors! {
     v49_reversed_range:
         v4(&["action=accept proto=tcp dstports=90-80"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 3 \"dstports=90-80\": the port range is reversed";
+        "refused: rule 0000: element 3 'dstports=90-80': the port range is reversed";
     v50_full_range:
         v4(&["action=accept proto=tcp dstports=0-65535"]),
         tcp("198.51.100.7", 443) =>
@@ -201,11 +201,11 @@ vectors! {
     v51_port_above_65535:
         v4(&["action=accept proto=tcp dstports=1-65536"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 3 \"dstports=1-65536\": not a port or a range of two ports from 0 to 65535 without leading zeros";
+        "refused: rule 0000: element 3 'dstports=1-65536': not a port or a range of two ports from 0 to 65535 without leading zeros";
     v52_two_dashes:
         v4(&["action=accept proto=tcp dstports=1-2-3"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 3 \"dstports=1-2-3\": not a port or a range of two ports from 0 to 65535 without leading zeros";
+        "refused: rule 0000: element 3 'dstports=1-2-3': not a port or a range of two ports from 0 to 65535 without leading zeros";
     v53_ports_without_proto_cover_tcp:
         v4(&["action=accept dstports=443-443"]),
         tcp("198.51.100.7", 443) =>
@@ -265,7 +265,7 @@ vectors! {
     v67_dns_with_icmp:
         v4(&["action=accept proto=icmp specialtarget=dns"]),
         icmp("10.139.1.1", 8) =>
-        "refused: rule 0000: element 3 \"specialtarget=dns\": the special target dns does not go with ICMP";
+        "refused: rule 0000: element 3 'specialtarget=dns': the special target dns does not go with ICMP";
     v68_dns_and_destination_must_both_hold:
         v4(&["action=accept dst4=10.139.1.2/32 specialtarget=dns"]),
         udp("10.139.1.1", 53) =>
@@ -321,15 +321,15 @@ vectors! {
     v80_key_with_five_digits:
         v4(&["action=accept"]).keys(&["10000"]),
         tcp("198.51.100.7", 443) =>
-        "refused: key \"10000\" is neither policy nor four digits";
+        "refused: key '10000' is neither policy nor four digits";
     v81_key_with_three_digits:
         v4(&["action=accept"]).keys(&["000"]),
         tcp("198.51.100.7", 443) =>
-        "refused: key \"000\" is neither policy nor four digits";
+        "refused: key '000' is neither policy nor four digits";
     v82_key_that_is_no_number:
         v4(&["action=accept"]).keys(&["note"]),
         tcp("198.51.100.7", 443) =>
-        "refused: key \"note\" is neither policy nor four digits";
+        "refused: key 'note' is neither policy nor four digits";
     v83_order_of_options_is_free:
         v4(&["proto=tcp action=accept dstports=443-443"]),
         tcp("198.51.100.7", 443) =>
@@ -337,15 +337,15 @@ vectors! {
     v84_sctp_by_name_is_refused:
         v4(&["action=accept proto=sctp"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 2 \"proto=sctp\": the protocol is none of tcp, udp, icmp";
+        "refused: rule 0000: element 2 'proto=sctp': the protocol is none of tcp, udp, icmp";
     v85_unknown_protocol:
         v4(&["action=accept proto=bogus"]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 2 \"proto=bogus\": the protocol is none of tcp, udp, icmp";
+        "refused: rule 0000: element 2 'proto=bogus': the protocol is none of tcp, udp, icmp";
     v86_empty_value:
         v4(&["action=accept proto="]),
         tcp("198.51.100.7", 443) =>
-        "refused: rule 0000: element 2 \"proto=\": no value";
+        "refused: rule 0000: element 2 'proto=': no value";
     v87_accept_covers_other_protocols:
         v4(&["action=accept"]),
         other("198.51.100.7", 47) =>
