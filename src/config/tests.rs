@@ -1,0 +1,346 @@
+use super::features::{Features, LogLevel, Words};
+use super::testdb::TestDb;
+use super::*;
+
+/// What dom0 writes for a firewall VM with a netvm, IPv6 on.
+const COMPLETE: &[(&str, &str)] = &[
+    ("/name", "sys-firewall"),
+    ("/type", "StandaloneVM"),
+    ("/qubes-debug-mode", "0"),
+    ("/qubes-random-seed", "aGVsbG8gd29ybGQ="),
+    ("/qubes-mac", "00:16:3e:5e:6c:00"),
+    ("/qubes-ip", "10.137.0.6"),
+    ("/qubes-netmask", "255.255.255.255"),
+    ("/qubes-gateway", "10.137.0.5"),
+    ("/qubes-ip6", "fd09:24ef:4179::a89:6"),
+    ("/qubes-gateway6", "fd09:24ef:4179::a89:5"),
+    ("/qubes-primary-dns", "10.139.1.1"),
+    ("/qubes-secondary-dns", "10.139.1.2"),
+    ("/qubes-netvm-network", "10.137.0.6"),
+    ("/qubes-netvm-gateway", "10.137.0.6"),
+    ("/qubes-netvm-gateway6", "fd09:24ef:4179::a89:6"),
+    ("/qubes-netvm-netmask", "255.255.255.255"),
+    ("/qubes-netvm-primary-dns", "10.139.1.1"),
+    ("/qubes-netvm-secondary-dns", "10.139.1.2"),
+    ("/connected-ips", "10.137.0.11 10.137.0.9"),
+    ("/connected-ips6", "fd09:24ef:4179::a89:9"),
+];
+
+fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// [`COMPLETE`] with some values changed; `None` removes the key.
+fn changed(changes: &[(&str, Option<&str>)]) -> TestDb {
+    let mut entries = COMPLETE.to_vec();
+    for (key, value) in changes {
+        entries.retain(|(other, _)| other != key);
+        entries.extend(value.map(|value| (*key, value)));
+    }
+    TestDb::with(&entries)
+}
+
+/// Runs a reader; gives what it read and its reports as text.
+fn read<T>(db: &TestDb, reader: fn(&Store, &mut Report<'_>) -> T) -> (T, Vec<String>) {
+    let mut reports = Vec::new();
+    let value = reader(db.client.store(), &mut |error| reports.push(error.to_string()));
+    (value, reports)
+}
+
+#[test]
+fn complete_database_is_read_without_reports() {
+    let db = TestDb::with(COMPLETE);
+    let expected = UplinkConfig {
+        ipv4: Some(Uplink4 {
+            address: Ipv4Addr::new(10, 137, 0, 6),
+            prefix_length: 32,
+            gateway: Ipv4Addr::new(10, 137, 0, 5),
+        }),
+        ipv6: Some(Uplink6 {
+            address: "fd09:24ef:4179::a89:6".parse().unwrap(),
+            gateway: Some("fd09:24ef:4179::a89:5".parse().unwrap()),
+        }),
+        dns: addresses(&["10.139.1.1", "10.139.1.2"]),
+    };
+    assert_eq!(read(&db, uplink), (expected, vec![]));
+    let expected = DownlinkConfig {
+        gateway: Some(Ipv4Addr::new(10, 137, 0, 6)),
+        gateway6: Some("fd09:24ef:4179::a89:6".parse().unwrap()),
+        dns: addresses(&["10.139.1.1", "10.139.1.2"]),
+    };
+    assert_eq!(read(&db, downlink), (expected, vec![]));
+    let (ips, reports) = read(&db, connected_ips);
+    let expected = addresses(&["10.137.0.9", "10.137.0.11", "fd09:24ef:4179::a89:9"]);
+    assert_eq!((ips, reports), (expected, vec![]));
+    let (read_name, reports) = read(&db, name);
+    assert_eq!((read_name.unwrap().as_str(), reports), ("sys-firewall", vec![]));
+    assert_eq!(read(&db, debug_mode), (DebugMode::Off, vec![]));
+    let (seed, reports) = read(&db, random_seed);
+    assert_eq!((seed.unwrap().as_bytes(), reports), (&b"hello world"[..], vec![]));
+}
+
+#[test]
+fn groups_make_up_the_network() {
+    let db = changed(&[
+        ("/qubes-secondary-dns", Some("fd09::53")),
+        ("/qubes-netvm-primary-dns", Some("fd09::1:53")),
+    ]);
+    let (uplink, downlink) = (read(&db, uplink).0, read(&db, downlink).0);
+    let config = network(&uplink, &downlink, &addresses(&["10.137.0.9"]));
+    let v4 = FamilyConfig {
+        address: Some(Ipv4Addr::new(10, 137, 0, 6)),
+        gateway: Some(Ipv4Addr::new(10, 137, 0, 5)),
+        client_gateway: Some(Ipv4Addr::new(10, 137, 0, 6)),
+        dns: vec![Ipv4Addr::new(10, 139, 1, 1)],
+        client_dns: vec![Ipv4Addr::new(10, 139, 1, 2)],
+    };
+    let v6 = FamilyConfig {
+        address: Some("fd09:24ef:4179::a89:6".parse().unwrap()),
+        gateway: Some("fd09:24ef:4179::a89:5".parse().unwrap()),
+        client_gateway: Some("fd09:24ef:4179::a89:6".parse().unwrap()),
+        dns: vec!["fd09::53".parse().unwrap()],
+        client_dns: vec!["fd09::1:53".parse().unwrap()],
+    };
+    assert_eq!(config, NetworkConfig { v4, v6, connected: addresses(&["10.137.0.9"]) });
+}
+
+#[test]
+fn empty_database_names_every_missing_key() {
+    let db = TestDb::with(&[]);
+    let (config, reports) = read(&db, uplink);
+    assert_eq!(config, UplinkConfig::default());
+    let missing = |keys: &[&str]| keys.iter().map(|k| format!("{k}: missing")).collect::<Vec<_>>();
+    assert_eq!(
+        reports,
+        missing(&[
+            "/qubes-ip",
+            "/qubes-netmask",
+            "/qubes-gateway",
+            "/qubes-primary-dns",
+            "/qubes-secondary-dns"
+        ])
+    );
+    let (config, reports) = read(&db, downlink);
+    assert_eq!(config, DownlinkConfig::default());
+    assert_eq!(
+        reports,
+        missing(&[
+            "/qubes-netvm-gateway",
+            "/qubes-netvm-primary-dns",
+            "/qubes-netvm-secondary-dns"
+        ])
+    );
+    let (ips, reports) = read(&db, connected_ips);
+    assert_eq!((ips, reports), (vec![], missing(&["/connected-ips"])));
+    assert_eq!(read(&db, name), (None, missing(&["/name"])));
+    assert_eq!(read(&db, debug_mode), (DebugMode::Off, missing(&["/qubes-debug-mode"])));
+    assert_eq!(read(&db, random_seed), (None, missing(&["/qubes-random-seed"])));
+}
+
+#[test]
+fn bad_own_address_takes_only_its_family_away() {
+    let (config, reports) = read(&changed(&[("/qubes-ip", Some("10.137.0.256"))]), uplink);
+    assert_eq!(config.ipv4, None);
+    assert!(config.ipv6.is_some());
+    assert_eq!(config.dns.len(), 2);
+    assert_eq!(reports, ["/qubes-ip: '10.137.0.256' is not an IPv4 host address"]);
+
+    let (config, reports) = read(&changed(&[("/qubes-ip6", Some("fd09::/64"))]), uplink);
+    assert!(config.ipv4.is_some());
+    assert_eq!(config.ipv6, None);
+    assert_eq!(reports, ["/qubes-ip6: 'fd09::/64' is not an IPv6 host address"]);
+}
+
+#[test]
+fn missing_gateway_takes_ipv4_away() {
+    let (config, reports) = read(&changed(&[("/qubes-gateway", None)]), uplink);
+    assert_eq!(config.ipv4, None);
+    assert_eq!(reports, ["/qubes-gateway: missing"]);
+}
+
+#[test]
+fn gateway_that_is_our_own_address_takes_its_family_away() {
+    let own = [("/qubes-gateway", Some("10.137.0.6"))];
+    let (config, reports) = read(&changed(&own), uplink);
+    assert_eq!((config.ipv4, config.ipv6.is_some()), (None, true));
+    assert_eq!(reports, ["/qubes-gateway: the gateway is our own address"]);
+    let own = [("/qubes-gateway6", Some("fd09:24ef:4179:0::a89:6"))];
+    let (config, reports) = read(&changed(&own), uplink);
+    assert_eq!((config.ipv4.is_some(), config.ipv6), (true, None));
+    assert_eq!(reports, ["/qubes-gateway6: the gateway is our own address"]);
+}
+
+#[test]
+fn netmask_of_all_forms() {
+    for (text, length, is_reported) in [
+        (Some("255.255.255.0"), 24, false),
+        (Some("24"), 24, false),
+        (Some("255.0.255.0"), 32, true),
+        (Some(""), 32, true),
+        (None, 32, true),
+    ] {
+        let (config, reports) = read(&changed(&[("/qubes-netmask", text)]), uplink);
+        assert_eq!(config.ipv4.unwrap().prefix_length, length, "{text:?}");
+        assert_eq!(!reports.is_empty(), is_reported, "{text:?}");
+        assert!(reports.iter().all(|report| report.starts_with("/qubes-netmask: ")));
+    }
+}
+
+#[test]
+fn ipv6_may_be_absent_or_without_gateway() {
+    let absent = changed(&[("/qubes-ip6", None), ("/qubes-gateway6", None)]);
+    let (config, reports) = read(&absent, uplink);
+    assert_eq!((config.ipv6, reports), (None, vec![]));
+    for gateway in [None, Some("")] {
+        let (config, reports) = read(&changed(&[("/qubes-gateway6", gateway)]), uplink);
+        assert_eq!((config.ipv6.unwrap().gateway, reports), (None, vec![]));
+    }
+    let (config, reports) = read(&changed(&[("/qubes-gateway6", Some("::"))]), uplink);
+    assert_eq!(config.ipv6.unwrap().gateway, None);
+    assert_eq!(reports, ["/qubes-gateway6: '::' is not an IPv6 host address"]);
+}
+
+#[test]
+fn one_bad_resolver_leaves_the_other() {
+    let (config, reports) = read(&changed(&[("/qubes-primary-dns", Some("dns"))]), uplink);
+    assert_eq!(config.dns, addresses(&["10.139.1.2"]));
+    assert_eq!(reports, ["/qubes-primary-dns: 'dns' is not a host address"]);
+    let db = changed(&[("/qubes-netvm-secondary-dns", Some("fd09::53"))]);
+    let (config, reports) = read(&db, downlink);
+    assert_eq!((config.dns, reports), (addresses(&["10.139.1.1", "fd09::53"]), vec![]));
+}
+
+#[test]
+fn bad_gateway_of_the_clients_is_named() {
+    let db = changed(&[("/qubes-netvm-gateway", Some("127.0.0.1"))]);
+    let (config, reports) = read(&db, downlink);
+    assert_eq!((config.gateway, config.gateway6.is_some()), (None, true));
+    assert_eq!(reports, ["/qubes-netvm-gateway: '127.0.0.1' is not an IPv4 host address"]);
+}
+
+#[test]
+fn connected_ips_skip_wrong_words_and_name_the_first() {
+    let db = changed(&[
+        ("/connected-ips", Some("10.137.0.9  10.137.0.300 x 10.137.0.9\n10.137.0.8 ")),
+        ("/connected-ips6", Some("10.137.0.7 fd09::1")),
+    ]);
+    let (ips, reports) = read(&db, connected_ips);
+    assert_eq!(ips, addresses(&["10.137.0.8", "10.137.0.9", "fd09::1"]));
+    assert_eq!(
+        reports,
+        [
+            "/connected-ips: '10.137.0.300' is not an IPv4 host address",
+            "/connected-ips6: '10.137.0.7' is not an IPv6 host address",
+        ]
+    );
+}
+
+#[test]
+fn connected_ips_may_be_empty() {
+    let db = changed(&[("/connected-ips", Some("")), ("/connected-ips6", None)]);
+    let (ips, reports) = read(&db, connected_ips);
+    assert_eq!((ips, reports), (vec![], vec![]));
+}
+
+#[test]
+fn names_that_qubes_does_not_allow() {
+    let long = "a".repeat(32);
+    for text in ["", "a b", "a\u{fc}", "a/b", long.as_str()] {
+        let (found, reports) = read(&changed(&[("/name", Some(text))]), name);
+        assert_eq!((found, reports.len()), (None, 1), "{text}");
+    }
+    let longest = "a".repeat(31);
+    let (found, _) = read(&changed(&[("/name", Some(&longest))]), name);
+    assert_eq!(found.unwrap().as_str(), longest);
+}
+
+#[test]
+fn debug_mode_is_0_or_1() {
+    let of = |value| read(&changed(&[("/qubes-debug-mode", Some(value))]), debug_mode);
+    assert_eq!(of("1"), (DebugMode::On, vec![]));
+    let report = "/qubes-debug-mode: 'True' is not 0 or 1".to_owned();
+    assert_eq!(of("True"), (DebugMode::Off, vec![report]));
+}
+
+#[test]
+fn damaged_seed_is_named_but_never_shown() {
+    for secret in ["c2VjcmV0", "c2VjcmV0!", ""] {
+        let db = changed(&[("/qubes-random-seed", Some(secret))]);
+        let (seed, reports) = read(&db, random_seed);
+        assert_eq!(seed.is_some(), secret == "c2VjcmV0");
+        assert!(seed.is_none_or(|seed| format!("{seed:?}") == "RandomSeed(6 bytes)"));
+        let expected = "/qubes-random-seed: the value is not base64";
+        assert!(reports.iter().all(|report| report == expected), "{reports:?}");
+    }
+}
+
+/// Features after reading both origins, and the reports as text.
+fn features_of(line: &str, entries: &[(&str, &str)], debug: DebugMode) -> (LogLevel, Vec<String>) {
+    let mut reports = Vec::new();
+    let mut report = |problem: features::WordProblem| reports.push(problem.to_string());
+    let command_line = Words::of_command_line(line, &mut report);
+    let db = TestDb::with(entries);
+    let feature_words = Words::of_features(db.client.store(), &mut report);
+    (Features::new(&feature_words, &command_line, debug).log, reports)
+}
+
+#[test]
+fn log_level_comes_from_feature_then_command_line_then_debug_mode() {
+    let feature = [("/vm-config/fw-log", "drops")];
+    let linux = "root=/dev/mapper/dmroot ro nomodeset console=hvc0 xfw-log=1 --fw-log=debug";
+    for (line, entries, debug, level) in [
+        ("", &[][..], DebugMode::Off, LogLevel::Off),
+        (linux, &[], DebugMode::Off, LogLevel::Off),
+        ("", &[], DebugMode::On, LogLevel::Debug),
+        ("fw-log=off", &[], DebugMode::On, LogLevel::Off),
+        ("quiet fw-log=debug ro", &[], DebugMode::Off, LogLevel::Debug),
+        ("fw-log=debug", &feature, DebugMode::On, LogLevel::Drops),
+        ("", &feature, DebugMode::Off, LogLevel::Drops),
+    ] {
+        assert_eq!(features_of(line, entries, debug), (level, vec![]), "{line}");
+    }
+}
+
+#[test]
+fn words_that_are_not_understood_are_named_and_stay_off() {
+    let off = DebugMode::On;
+    assert_eq!(
+        features_of("fw-log=all fw-allow=a>b fw-log", &[], off).1,
+        [
+            "command line 'fw-log=all': value not understood, feature stays off",
+            "command line 'fw-allow=a>b': unknown word, ignored",
+            "command line 'fw-log': word appears twice, feature stays off",
+        ]
+    );
+    assert_eq!(features_of("fw-log=debug fw-log=debug", &[], off).0, LogLevel::Off);
+    assert_eq!(features_of("fw-log=DEBUG", &[], off).0, LogLevel::Off);
+    let entries = [("/vm-config/fw-log", "DROPS"), ("/vm-config/fw-x", "1"), ("/vm-config/y", "")];
+    assert_eq!(
+        features_of("fw-log=debug", &entries, off),
+        (
+            LogLevel::Off,
+            vec![
+                "feature 'fw-log=DROPS': value not understood, feature stays off".to_owned(),
+                "feature 'fw-x=1': unknown word, ignored".to_owned(),
+            ]
+        )
+    );
+}
+
+#[test]
+fn flood_of_unknown_words_is_cut() {
+    let line = "fw-a ".repeat(1000);
+    assert_eq!(features_of(&line, &[], DebugMode::Off).1.len(), 16);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_value_panics(value in "[ -~\n\u{fc}]{0,60}", key in 0..COMPLETE.len()) {
+        let db = changed(&[(COMPLETE[key].0, Some(&value))]);
+        let store = db.client.store();
+        let ignore = &mut |_| {};
+        let _ = (uplink(store, ignore), downlink(store, ignore), connected_ips(store, ignore));
+        let _ = (name(store, ignore), debug_mode(store, ignore), random_seed(store, ignore));
+        let _ = Words::of_command_line(&value, &mut |_| {});
+    }
+}
