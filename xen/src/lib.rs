@@ -9,13 +9,23 @@
 extern crate alloc;
 
 pub mod abi;
+pub mod boot;
+pub mod console;
+pub mod entropy;
 pub mod event;
 pub mod grant;
 mod hypercall;
 pub mod mem;
+pub mod netback;
+pub mod netif;
+pub mod power;
+pub mod ring;
 pub mod shared;
 pub mod time;
 pub mod toolstack;
+pub mod vchan;
+pub mod xenbus;
+pub mod xenstore;
 
 #[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
 pub mod fake;

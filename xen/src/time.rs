@@ -64,13 +64,24 @@ pub(crate) struct PvClock {
     shift: i8,
 }
 
+#[cfg_attr(
+    all(not(test), any(not(feature = "image"), feature = "fake")),
+    expect(dead_code, reason = "the fake hypervisor has a clock of its own")
+)]
 impl PvClock {
-    /// Reads the parameters together with the counter, under the sequence lock.
-    #[cfg_attr(
-        all(not(test), any(not(feature = "image"), feature = "fake")),
-        expect(dead_code, reason = "the fake hypervisor has a clock of its own")
-    )]
+    /// Reads the parameters together with the counter, under the sequence lock, and returns system time in ns.
     pub(crate) fn read_system_time(shared: &SharedPage, read_tsc: impl Fn() -> u64) -> u64 {
+        let (clock, tsc) = PvClock::read(shared, read_tsc);
+        clock.at(tsc)
+    }
+
+    /// Nanoseconds that so many ticks of the counter are now.
+    pub(crate) fn ticks_to_ns(shared: &SharedPage, ticks: u64) -> u64 {
+        let (clock, _) = PvClock::read(shared, || 0);
+        clock.scale(ticks)
+    }
+
+    fn read(shared: &SharedPage, read_tsc: impl Fn() -> u64) -> (PvClock, u64) {
         loop {
             let version = shared.load_acquire_u32(VCPU_TIME + TIME_VERSION);
             let clock = PvClock {
@@ -83,7 +94,7 @@ impl PvClock {
             if version.is_multiple_of(2)
                 && shared.load_acquire_u32(VCPU_TIME + TIME_VERSION) == version
             {
-                return clock.at(tsc);
+                return (clock, tsc);
             }
             core::hint::spin_loop();
         }
@@ -91,12 +102,17 @@ impl PvClock {
 
     /// System time in ns when the counter was `tsc`. A counter before the time stamp counts as the time stamp.
     fn at(self, tsc: u64) -> u64 {
-        let delta = u128::from(tsc.saturating_sub(self.tsc_timestamp));
+        let delta = tsc.saturating_sub(self.tsc_timestamp);
+        self.system_time_ns.saturating_add(self.scale(delta))
+    }
+
+    fn scale(self, ticks: u64) -> u64 {
+        let ticks = u128::from(ticks);
         let shift = u32::from(self.shift.unsigned_abs()).min(63);
-        let scaled = if self.shift < 0 { delta >> shift } else { delta << shift };
-        // Bounded so that the product fits: 96 bits of ticks would be centuries.
+        let scaled = if self.shift < 0 { ticks >> shift } else { ticks << shift };
+        // Bounded so that the product fits: more would be centuries.
         let ns = (scaled.min(u128::from(u64::MAX)) * u128::from(self.multiplier)) >> 32;
-        self.system_time_ns.saturating_add(ns as u64)
+        ns as u64
     }
 }
 
@@ -149,6 +165,15 @@ mod tests {
         shared.write_u32(32 + 24, 1 << 31);
         shared.write_u8(32 + 28, 1);
         assert_eq!(PvClock::read_system_time(&shared, || 3_000), 7_000);
+    }
+
+    #[test]
+    fn ticks_alone_are_scaled_like_the_clock() {
+        let shared = crate::mem::host::foreign_page();
+        shared.write_u64(32 + 8, 1_000);
+        shared.write_u64(32 + 16, 5_000);
+        shared.write_u32(32 + 24, 1 << 31);
+        assert_eq!(PvClock::ticks_to_ns(&shared, 2_000), 1_000);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 pub mod event_channel;
 pub mod grant_table;
+pub mod platform;
 pub mod vcpu;
 
 /// Identifier of a domain (`domid_t` of Xen public/xen.h).

@@ -24,6 +24,22 @@ pub(crate) fn store() -> Option<(SharedPage, EventPort)> {
     with(|xen| Some((xen.store.alias(), super::STORE_PORT)))
 }
 
+pub(crate) fn console() -> Option<(SharedPage, EventPort)> {
+    with(|xen| Some((xen.console.alias(), super::CONSOLE_PORT)))
+}
+
+/// Records the reason. A suspension "returns" at once with 1, resumed in the same domain; every other reason returns
+/// as well, and the caller ends the thread.
+pub(crate) fn shutdown(reason: u32) -> Result<u64, Errno> {
+    with(|xen| xen.shutdown = Some(reason));
+    Ok(1)
+}
+
+/// What is left of the domain under test after it has ended.
+pub(crate) fn halt() -> ! {
+    panic!("the domain has ended, reason {:?}", super::shutdown_reason());
+}
+
 pub(crate) fn grant_frame(index: u32) -> Option<SharedPage> {
     with(|xen| {
         if index >= xen.max_grant_frames {

@@ -47,6 +47,7 @@
 pub(crate) mod hypercalls;
 mod peer;
 
+use core::mem::ManuallyDrop;
 use std::boxed::Box;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -60,7 +61,7 @@ use crate::abi::{DomId, EventPort};
 use crate::grant::Access;
 use crate::mem::host;
 use crate::shared::SharedPage;
-use crate::{event, grant, mem, time};
+use crate::{console, event, grant, mem, time};
 
 /// The domain that the code under test runs as.
 pub const OWN_DOMAIN: DomId = DomId(7);
@@ -77,7 +78,8 @@ pub const CONSOLE_PORT_DOM0: EventPort = EventPort(31);
 const START_NS: u64 = 1_000_000_000;
 
 std::thread_local! {
-    static XEN: RefCell<Hypervisor> = RefCell::new(Hypervisor::new());
+    // Never dropped: values of other thread-locals may use it while the thread ends.
+    static XEN: ManuallyDrop<RefCell<Hypervisor>> = ManuallyDrop::new(RefCell::new(Hypervisor::new()));
 }
 
 struct Hypervisor {
@@ -221,6 +223,7 @@ pub fn reset() {
 pub fn reset_with_pages(pages: usize) {
     assert_no_leaks();
     grant::reset();
+    console::reset();
     event::reset();
     time::reset();
     host::reset(pages);

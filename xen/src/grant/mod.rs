@@ -13,6 +13,8 @@ use thiserror::Error;
 
 pub use crate::abi::grant_table::GrantStatus;
 pub use copy::{CopyBatch, CopyRejected, CopyStatus};
+#[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
+pub(crate) use map::WINDOW_PAGES;
 pub use map::{MAX_MAPPING_PAGES, Mapping, map};
 #[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
 pub(crate) use table::reset;

@@ -1,6 +1,16 @@
 //! The hypercalls that the rest of the crate makes, as typed functions: the seam between real Xen and the fake.
 //!
-//! Nothing here keeps state of ours; what can be tested without Xen lives in the callers (`grant`, `event`, `time`).
+//! Nothing here keeps state beyond addresses; what can be tested without Xen lives in the callers (`grant`, `event`,
+//! `time`).
+#![expect(unsafe_code, reason = "traps into the hypervisor and executes privileged instructions")]
+
+pub(crate) mod cpu;
+#[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
+mod real;
+#[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
+mod trap;
 
 #[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
 pub(crate) use crate::fake::hypercalls::*;
+#[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
+pub(crate) use real::*;

@@ -32,8 +32,9 @@ macro_rules! global {
         static $name: $crate::mem::Global<$type> = $crate::mem::Global::new($value);
         #[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
         std::thread_local! {
+            // Never dropped: values of other thread-locals may use it while the thread ends.
             $(#[$attribute])*
-            static $name: $type = const { $value };
+            static $name: core::mem::ManuallyDrop<$type> = const { core::mem::ManuallyDrop::new($value) };
         }
     };
 }

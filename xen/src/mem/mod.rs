@@ -5,6 +5,8 @@
 //! image and from the host's heap in the fake; allocation and release are O(1).
 #![expect(unsafe_code, reason = "hands out page-sized pieces of raw memory")]
 
+#[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
+mod functions;
 mod global;
 mod heap;
 mod pool;
@@ -18,6 +20,8 @@ use crate::shared::SharedPage;
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
 pub(crate) use global::Global;
 pub(crate) use global::global;
+#[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
+pub use heap::Heap;
 use pool::{FreePage, Pool};
 
 /// Bytes in a page.
@@ -162,6 +166,24 @@ pub fn heap_peak() -> usize {
 /// Bytes that the heap manages, overhead included; 0 on the host.
 pub fn heap_size() -> usize {
     heap::size()
+}
+
+/// Gives the heap and then the pool their memory, once, at start. `false`: their bookkeeping did not fit.
+///
+/// # Safety
+/// All ranges (address, bytes; whole pages) must be mapped writable memory that nothing else uses, ever.
+#[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
+pub(crate) unsafe fn initialise(heap: (u64, u64), pool: impl Iterator<Item = (u64, u64)>) -> bool {
+    let pointer = |address: u64| core::ptr::with_exposed_provenance_mut::<u8>(address as usize);
+    // SAFETY: the caller's.
+    if !unsafe { heap::claim(pointer(heap.0), heap.1 as usize) } {
+        return false;
+    }
+    let mut ranges = pool.filter(|(_, bytes)| *bytes > 0);
+    ranges.all(|(address, bytes)| {
+        let base = NonNull::new(pointer(address));
+        base.is_some_and(|base| with_pool(|pool| pool.add_range(base, bytes as usize / PAGE_SIZE)))
+    })
 }
 
 fn with_pool<R>(action: impl FnOnce(&mut Pool) -> R) -> R {

@@ -1,0 +1,33 @@
+//! The end of the firewall when an invariant of its own breaks: a reason on the console, then a crashed domain.
+//! No traffic passes afterwards.
+
+use core::fmt;
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use super::early;
+use crate::{console, power};
+
+static IS_DYING: AtomicBool = AtomicBool::new(false);
+
+/// What `xen::entry!` installs as panic handler.
+pub fn panic(info: &PanicInfo<'_>) -> ! {
+    match info.location() {
+        Some(place) => {
+            let (file, line) = (place.file(), place.line());
+            die(format_args!("PANIC: {} at {file}:{line}", info.message()))
+        }
+        None => die(format_args!("PANIC: {}", info.message())),
+    }
+}
+
+/// Prints the reason to the console and to Xen's log, and crashes the domain. A second call, while the first one
+/// prints, only crashes.
+pub(super) fn die(reason: fmt::Arguments<'_>) -> ! {
+    if !IS_DYING.swap(true, Ordering::Relaxed) {
+        console::write_line(reason);
+        early::log(reason);
+        console::drain();
+    }
+    power::crash()
+}

@@ -1,0 +1,292 @@
+//! The seam's side in the image.
+
+use core::arch::asm;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::{cpu, trap};
+use crate::abi::event_channel::{
+    AllocUnbound, BindInterdomain, BindVirq, OP_ALLOC_UNBOUND, OP_BIND_INTERDOMAIN, OP_BIND_VIRQ,
+    OP_CLOSE, OP_SEND, OP_STATUS, PortOnly, Status, VIRQ_TIMER,
+};
+use crate::abi::grant_table::{
+    GrantCopy, GrantStatus, MapGrantRef, OP_COPY, OP_MAP, OP_QUERY_SIZE, OP_UNMAP, QuerySize,
+    UnmapGrantRef,
+};
+use crate::abi::platform::*;
+use crate::abi::{DomId, Errno, EventPort};
+use crate::mem::PAGE_SIZE;
+use crate::shared::SharedPage;
+use crate::time::PvClock;
+pub(crate) use trap::select_instruction;
+
+/// Where the hole begins that Xen's pages and peers' grants are mapped into: `shared_info`, then the frames of the
+/// grant table, then from the second large page on the window for peers' pages.
+static WINDOW: AtomicU64 = AtomicU64::new(0);
+
+/// Frames that the grant table may grow to at most.
+const MAX_GRANT_FRAMES: u32 = 64;
+/// Pages of the hole ahead of the mapping window.
+const WINDOW_FIRST_PAGE: usize = 512;
+/// Address space that [`set_window`] needs.
+pub(crate) const WINDOW_BYTES: u64 =
+    ((WINDOW_FIRST_PAGE + crate::grant::WINDOW_PAGES) * PAGE_SIZE) as u64;
+
+/// Pages of the hole that are used: for the page tables.
+pub(crate) fn window_parts(base: u64) -> [(u64, u64); 3] {
+    let page = PAGE_SIZE as u64;
+    let frames = base + 2 * page;
+    let window = base + (WINDOW_FIRST_PAGE * PAGE_SIZE) as u64;
+    [
+        (base, base + page),
+        (frames, frames + u64::from(MAX_GRANT_FRAMES) * page),
+        (window, base + WINDOW_BYTES),
+    ]
+}
+
+/// A hypercall whose second argument is a structure that Xen reads and writes.
+fn call<T>(number: u64, command: u32, argument: &mut T) -> Result<u64, Errno> {
+    // SAFETY: the callers below pair each command with the `repr(C)` structure that Xen's header gives for it, or with
+    // a slice of it; Xen accesses nothing else but pages that are mapped for sharing.
+    unsafe { trap::hypercall(number, [command.into(), (&raw mut *argument).addr() as u64, 0]) }
+}
+
+fn grant_call<T>(command: u32, ops: &mut [T]) -> Result<u64, Errno> {
+    let (pointer, count) = (ops.as_mut_ptr().addr() as u64, ops.len() as u64);
+    // SAFETY: the callers pair each command with its structure; count is the slice's. Pages that Xen copies to are
+    // owned by the copy batch or lie in a mapping window that no reference points into.
+    unsafe { trap::hypercall(GRANT_TABLE_OP, [command.into(), pointer, count]) }
+}
+
+/// Maps `shared_info` at the start of the hole `base..base + WINDOW_BYTES`, which the page tables must already show.
+pub(crate) fn set_window(base: u64) -> Result<(), Errno> {
+    WINDOW.store(base, Ordering::Relaxed);
+    add_to_physmap(MAP_SPACE_SHARED_INFO, 0, base)
+}
+
+fn add_to_physmap(space: u32, index: u64, address: u64) -> Result<(), Errno> {
+    let gfn = address / PAGE_SIZE as u64;
+    let mut request = AddToPhysmap { dom: DomId::SELF.0, size: 0, space, index, gfn };
+    call(MEMORY_OP, MEMORY_ADD_TO_PHYSMAP, &mut request).map(drop)
+}
+
+/// A page that Xen has mapped into the hole or that the toolstack shares with us.
+fn shared_page(address: u64) -> SharedPage {
+    let pointer = NonNull::new(core::ptr::with_exposed_provenance_mut(address as usize));
+    // SAFETY: the addresses come from the hole or from Xen's special pages: mapped read-write, never allocated.
+    unsafe { SharedPage::from_raw(pointer.expect("shared pages are not at address 0")) }
+}
+
+pub(crate) fn shared_info() -> SharedPage {
+    shared_page(WINDOW.load(Ordering::Relaxed))
+}
+
+pub(crate) fn grant_frame(index: u32) -> Option<SharedPage> {
+    if index >= max_grant_frames() {
+        return None;
+    }
+    let address = WINDOW.load(Ordering::Relaxed) + (2 + u64::from(index)) * PAGE_SIZE as u64;
+    add_to_physmap(MAP_SPACE_GRANT_TABLE, index.into(), address).ok()?;
+    Some(shared_page(address))
+}
+
+fn max_grant_frames() -> u32 {
+    let status = GrantStatus::GENERAL_ERROR;
+    let mut query =
+        [QuerySize { dom: DomId::SELF.0, pad: 0, nr_frames: 0, max_nr_frames: 0, status, pad2: 0 }];
+    let result = grant_call(OP_QUERY_SIZE, &mut query);
+    let [query] = query;
+    if result.is_err() || query.status != GrantStatus::OKAY {
+        0
+    } else {
+        query.max_nr_frames.min(MAX_GRANT_FRAMES)
+    }
+}
+
+pub(crate) fn window_address(page: usize) -> u64 {
+    WINDOW.load(Ordering::Relaxed) + ((WINDOW_FIRST_PAGE + page) * PAGE_SIZE) as u64
+}
+
+pub(crate) fn mapped_page(address: u64) -> SharedPage {
+    shared_page(address)
+}
+
+// The status of each operation tells what happened, an error of the whole call leaves the preset failures.
+
+pub(crate) fn grant_map(ops: &mut [MapGrantRef]) {
+    let _ = grant_call(OP_MAP, ops);
+}
+
+pub(crate) fn grant_unmap(ops: &mut [UnmapGrantRef]) {
+    let _ = grant_call(OP_UNMAP, ops);
+}
+
+pub(crate) fn grant_copy(ops: &mut [GrantCopy]) {
+    let _ = grant_call(OP_COPY, ops);
+}
+
+pub(crate) fn event_alloc_unbound(peer: DomId) -> Result<EventPort, Errno> {
+    let mut request = AllocUnbound { dom: DomId::SELF, remote_dom: peer, port: EventPort(0) };
+    call(EVENT_CHANNEL_OP, OP_ALLOC_UNBOUND, &mut request)?;
+    Ok(request.port)
+}
+
+pub(crate) fn event_bind_interdomain(peer: DomId, remote: EventPort) -> Result<EventPort, Errno> {
+    let mut request =
+        BindInterdomain { remote_dom: peer, pad: 0, remote_port: remote, local_port: EventPort(0) };
+    call(EVENT_CHANNEL_OP, OP_BIND_INTERDOMAIN, &mut request)?;
+    Ok(request.local_port)
+}
+
+pub(crate) fn event_bind_timer() -> Result<EventPort, Errno> {
+    let mut request = BindVirq { virq: VIRQ_TIMER, vcpu: 0, port: EventPort(0) };
+    call(EVENT_CHANNEL_OP, OP_BIND_VIRQ, &mut request)?;
+    Ok(request.port)
+}
+
+pub(crate) fn event_send(port: EventPort) {
+    // Fails only for a port that is not ours; a dead peer is no error to Xen.
+    let _ = call(EVENT_CHANNEL_OP, OP_SEND, &mut PortOnly { port });
+}
+
+pub(crate) fn event_close(port: EventPort) {
+    let _ = call(EVENT_CHANNEL_OP, OP_CLOSE, &mut PortOnly { port });
+}
+
+pub(crate) fn event_status(port: EventPort) -> u32 {
+    let mut status = Status { dom: DomId::SELF.0, port: port.0, ..Status::default() };
+    if call(EVENT_CHANNEL_OP, OP_STATUS, &mut status).is_ok() { status.status } else { 0 }
+}
+
+/// Sets the one-shot timer of the vCPU. A deadline in the past fires at once.
+pub(crate) fn set_timer(deadline_ns: u64) -> Result<(), Errno> {
+    let mut timer = SingleshotTimer { timeout_abs_ns: deadline_ns, flags: 0, pad: 0 };
+    vcpu_call(VCPU_SET_SINGLESHOT_TIMER, &mut timer)
+}
+
+fn vcpu_call<T>(command: u32, argument: &mut T) -> Result<(), Errno> {
+    let pointer = (&raw mut *argument).addr() as u64;
+    // SAFETY: the two callers pair the command with its structure; vCPU 0 is the only one.
+    unsafe { trap::hypercall(VCPU_OP, [command.into(), 0, pointer]) }.map(drop)
+}
+
+/// Sleeps until Xen has an upcall for us. Interrupts are enabled for the one instruction only: an upcall that is
+/// pending already ends the HLT at once, so none is lost between the caller's last look and the sleep.
+pub(crate) fn block() {
+    // SAFETY: the interrupt descriptor table is loaded (the first channel or timer exists only after that); the upcall
+    // handler changes nothing but the upcall flag in `shared_info`.
+    unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
+}
+
+pub(crate) fn system_time_ns() -> u64 {
+    PvClock::read_system_time(&shared_info(), cpu::rdtsc)
+}
+
+/// Nanoseconds that `ticks` of the time-stamp counter are.
+pub(crate) fn ticks_to_ns(ticks: u64) -> u64 {
+    PvClock::ticks_to_ns(&shared_info(), ticks)
+}
+
+pub(crate) fn vcpu_running_ns() -> u64 {
+    let mut state = Runstate::default();
+    match vcpu_call(VCPU_GET_RUNSTATE, &mut state) {
+        Ok(()) => {
+            let [running, ..] = state.time;
+            running
+        }
+        Err(_) => 0,
+    }
+}
+
+/// Ends or suspends the domain; returns only from a suspension, or if Xen refuses.
+pub(crate) fn shutdown(reason: u32) -> Result<u64, Errno> {
+    call(SCHED_OP, SCHED_SHUTDOWN, &mut { reason })
+}
+
+/// Stops for good without Xen's help. With interrupts off a halted last vCPU is a powered-off domain.
+pub(crate) fn halt() -> ! {
+    loop {
+        // SAFETY: stops the only vCPU; nothing runs afterwards.
+        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
+    }
+}
+
+pub(crate) fn store() -> Option<(SharedPage, EventPort)> {
+    special_page(PARAM_STORE_PFN, PARAM_STORE_EVTCHN)
+}
+
+pub(crate) fn console() -> Option<(SharedPage, EventPort)> {
+    special_page(PARAM_CONSOLE_PFN, PARAM_CONSOLE_EVTCHN)
+}
+
+fn special_page(page: u32, port: u32) -> Option<(SharedPage, EventPort)> {
+    let address = special_page_address(page)?;
+    let port = u32::try_from(hvm_param(port)?).ok().filter(|port| *port != 0)?;
+    Some((shared_page(address), EventPort(port)))
+}
+
+/// Addresses of the pages of xenstore and console, for the page tables.
+pub(crate) fn special_pages() -> [Option<u64>; 2] {
+    [PARAM_STORE_PFN, PARAM_CONSOLE_PFN].map(special_page_address)
+}
+
+fn special_page_address(param: u32) -> Option<u64> {
+    let gfn = hvm_param(param).filter(|gfn| *gfn != 0)?;
+    // The first page tables end at 4 GiB.
+    gfn.checked_mul(PAGE_SIZE as u64).filter(|address| *address < 4 << 30)
+}
+
+fn hvm_param(index: u32) -> Option<u64> {
+    let mut param = HvmParam { dom: DomId::SELF.0, pad: 0, index, value: 0 };
+    call(HVM_OP, HVM_GET_PARAM, &mut param).ok()?;
+    Some(param.value)
+}
+
+/// Lets Xen raise this interrupt vector when an event is pending. Must be called in 64-bit mode: it fixes the layout
+/// of `shared_info`.
+pub(crate) fn set_callback_vector(vector: u8) -> Result<(), Errno> {
+    let value = CALLBACK_VIA_VECTOR | u64::from(vector);
+    let mut param = HvmParam { dom: DomId::SELF.0, pad: 0, index: PARAM_CALLBACK_IRQ, value };
+    call(HVM_OP, HVM_SET_PARAM, &mut param).map(drop)
+}
+
+/// Xen's version as major and minor number.
+pub(crate) fn xen_version() -> (u32, u32) {
+    // SAFETY: XENVER_version (0) takes no argument.
+    let version = unsafe { trap::hypercall(XEN_VERSION, [0; 3]) }.unwrap_or_default() as u32;
+    (version >> 16, version & 0xffff)
+}
+
+/// Xen's copy of the memory map, `{u64 address; u64 size; u32 type}` each; returns the number of entries.
+pub(crate) fn memory_map(buffer: &mut [[u32; 5]]) -> Result<usize, Errno> {
+    let (entries, buffer) = (buffer.len() as u32, buffer.as_mut_ptr().addr() as u64);
+    let mut request = MemoryMapRequest { entries, pad: 0, buffer };
+    call(MEMORY_OP, MEMORY_MEMORY_MAP, &mut request)?;
+    Ok(request.entries.min(entries) as usize)
+}
+
+/// Finds Xen's CPUID leaves. They need not be the first ones (Viridian), so all are looked at.
+pub(crate) fn is_on_xen() -> bool {
+    (CPUID_FIRST..CPUID_LIMIT).step_by(CPUID_STEP as usize).any(|leaf| {
+        let [highest, signature @ ..] = cpu::cpuid(leaf);
+        signature == CPUID_SIGNATURE && highest >= leaf + 2
+    })
+}
+
+/// Writes to an I/O port.
+pub(crate) fn out(port: u16, value: u8) {
+    // SAFETY: the ports used (0xe9 Xen's debug port, 0x3f8.. serial, 0x501 QEMU's exit device) affect no memory.
+    unsafe {
+        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags))
+    };
+}
+
+/// Reads from an I/O port.
+pub(crate) fn input(port: u16) -> u8 {
+    let value;
+    // SAFETY: as for `out`.
+    unsafe {
+        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags))
+    };
+    value
+}
