@@ -136,7 +136,7 @@ impl fmt::Debug for RandomSeed {
     }
 }
 
-/// Reads [`UPLINK_KEYS`]. To be called when an uplink device is there: before, they are stale.
+/// Reads `UPLINK_KEYS`. To be called when an uplink device is there: before, they are stale.
 pub fn uplink(store: &Store, report: &mut Report<'_>) -> UplinkConfig {
     let dns = ["/qubes-primary-dns", "/qubes-secondary-dns"];
     UplinkConfig {
@@ -146,7 +146,7 @@ pub fn uplink(store: &Store, report: &mut Report<'_>) -> UplinkConfig {
     }
 }
 
-/// Reads [`DOWNLINK_KEYS`].
+/// Reads `DOWNLINK_KEYS`.
 pub fn downlink(store: &Store, report: &mut Report<'_>) -> DownlinkConfig {
     let dns = ["/qubes-netvm-primary-dns", "/qubes-netvm-secondary-dns"];
     DownlinkConfig {
@@ -156,7 +156,7 @@ pub fn downlink(store: &Store, report: &mut Report<'_>) -> DownlinkConfig {
     }
 }
 
-/// Reads [`CONNECTED_KEYS`]: IPv4 ascending, then IPv6 ascending, none twice. A wrong word is left
+/// Reads `CONNECTED_KEYS`: IPv4 ascending, then IPv6 ascending, none twice. A wrong word is left
 /// out; the first one of each key is reported.
 pub fn connected_ips(store: &Store, report: &mut Report<'_>) -> Vec<IpAddr> {
     let mut sorted = Vec::new();

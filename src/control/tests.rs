@@ -641,3 +641,132 @@ fn name_is_kept_for_messages() {
     assert_eq!(rig.control.name().unwrap().as_str(), "fw");
     assert!(rig.take_log().contains(&"config name=fw".to_owned()));
 }
+
+/// dom0's side of two trees, and what must be in force.
+#[derive(Default)]
+struct Model {
+    database: BTreeMap<String, String>,
+    in_force: BTreeMap<&'static str, String>,
+    marks: BTreeMap<&'static str, u64>,
+}
+
+const MODEL_IPS: [&str; 2] = [NINE, "fd09::9"];
+
+#[derive(Debug, Clone)]
+enum Step {
+    Write(&'static str, &'static str, &'static str),
+    Remove(&'static str, &'static str),
+    RemoveTree(&'static str),
+    Mark(&'static str),
+    Reconnect,
+}
+
+impl Model {
+    fn mark(&mut self, ip: &'static str) {
+        let prefix = format!("/qubes-firewall/{ip}/");
+        let below = |(key, value): (&String, &String)| {
+            Some((key.strip_prefix(&prefix)?.to_owned(), value.to_owned()))
+        };
+        let entries: Vec<_> = self.database.iter().filter_map(below).collect();
+        let family = Family::of(ip.parse().unwrap());
+        let entries = entries.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes()));
+        let text = if entries.len() == 0 {
+            "none".to_owned()
+        } else {
+            match RuleSet::parse(family, entries) {
+                Err(error) => format!("refused: {error}"),
+                Ok(set) => {
+                    let line = |(key, rule)| format!(" | {key} {rule}");
+                    set.policy().word().to_owned() + &set.rules().map(line).collect::<String>()
+                }
+            }
+        };
+        self.in_force.insert(ip, text);
+        *self.marks.entry(ip).or_default() += 1;
+    }
+
+    fn step(&mut self, step: &Step, rig: &mut Rig) {
+        match *step {
+            Step::Write(ip, key, value) => {
+                let key = format!("/qubes-firewall/{ip}/{key}");
+                rig.write(&key, value);
+                self.database.insert(key, value.into());
+            }
+            Step::Remove(ip, key) => {
+                let key = format!("/qubes-firewall/{ip}/{key}");
+                rig.remove(&key);
+                self.database.remove(&key);
+            }
+            Step::RemoveTree(ip) => {
+                let prefix = format!("/qubes-firewall/{ip}/");
+                rig.remove(&prefix);
+                self.database.retain(|key, _| !key.starts_with(&prefix));
+            }
+            Step::Mark(ip) => {
+                let key = format!("/qubes-firewall/{ip}");
+                rig.write(&key, "");
+                self.database.insert(key, String::new());
+                self.mark(ip);
+            }
+            Step::Reconnect => {
+                rig.control.on_link_lost();
+                let entries = self.database.iter().map(|(key, value)| (&**key, &**value));
+                rig.dump(&entries.collect::<Vec<_>>());
+                for ip in MODEL_IPS {
+                    let tree = format!("/qubes-firewall/{ip}");
+                    let has_tree = |key: &String| {
+                        key.strip_prefix(&tree).is_some_and(|r| r.is_empty() || r.starts_with('/'))
+                    };
+                    if self.database.keys().any(has_tree) {
+                        self.mark(ip);
+                    } else if self.in_force.contains_key(ip) {
+                        self.in_force.insert(ip, "none".into());
+                    }
+                }
+            }
+        }
+        self.database.extend(rig.take_written());
+    }
+}
+
+fn step() -> impl proptest::strategy::Strategy<Value = Step> {
+    use proptest::prelude::*;
+    let ip = || prop::sample::select(&MODEL_IPS);
+    let key = || prop::sample::select(&["policy", "0000", "0002", "10000"]);
+    let value = prop::sample::select(&[
+        "accept",
+        "drop",
+        "action=accept",
+        "action=drop proto=tcp",
+        "action=accept dst4=10.0.0.0/8",
+        "action=accept x=1",
+    ]);
+    prop_oneof![
+        6 => (ip(), key(), value).prop_map(|(ip, key, value)| Step::Write(ip, key, value)),
+        1 => (ip(), Just("policy")).prop_map(|(ip, key)| Step::Write(ip, key, "drop")),
+        1 => (ip(), key()).prop_map(|(ip, key)| Step::Remove(ip, key)),
+        1 => ip().prop_map(Step::RemoveTree),
+        3 => ip().prop_map(Step::Mark),
+        1 => Just(Step::Reconnect),
+    ]
+}
+
+proptest::proptest! {
+    #[test]
+    fn only_committed_trees_are_ever_in_force(
+        steps in proptest::collection::vec(step(), 0..40),
+    ) {
+        let (mut rig, mut model) = (Rig::new(), Model::default());
+        rig.dump(&[]);
+        for step in &steps {
+            model.step(step, &mut rig);
+            for ip in MODEL_IPS {
+                let expected = model.in_force.get(ip).map_or("never set", |text| text);
+                proptest::prop_assert_eq!(rig.rules(ip), expected, "{} after {:?}", ip, step);
+                let handled = model.database.get(&format!("/qubes-firewall-handled/{ip}"));
+                let marks = model.marks.get(ip).map(u64::to_string);
+                proptest::prop_assert_eq!(handled, marks.as_ref());
+            }
+        }
+    }
+}
