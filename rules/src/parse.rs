@@ -141,18 +141,18 @@ fn net6(setting: &Setting<'_>) -> Result<Ipv6Net, RuleError> {
     net.map(|net| net.trunc()).map_err(|_| setting.error(Reason::BadPrefixLength(128)))
 }
 
-/// Without a length, the address alone. `core` refuses octets with leading zeros and short forms.
+/// Without a length, the address alone. `core` refuses octets with leading zeros and short forms;
+/// whether the length fits the family is left to the caller.
 fn address_and_length<A: FromStr>(
     setting: &Setting<'_>,
     family: Family,
     longest: u8,
 ) -> Result<(A, u8), RuleError> {
     let (address, length) = match setting.value.split_once('/') {
-        None => (setting.value, Some(u16::from(longest))),
-        Some((address, length)) => (address, decimal(length, u16::from(longest))),
+        None => (setting.value, Some(longest)),
+        Some((address, length)) => (address, decimal(length)),
     };
     let address = address.parse().map_err(|_| setting.error(Reason::BadAddress(family)))?;
-    let length = length.and_then(|length| u8::try_from(length).ok());
     Ok((address, length.ok_or(setting.error(Reason::BadPrefixLength(longest)))?))
 }
 
@@ -198,15 +198,14 @@ fn ports_without_type(options: &Options<'_>) -> Result<Option<PortRange>, RuleEr
 
 fn port_range(setting: &Setting<'_>) -> Result<PortRange, RuleError> {
     let (first, last) = setting.value.split_once('-').unwrap_or((setting.value, setting.value));
-    let (Some(first), Some(last)) = (decimal(first, u16::MAX), decimal(last, u16::MAX)) else {
+    let (Some(first), Some(last)) = (decimal(first), decimal(last)) else {
         return Err(setting.error(Reason::BadPorts));
     };
     PortRange::new(first, last).ok_or(setting.error(Reason::ReversedPorts))
 }
 
 fn icmp_type(setting: &Setting<'_>) -> Result<u8, RuleError> {
-    let number = decimal(setting.value, u16::from(u8::MAX));
-    number.and_then(|n| u8::try_from(n).ok()).ok_or(setting.error(Reason::BadIcmpType))
+    decimal(setting.value).ok_or(setting.error(Reason::BadIcmpType))
 }
 
 fn target(upper: UpperMatch, options: &Options<'_>) -> Result<Option<SpecialTarget>, RuleError> {
@@ -220,13 +219,14 @@ fn target(upper: UpperMatch, options: &Options<'_>) -> Result<Option<SpecialTarg
     Ok(Some(SpecialTarget::Dns))
 }
 
-/// A decimal number of at most `max`: digits only, no leading zero (nft would read it as octal).
-fn decimal(text: &str, max: u16) -> Option<u16> {
+/// A decimal number in the range of its type: digits only (`core` would take a sign), no leading
+/// zero (nft would read it as octal).
+fn decimal<N: FromStr>(text: &str) -> Option<N> {
     let digits_only = text.bytes().all(|byte| byte.is_ascii_digit());
     if !digits_only || (text.len() > 1 && text.starts_with('0')) {
         return None;
     }
-    text.parse().ok().filter(|number| *number <= max)
+    text.parse().ok()
 }
 
 fn error_at(position: usize, text: &str, reason: Reason) -> RuleError {
