@@ -50,7 +50,8 @@ struct Options<'a> {
 pub(crate) fn rule(family: Family, value: &[u8]) -> Result<Rule, RuleError> {
     let options = split(value)?;
     let action = options.action.ok_or(whole_line(Reason::ActionMissing))?;
-    let action = Action::from_word(action.value).ok_or(action.error(Reason::UnknownAction))?;
+    let action =
+        Action::from_word(action.value).ok_or_else(|| action.error(Reason::UnknownAction))?;
     let destination = destination(family, &options)?;
     let upper = upper(&options)?;
     let target = target(upper, &options)?;
@@ -153,7 +154,7 @@ fn address_and_length<A: FromStr>(
         Some((address, length)) => (address, decimal(length)),
     };
     let address = address.parse().map_err(|_| setting.error(Reason::BadAddress(family)))?;
-    Ok((address, length.ok_or(setting.error(Reason::BadPrefixLength(longest)))?))
+    Ok((address, length.ok_or_else(|| setting.error(Reason::BadPrefixLength(longest)))?))
 }
 
 fn host(setting: &Setting<'_>) -> Result<HostName, RuleError> {
@@ -201,11 +202,11 @@ fn port_range(setting: &Setting<'_>) -> Result<PortRange, RuleError> {
     let (Some(first), Some(last)) = (decimal(first), decimal(last)) else {
         return Err(setting.error(Reason::BadPorts));
     };
-    PortRange::new(first, last).ok_or(setting.error(Reason::ReversedPorts))
+    PortRange::new(first, last).ok_or_else(|| setting.error(Reason::ReversedPorts))
 }
 
 fn icmp_type(setting: &Setting<'_>) -> Result<u8, RuleError> {
-    decimal(setting.value).ok_or(setting.error(Reason::BadIcmpType))
+    decimal(setting.value).ok_or_else(|| setting.error(Reason::BadIcmpType))
 }
 
 fn target(upper: UpperMatch, options: &Options<'_>) -> Result<Option<SpecialTarget>, RuleError> {

@@ -77,6 +77,26 @@ fn each_refusal_names_the_element_and_the_reason() {
 }
 
 #[test]
+fn canonical_form_is_that_of_dom0() {
+    for (family, line, canonical) in [
+        (Family::V4, "action=drop", "action=drop"),
+        (Family::V4, "dst4=10.1.2.3/8 action=accept", "action=accept dst4=10.0.0.0/8"),
+        (Family::V4, "action=accept dst4=1.2.3.4", "action=accept dst4=1.2.3.4/32"),
+        (Family::V6, "action=accept dst6=2001:DB8:0::5/32", "action=accept dst6=2001:db8::/32"),
+        (Family::V6, "action=accept dst6=::1", "action=accept dst6=::1/128"),
+        (
+            Family::V4,
+            "dstports=443 specialtarget=dns proto=tcp dsthost=a.b action=accept",
+            "action=accept dsthost=a.b proto=tcp specialtarget=dns dstports=443-443",
+        ),
+        (Family::V4, "icmptype=8 action=drop", "action=drop proto=icmp icmptype=8"),
+        (Family::V4, "dstports=1-2 action=drop", "action=drop dstports=1-2"),
+    ] {
+        assert_eq!(Rule::parse(family, line.as_bytes()).unwrap().to_string(), canonical);
+    }
+}
+
+#[test]
 fn bytes_that_are_not_text_are_refused() {
     for line in [&b"action=accept\xff"[..], b"\x80", b"action=accept dsthost=\xc3\xa4"] {
         let error = Rule::parse(Family::V4, line).unwrap_err();
