@@ -448,6 +448,9 @@ fn rules_beyond_the_memory_limit_are_refused_until_there_is_room() {
     assert_eq!(rig.rules(NINE), "drop | 0000 action=accept");
     let refused = format!("refused: more than {bytes} bytes of rules of all sources");
     assert_eq!(rig.rules("10.137.0.11"), refused);
+    // The same rules again: they take the place of those that they replace.
+    rig.write(TREE9, "");
+    assert_eq!(rig.rules(NINE), "drop | 0000 action=accept");
     rig.remove("/qubes-firewall/10.137.0.9/0000");
     rig.write(TREE9, "");
     rig.write("/qubes-firewall/10.137.0.11", "");
@@ -639,7 +642,11 @@ fn name_is_kept_for_messages() {
     assert_eq!(rig.control.name(), None);
     rig.dump(QUIET);
     assert_eq!(rig.control.name().unwrap().as_str(), "fw");
-    assert!(rig.take_log().contains(&"config name=fw".to_owned()));
+    assert_eq!(rig.take_log(), ["config name=fw"]);
+    rig.write("/name", "fw");
+    assert_eq!(rig.take_log(), [""; 0]);
+    rig.write("/name", "fw2");
+    assert_eq!(rig.take_log(), ["config name=fw2"]);
 }
 
 /// dom0's side of two trees, and what must be in force.
