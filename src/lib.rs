@@ -1,3 +1,66 @@
-//! The firewall core.
+//! The firewall core: the path of a packet from one virtual interface to another, without I/O.
+//!
+//! Nothing here knows Xen, reads a clock or keeps a global: frames, time and entropy are arguments. Memory is taken
+//! once, in [`Firewall::new`] and by control calls; a packet never allocates. The modules follow a packet:
+//!
+//! 1. [`frame`]: the bytes, in a private buffer, with their offload state; [`port`]: where they come from and go to;
+//! 2. `ingress`: parse and check; spoofed sources end here; `arp` answers neighbours;
+//! 3. `conntrack` and `flows`: is it part of a known flow? `judge`: else, what do the rules of its source say?
+//! 4. `nat`: the outside face of the flow, ICMP errors included;
+//! 5. `egress`: TTL, size, checksum and link header for the port it leaves through;
+//! 6. [`verdict`] and [`stats`]: how it ended, and the count of it.
+//!
+//! `pipeline` is that path on one screen, [`firewall`] the state and the control calls.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod frame;
+pub mod port;
+pub mod time;
+pub mod wire;
+
+mod arp;
+mod ingress;
+pub mod uplink;
+
+pub mod clients;
+mod conntrack;
+mod flows;
+mod judge;
+
+mod nat;
+
+mod egress;
+mod icmp;
+
+mod pipeline;
+
+pub mod firewall;
+pub mod limits;
+pub mod stats;
+pub mod verdict;
+
+// The control plane: what dom0 wrote into QubesDB becomes rules and configuration in force.
+pub mod config;
+pub mod control;
+
+pub mod log;
+
+pub mod qrexec;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use clients::{ClientPort, Generation, RuleEditReport, RulesState, TooManyAddresses};
+pub use firewall::{AttachError, Firewall};
+pub use frame::{Checksum, Frame, Gso, GsoKind, Offload};
+pub use limits::{Limits, OutOfMemory};
+pub use port::{ClientId, Origin, PortCaps, PortId};
+pub use time::Instant;
+pub use uplink::{FamilyConfig, NetworkConfig, UplinkPort};
+pub use verdict::{DropReason, Fate};
+pub use wire::Mac;

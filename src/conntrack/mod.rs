@@ -1,0 +1,115 @@
+//! Connection tracking: what a flow is, how long it lives, and the table of all flows.
+//!
+//! [`table::Table`] holds [`Flow`]s and finds them by their face towards the client (`inside`) or towards the world
+//! (`outside`); [`tcp`] follows the handshake and the windows; `slab`, `index` and `list` are the bounded containers.
+
+pub(crate) mod index;
+pub(crate) mod list;
+pub(crate) mod slab;
+pub(crate) mod table;
+pub(crate) mod tcp;
+
+use core::net::IpAddr;
+use core::time::Duration;
+
+use crate::clients::{Generation, HostId};
+use crate::nat::MappingId;
+use crate::time::Instant;
+
+/// One face of a flow. `local` is the client's end, or our own address in its place; `remote` the far one.
+///
+/// Ports of ICMP queries: the identifier is the local one, the query's type the remote one. Protocols without ports
+/// have zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tuple {
+    pub(crate) protocol: u8,
+    pub(crate) local: IpAddr,
+    pub(crate) local_port: u16,
+    pub(crate) remote: IpAddr,
+    pub(crate) remote_port: u16,
+}
+
+/// What the rules say about a flow, as of its generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Accepted,
+    Forbidden,
+}
+
+/// Kind of a flow as far as its lifetime goes; each has a constant one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// TCP that is opening, closing or reset.
+    TcpTransitory,
+    TcpEstablished,
+    /// UDP without an answer yet.
+    UdpOneWay,
+    UdpBothWays,
+    /// DNS: the well-known port for which RFC 4787 REQ-5a allows a short life.
+    UdpDns,
+    IcmpQuery,
+    /// Protocols without ports.
+    Other,
+}
+
+impl Class {
+    pub(crate) const COUNT: usize = 7;
+
+    /// Life after the client's last packet.
+    pub(crate) const fn lifetime(self) -> Duration {
+        Duration::from_secs(match self {
+            // RFC 5382 REQ-5.
+            Self::TcpTransitory => 240,
+            Self::TcpEstablished => 7440,
+            // RFC 4787 REQ-5.
+            Self::UdpOneWay => 120,
+            Self::UdpBothWays => 300,
+            Self::UdpDns => 60,
+            // RFC 5508 REQ-2.
+            Self::IcmpQuery => 60,
+            Self::Other => 600,
+        })
+    }
+}
+
+/// Whether a flow may be evicted to make room for another one of the same client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// Nobody answered yet, or it is ending: may go.
+    Loose,
+    /// In use both ways: stays until it ends or times out.
+    Firm,
+}
+
+/// One flow and both its faces.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    /// As the client sees it, before any DNS redirection.
+    pub(crate) inside: Tuple,
+    /// As the world sees it.
+    pub(crate) outside: Tuple,
+    pub(crate) host: HostId,
+    /// The port on our address; none for protocols without ports.
+    pub(crate) mapping: Option<MappingId>,
+    pub(crate) generation: Generation,
+    pub(crate) standing: Standing,
+    pub(crate) class: Class,
+    pub(crate) hold: Hold,
+    /// Present for TCP.
+    pub(crate) tcp: Option<tcp::Tracker>,
+    /// Not usable from then on.
+    pub(crate) deadline: Instant,
+    links: list::Links,
+}
+
+/// What a new flow starts with.
+#[derive(Debug)]
+pub(crate) struct NewFlow {
+    pub(crate) inside: Tuple,
+    pub(crate) outside: Tuple,
+    pub(crate) host: HostId,
+    pub(crate) mapping: Option<MappingId>,
+    pub(crate) generation: Generation,
+    pub(crate) class: Class,
+    pub(crate) tcp: Option<tcp::Tracker>,
+}

@@ -1,0 +1,265 @@
+//! The table of all flows: two hash indexes, a list per lifetime class, two lists and a quota per owner.
+//!
+//! A flow leaves only through [`Table::remove`], whose caller gives its NAT mapping back. Deadlines are exact where a
+//! packet meets a flow ([`Table::is_due`]); the lists only decide when memory is reclaimed, and may lag.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+use crate::clients::HostId;
+use crate::conntrack::index::{HashKey, Index};
+use crate::conntrack::list::{Chain, Links, List};
+use crate::conntrack::slab::Slab;
+use crate::conntrack::{Class, Flow, Hold, NewFlow, Standing, Tuple};
+use crate::limits::{Limits, OutOfMemory};
+use crate::time::Instant;
+
+/// Slot of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowId(u32);
+
+/// Why there is no room for a new flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// This owner is at its quota; the flow is its oldest loose one, if it has any, and may be removed.
+    Quota { oldest_loose: Option<FlowId> },
+    /// The table is full.
+    Table,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Owner {
+    flows: u32,
+    loose: List,
+    firm: List,
+}
+
+impl Owner {
+    fn list(&mut self, hold: Hold) -> &mut List {
+        match hold {
+            Hold::Loose => &mut self.loose,
+            Hold::Firm => &mut self.firm,
+        }
+    }
+}
+
+/// All flows.
+#[derive(Debug)]
+pub(crate) struct Table {
+    flows: Slab<Flow>,
+    by_inside: Index,
+    by_outside: Index,
+    classes: [List; Class::COUNT],
+    owners: Box<[Owner]>,
+    quota: u32,
+    key: HashKey,
+}
+
+impl Table {
+    pub(crate) fn new(limits: &Limits, key: HashKey) -> Result<Self, OutOfMemory> {
+        let mut owners = Vec::new();
+        owners.try_reserve_exact(usize::from(limits.addresses)).map_err(|_| OutOfMemory)?;
+        owners.resize(usize::from(limits.addresses), Owner::default());
+        Ok(Self {
+            flows: Slab::with_capacity(limits.flows)?,
+            by_inside: Index::with_capacity(limits.flows)?,
+            by_outside: Index::with_capacity(limits.flows)?,
+            classes: [List::default(); Class::COUNT],
+            owners: owners.into_boxed_slice(),
+            quota: limits.flows_per_client,
+            key,
+        })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Flows of one client address.
+    pub(crate) fn owned_by(&self, host: HostId) -> u32 {
+        self.owners.get(host.0 as usize).map_or(0, |owner| owner.flows)
+    }
+
+    pub(crate) fn get(&self, id: FlowId) -> Option<&Flow> {
+        self.flows.get(id.0)
+    }
+
+    /// The flow for changes that concern no list: standing, generation, TCP state.
+    pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<&mut Flow> {
+        self.flows.get_mut(id.0)
+    }
+
+    pub(crate) fn find_inside(&self, tuple: &Tuple) -> Option<FlowId> {
+        let is_match = |slot| self.flows.get(slot).is_some_and(|flow| flow.inside == *tuple);
+        self.by_inside.find(hash(self.key, tuple), is_match).map(FlowId)
+    }
+
+    pub(crate) fn find_outside(&self, tuple: &Tuple) -> Option<FlowId> {
+        let is_match = |slot| self.flows.get(slot).is_some_and(|flow| flow.outside == *tuple);
+        self.by_outside.find(hash(self.key, tuple), is_match).map(FlowId)
+    }
+
+    /// Whether `host` may open one more flow.
+    pub(crate) fn room_for(&self, host: HostId) -> Result<(), NoRoom> {
+        let Some(owner) = self.owners.get(host.0 as usize) else { return Err(NoRoom::Table) };
+        if owner.flows >= self.quota {
+            return Err(NoRoom::Quota { oldest_loose: owner.loose.head().map(FlowId) });
+        }
+        if self.flows.is_full() { Err(NoRoom::Table) } else { Ok(()) }
+    }
+
+    /// Adds a flow; `None` if there is no room. Neither of its faces may be in the table yet.
+    pub(crate) fn insert(&mut self, now: Instant, new: NewFlow) -> Option<FlowId> {
+        self.room_for(new.host).ok()?;
+        let (inside, outside) = (hash(self.key, &new.inside), hash(self.key, &new.outside));
+        let (host, class) = (new.host, new.class);
+        let slot = self.flows.insert(Flow {
+            inside: new.inside,
+            outside: new.outside,
+            host,
+            mapping: new.mapping,
+            generation: new.generation,
+            standing: Standing::Accepted,
+            class,
+            hold: Hold::Loose,
+            tcp: new.tcp,
+            deadline: now.after(class.lifetime()),
+            links: Links::default(),
+        })?;
+        self.by_inside.insert(inside, slot);
+        self.by_outside.insert(outside, slot);
+        if let Some(owner) = self.owners.get_mut(host.0 as usize) {
+            owner.flows += 1;
+            owner.loose.push_back(&mut self.flows, Chain::Owner, slot);
+        }
+        self.class_list(class).push_back_timer(slot);
+        Some(FlowId(slot))
+    }
+
+    /// Takes a flow out. The caller releases its mapping.
+    pub(crate) fn remove(&mut self, id: FlowId) -> Option<Flow> {
+        let flow = self.flows.get(id.0)?;
+        let (host, hold, class) = (flow.host, flow.hold, flow.class);
+        let (inside, outside) = (hash(self.key, &flow.inside), hash(self.key, &flow.outside));
+        self.by_inside.remove(inside, id.0);
+        self.by_outside.remove(outside, id.0);
+        self.class_list(class).remove_timer(id.0);
+        if let Some(owner) = self.owners.get_mut(host.0 as usize) {
+            owner.list(hold).remove(&mut self.flows, Chain::Owner, id.0);
+            owner.flows = owner.flows.saturating_sub(1);
+        }
+        self.flows.remove(id.0)
+    }
+
+    /// Starts the lifetime of `class` anew.
+    pub(crate) fn renew(&mut self, now: Instant, id: FlowId, class: Class) {
+        let Some(flow) = self.flows.get_mut(id.0) else { return };
+        let old = flow.class;
+        flow.class = class;
+        flow.deadline = now.after(class.lifetime());
+        self.class_list(old).remove_timer(id.0);
+        self.class_list(class).push_back_timer(id.0);
+    }
+
+    /// Changes the lifetime of a flow without starting it anew: the client's last packet still counts.
+    pub(crate) fn reclassify(&mut self, id: FlowId, class: Class) {
+        let Some(flow) = self.flows.get_mut(id.0) else { return };
+        let old = core::mem::replace(&mut flow.class, class);
+        let longer = class.lifetime().saturating_sub(old.lifetime());
+        flow.deadline = flow.deadline.after(longer);
+        self.class_list(old).remove_timer(id.0);
+        self.class_list(class).push_back_timer(id.0);
+    }
+
+    /// Makes a flow firm or loose.
+    pub(crate) fn set_hold(&mut self, id: FlowId, hold: Hold) {
+        let Some(flow) = self.flows.get_mut(id.0) else { return };
+        let (host, old) = (flow.host, flow.hold);
+        if old == hold {
+            return;
+        }
+        flow.hold = hold;
+        if let Some(owner) = self.owners.get_mut(host.0 as usize) {
+            owner.list(old).remove(&mut self.flows, Chain::Owner, id.0);
+            owner.list(hold).push_back(&mut self.flows, Chain::Owner, id.0);
+        }
+    }
+
+    /// Whether the flow's time is over.
+    pub(crate) fn is_due(&self, now: Instant, id: FlowId) -> bool {
+        self.get(id).is_none_or(|flow| flow.deadline <= now)
+    }
+
+    /// A flow whose time is over, if the head of any class is.
+    pub(crate) fn next_due(&self, now: Instant) -> Option<FlowId> {
+        self.heads().find(|id| self.is_due(now, *id))
+    }
+
+    /// When [`Table::next_due`] will find something, at the latest.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.heads().filter_map(|id| Some(self.get(id)?.deadline)).min()
+    }
+
+    /// Any flow of `host`.
+    pub(crate) fn any_of(&self, host: HostId) -> Option<FlowId> {
+        let owner = self.owners.get(host.0 as usize)?;
+        owner.loose.head().or(owner.firm.head()).map(FlowId)
+    }
+
+    /// Any flow at all.
+    pub(crate) fn any(&self) -> Option<FlowId> {
+        self.heads().next()
+    }
+
+    fn heads(&self) -> impl Iterator<Item = FlowId> + '_ {
+        self.classes.iter().filter_map(|list| list.head().map(FlowId))
+    }
+
+    fn class_list(&mut self, class: Class) -> ClassList<'_> {
+        ClassList { list: self.classes.get_mut(class as usize), flows: &mut self.flows }
+    }
+}
+
+struct ClassList<'a> {
+    list: Option<&'a mut List>,
+    flows: &'a mut Slab<Flow>,
+}
+
+impl ClassList<'_> {
+    fn push_back_timer(self, slot: u32) {
+        if let Some(list) = self.list {
+            list.push_back(self.flows, Chain::Timer, slot);
+        }
+    }
+
+    fn remove_timer(self, slot: u32) {
+        if let Some(list) = self.list {
+            list.remove(self.flows, Chain::Timer, slot);
+        }
+    }
+}
+
+fn hash(key: HashKey, tuple: &Tuple) -> u32 {
+    let ports = u64::from(tuple.local_port) << 32
+        | u64::from(tuple.remote_port) << 16
+        | u64::from(tuple.protocol);
+    match (tuple.local, tuple.remote) {
+        (IpAddr::V4(local), IpAddr::V4(remote)) => {
+            key.hash(&[u64::from(u32::from(local)) << 32 | u64::from(u32::from(remote)), ports])
+        }
+        (local, remote) => {
+            let (local, remote) = (bits(local), bits(remote));
+            let halves = [local >> 64, local, remote >> 64, remote].map(|half| half as u64);
+            let [a, b, c, d] = halves;
+            key.hash(&[a, b, c, d, ports])
+        }
+    }
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)),
+        IpAddr::V6(v6) => u128::from(v6),
+    }
+}

@@ -1,0 +1,490 @@
+//! TCP as an observer in the middle sees it: handshake, windows, end.
+//!
+//! The tracker guards the client against segments from outside that its window excludes (RFC 5961), after the method
+//! of Guido van Rooij, "Real Stateful TCP Packet Filtering". What the client itself sends is never dropped for its
+//! sequence numbers: its rules accepted the flow, and a tracker that lost step must not be able to break it.
+
+use crate::conntrack::{Class, Hold};
+
+/// TCP flags (RFC 9293, 3.1).
+pub(crate) mod flags {
+    pub(crate) const FIN: u8 = 0x01;
+    pub(crate) const SYN: u8 = 0x02;
+    pub(crate) const RST: u8 = 0x04;
+    pub(crate) const ACK: u8 = 0x10;
+    pub(crate) const URG: u8 = 0x20;
+}
+
+/// Largest window scale (RFC 7323, 2.3), assumed where the handshake was not seen.
+const MAX_SCALE: u8 = 14;
+/// How far an acknowledgement may lie behind what was sent, at least (as Linux allows).
+const OLD_ACK_BYTES: u32 = 66_000;
+
+/// What matters of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) flags: u8,
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgement: u32,
+    pub(crate) window: u16,
+    /// Bytes of payload; of the whole super-frame where there is one.
+    pub(crate) payload: u16,
+    /// Window scale option of a SYN.
+    pub(crate) scale: Option<u8>,
+}
+
+impl Segment {
+    fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Sequence number after the last thing in it.
+    fn end(&self) -> u32 {
+        let controls = u32::from(self.has(flags::SYN)) + u32::from(self.has(flags::FIN));
+        self.sequence.wrapping_add(u32::from(self.payload)).wrapping_add(controls)
+    }
+
+    /// Whether some stack sends this combination of flags.
+    pub(crate) fn has_legal_flags(&self) -> bool {
+        use flags::{ACK, FIN, RST, SYN, URG};
+        let relevant = self.flags & (FIN | SYN | RST | ACK | URG);
+        [SYN, SYN | URG, SYN | ACK, RST, RST | ACK, FIN | ACK, FIN | ACK | URG, ACK, ACK | URG]
+            .contains(&relevant)
+    }
+}
+
+/// Who sent a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sender {
+    Client,
+    Remote,
+}
+
+/// What a segment means for its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Pass it on.
+    Pass,
+    /// The old connection is over and this is the first segment of a new one: the rules decide again.
+    Reopen,
+    /// Drop it.
+    OutOfWindow,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The client's SYN was seen.
+    SynSent,
+    /// Both SYNs were seen.
+    SynBoth,
+    Established,
+    /// Both FINs were seen.
+    Closing,
+    /// A reset was seen. The client may know better and go on.
+    Reset,
+}
+
+/// One direction.
+#[derive(Clone, Copy, Debug)]
+struct Side {
+    /// Behind the last byte it sent.
+    end: u32,
+    /// Behind the last byte that the other side is ready to take.
+    limit: u32,
+    /// Largest window it offered.
+    window: u32,
+    scale: u8,
+    is_finished: bool,
+}
+
+/// State of one connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tracker {
+    state: State,
+    client: Side,
+    remote: Side,
+    /// Highest acknowledgement of the client: the far side's next byte, as far as the client knows.
+    client_acked: u32,
+    /// Initial sequence number of the client.
+    client_isn: u32,
+    /// The client's SYN offered window scaling.
+    is_scaling_offered: bool,
+    /// The handshake was not seen, so acknowledgements of earlier bytes cannot be judged.
+    is_picked_up: bool,
+}
+
+/// `a` at or before `b` on the sequence circle.
+fn at_most(a: u32, b: u32) -> bool {
+    b.wrapping_sub(a) as i32 >= 0
+}
+
+fn max(a: u32, b: u32) -> u32 {
+    if at_most(a, b) { b } else { a }
+}
+
+impl Tracker {
+    /// The state after a client's segment that belongs to no flow; `None` if such a segment cannot start one. A bare
+    /// acknowledgement can: the connection is older than we are.
+    pub(crate) fn first(segment: &Segment) -> Option<Self> {
+        use flags::{ACK, FIN, RST, SYN};
+        let window = u32::from(segment.window);
+        let end = segment.end();
+        let limit = end.wrapping_add(window.max(1));
+        let client = Side { end, limit, window, scale: 0, is_finished: false };
+        let tracker = Self {
+            state: State::SynSent,
+            client,
+            remote: Side { end: 0, limit: 0, window: 0, ..client },
+            client_acked: segment.acknowledgement,
+            client_isn: segment.sequence,
+            is_scaling_offered: segment.scale.is_some(),
+            is_picked_up: false,
+        };
+        match segment.flags & (FIN | SYN | RST | ACK) {
+            SYN => {
+                let client = Side { scale: segment.scale.unwrap_or(0).min(MAX_SCALE), ..client };
+                Some(Self { client, ..tracker })
+            }
+            ACK => {
+                let client = Side { window: window << MAX_SCALE, scale: MAX_SCALE, ..client };
+                let end = segment.acknowledgement;
+                let remote = Side { end, limit: end.wrapping_add(client.window.max(1)), ..client };
+                let state = State::Established;
+                Some(Self { state, client, remote, is_picked_up: true, ..tracker })
+            }
+            _ => None,
+        }
+    }
+
+    /// Follows one more segment.
+    pub(crate) fn step(&mut self, sender: Sender, segment: &Segment) -> Step {
+        let is_syn = segment.has(flags::SYN);
+        match sender {
+            Sender::Client if is_syn => self.syn_of_client(segment),
+            Sender::Client => self.data_of_client(segment),
+            Sender::Remote if is_syn => self.syn_of_remote(segment),
+            Sender::Remote if segment.has(flags::RST) => self.reset_of_remote(segment),
+            Sender::Remote => self.data_of_remote(segment),
+        }
+    }
+
+    /// Lifetime class of the connection now.
+    pub(crate) fn class(&self) -> Class {
+        match self.state {
+            State::Established => Class::TcpEstablished,
+            State::SynSent | State::SynBoth | State::Closing | State::Reset => Class::TcpTransitory,
+        }
+    }
+
+    /// Whether it may be evicted.
+    pub(crate) fn hold(&self) -> Hold {
+        if self.state == State::Established { Hold::Firm } else { Hold::Loose }
+    }
+
+    fn syn_of_client(&mut self, segment: &Segment) -> Step {
+        match self.state {
+            _ if segment.has(flags::ACK) => self.accept_of_client(segment),
+            // Sent again, or with a new initial sequence number.
+            State::SynSent => {
+                if let Some(anew) = Self::first(segment) {
+                    *self = anew;
+                }
+                Step::Pass
+            }
+            State::Closing | State::Reset => Step::Reopen,
+            // The client lost its state; the far side will challenge it (RFC 5961, 4).
+            State::SynBoth | State::Established => Step::Pass,
+        }
+    }
+
+    /// SYN+ACK of the client: half of a simultaneous open.
+    fn accept_of_client(&mut self, segment: &Segment) -> Step {
+        if self.state == State::SynBoth {
+            self.note_client(segment);
+        }
+        Step::Pass
+    }
+
+    fn syn_of_remote(&mut self, segment: &Segment) -> Step {
+        let answers = segment.has(flags::ACK);
+        let is_expected = match self.state {
+            State::SynSent => !answers || self.acknowledges_syn(segment),
+            // Sent again: nothing new in it.
+            State::SynBoth | State::Established => at_most(segment.end(), self.remote.end),
+            State::Closing | State::Reset => false,
+        };
+        if !is_expected {
+            return Step::OutOfWindow;
+        }
+        if self.state == State::SynSent {
+            self.meet_remote(segment);
+        }
+        Step::Pass
+    }
+
+    /// The first SYN of the far side sets the frame for its sequence numbers.
+    fn meet_remote(&mut self, segment: &Segment) {
+        let window = u32::from(segment.window);
+        let scale = match segment.scale {
+            Some(scale) if self.is_scaling_offered => scale.min(MAX_SCALE),
+            _ => {
+                self.client.scale = 0;
+                0
+            }
+        };
+        let end = segment.end();
+        let limit = end.wrapping_add(self.client.window.max(1));
+        self.remote = Side { end, limit, window, scale, is_finished: false };
+        self.client.limit = self.client.end.wrapping_add(window.max(1));
+        self.client_acked = segment.sequence.wrapping_add(1);
+        self.state = State::SynBoth;
+    }
+
+    fn data_of_client(&mut self, segment: &Segment) -> Step {
+        if segment.has(flags::RST) {
+            self.state = State::Reset;
+            return Step::Pass;
+        }
+        if self.state == State::SynSent {
+            // An answer to something old that the far side sent; no part of this handshake.
+            return Step::Pass;
+        }
+        self.note_client(segment);
+        self.client.is_finished |= segment.has(flags::FIN);
+        self.settle();
+        Step::Pass
+    }
+
+    fn note_client(&mut self, segment: &Segment) {
+        let window = u32::from(segment.window) << self.client.scale.min(MAX_SCALE);
+        self.client.window = self.client.window.max(window);
+        self.client.end = max(self.client.end, segment.end());
+        self.client_acked = max(self.client_acked, segment.acknowledgement);
+        let limit = segment.acknowledgement.wrapping_add(window.max(1));
+        self.remote.limit = max(self.remote.limit, limit);
+    }
+
+    fn data_of_remote(&mut self, segment: &Segment) -> Step {
+        if self.state == State::SynSent {
+            // The far side acknowledges an older connection; the client answers with a reset that ends it there.
+            return Step::Pass;
+        }
+        if !self.is_in_window(segment) {
+            return Step::OutOfWindow;
+        }
+        let window = u32::from(segment.window) << self.remote.scale.min(MAX_SCALE);
+        self.remote.window = self.remote.window.max(window);
+        self.remote.end = max(self.remote.end, segment.end());
+        self.client.limit =
+            max(self.client.limit, segment.acknowledgement.wrapping_add(window.max(1)));
+        self.remote.is_finished |= segment.has(flags::FIN);
+        if self.client.is_finished && self.remote.is_finished {
+            self.state = State::Closing;
+        }
+        Step::Pass
+    }
+
+    /// A reset counts only where the client would take it: in its window, or as the answer to its SYN.
+    fn reset_of_remote(&mut self, segment: &Segment) -> Step {
+        let is_believable = match self.state {
+            State::SynSent => segment.has(flags::ACK) && self.acknowledges_syn(segment),
+            _ => {
+                at_most(self.client_acked, segment.sequence)
+                    && at_most(segment.sequence, self.remote.limit)
+            }
+        };
+        if !is_believable {
+            return Step::OutOfWindow;
+        }
+        self.state = State::Reset;
+        Step::Pass
+    }
+
+    /// The acknowledgement covers the SYN, and perhaps data that it carried.
+    fn acknowledges_syn(&self, segment: &Segment) -> bool {
+        at_most(self.client_isn.wrapping_add(1), segment.acknowledgement)
+            && at_most(segment.acknowledgement, self.client.end)
+    }
+
+    fn is_in_window(&self, segment: &Segment) -> bool {
+        let oldest = self.client_acked.wrapping_sub(self.client.window.max(1));
+        at_most(segment.sequence, self.remote.limit)
+            && at_most(oldest, segment.end())
+            && (self.is_picked_up || self.is_acknowledgement_plausible(segment))
+    }
+
+    fn is_acknowledgement_plausible(&self, segment: &Segment) -> bool {
+        let oldest = self.client.end.wrapping_sub(self.remote.window.max(OLD_ACK_BYTES));
+        !segment.has(flags::ACK)
+            || at_most(segment.acknowledgement, self.client.end)
+                && at_most(oldest, segment.acknowledgement)
+    }
+
+    /// The client goes on with the connection: established, unless both sides have finished.
+    fn settle(&mut self) {
+        self.state = if self.client.is_finished && self.remote.is_finished {
+            State::Closing
+        } else {
+            State::Established
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::flags::*;
+    use super::*;
+
+    const CLIENT_ISN: u32 = u32::MAX - 10;
+    const REMOTE_ISN: u32 = 0x7fff_fff0;
+
+    fn segment(flags: u8, sequence: u32, acknowledgement: u32, payload: u16) -> Segment {
+        Segment { flags, sequence, acknowledgement, window: 1000, payload, scale: None }
+    }
+
+    /// Sequence numbers relative to the first byte of each side.
+    fn client(flags: u8, sequence: u32, acknowledgement: u32, payload: u16) -> Segment {
+        let base = (CLIENT_ISN.wrapping_add(1), REMOTE_ISN.wrapping_add(1));
+        segment(flags, base.0.wrapping_add(sequence), base.1.wrapping_add(acknowledgement), payload)
+    }
+
+    fn remote(flags: u8, sequence: u32, acknowledgement: u32, payload: u16) -> Segment {
+        let base = (REMOTE_ISN.wrapping_add(1), CLIENT_ISN.wrapping_add(1));
+        segment(flags, base.0.wrapping_add(sequence), base.1.wrapping_add(acknowledgement), payload)
+    }
+
+    fn opened() -> Tracker {
+        let mut tracker = Tracker::first(&segment(SYN, CLIENT_ISN, 0, 0)).unwrap();
+        assert_eq!((tracker.class(), tracker.hold()), (Class::TcpTransitory, Hold::Loose));
+        let syn_ack = segment(SYN | ACK, REMOTE_ISN, CLIENT_ISN.wrapping_add(1), 0);
+        assert_eq!(tracker.step(Sender::Remote, &syn_ack), Step::Pass);
+        assert_eq!(tracker.class(), Class::TcpTransitory);
+        assert_eq!(tracker.step(Sender::Client, &client(ACK, 0, 0, 0)), Step::Pass);
+        assert_eq!((tracker.class(), tracker.hold()), (Class::TcpEstablished, Hold::Firm));
+        tracker
+    }
+
+    #[test]
+    fn only_a_syn_or_a_bare_ack_starts_a_flow() {
+        for flags in 0..=0xffu8 {
+            let starts = Tracker::first(&segment(flags, 1, 2, 0)).is_some();
+            let relevant = flags & (FIN | SYN | RST | ACK);
+            assert_eq!(starts, relevant == SYN || relevant == ACK, "flags {flags:#x}");
+        }
+    }
+
+    #[test]
+    fn data_passes_both_ways_across_the_wrap() {
+        let mut tracker = opened();
+        for round in 0..100 {
+            let (up, down) = (round * 100, round * 900);
+            assert_eq!(tracker.step(Sender::Client, &client(ACK, up, down, 100)), Step::Pass);
+            assert_eq!(tracker.step(Sender::Remote, &remote(ACK, down, up + 100, 900)), Step::Pass);
+        }
+        assert_eq!(tracker.class(), Class::TcpEstablished);
+    }
+
+    #[test]
+    fn segments_outside_the_client_window_are_stopped() {
+        let mut tracker = opened();
+        assert_eq!(tracker.step(Sender::Client, &client(ACK, 0, 5000, 0)), Step::Pass);
+        for (sequence, acknowledgement) in
+            [(6001, 0), (3000, 0), (5000, 1), (5000, 0u32.wrapping_sub(70_000))]
+        {
+            let segment = remote(ACK, sequence, acknowledgement, 10);
+            assert_eq!(tracker.step(Sender::Remote, &segment), Step::OutOfWindow, "{segment:?}");
+        }
+        for sequence in [4000, 5000, 6000] {
+            assert_eq!(tracker.step(Sender::Remote, &remote(ACK, sequence, 0, 10)), Step::Pass);
+        }
+    }
+
+    #[test]
+    fn window_scaling_counts_only_if_both_offer_it() {
+        for (ours, theirs, is_ok) in
+            [(Some(0), Some(3), true), (Some(7), Some(0), true), (Some(7), None, false)]
+        {
+            let mut tracker =
+                Tracker::first(&Segment { scale: ours, ..segment(SYN, CLIENT_ISN, 0, 0) }).unwrap();
+            let syn_ack = segment(SYN | ACK, REMOTE_ISN, CLIENT_ISN.wrapping_add(1), 0);
+            tracker.step(Sender::Remote, &Segment { scale: theirs, ..syn_ack });
+            tracker.step(Sender::Client, &client(ACK, 0, 0, 0));
+            let far = if ours == Some(0) { 999 } else { 100_000 };
+            let step = tracker.step(Sender::Remote, &remote(ACK, far, 0, 1));
+            assert_eq!(step == Step::Pass, is_ok, "{ours:?} {theirs:?}");
+        }
+    }
+
+    #[test]
+    fn simultaneous_open_establishes() {
+        let mut tracker = Tracker::first(&segment(SYN, CLIENT_ISN, 0, 0)).unwrap();
+        assert_eq!(tracker.step(Sender::Remote, &segment(SYN, REMOTE_ISN, 0, 0)), Step::Pass);
+        let syn_ack = segment(SYN | ACK, CLIENT_ISN, REMOTE_ISN.wrapping_add(1), 0);
+        assert_eq!(tracker.step(Sender::Client, &syn_ack), Step::Pass);
+        assert_eq!(tracker.step(Sender::Remote, &remote(ACK, 0, 0, 0)), Step::Pass);
+        assert_eq!(tracker.step(Sender::Client, &client(ACK, 0, 0, 10)), Step::Pass);
+        assert_eq!(tracker.class(), Class::TcpEstablished);
+    }
+
+    #[test]
+    fn closing_needs_both_ends_and_allows_a_new_connection() {
+        let mut tracker = opened();
+        tracker.step(Sender::Client, &client(FIN | ACK, 0, 0, 0));
+        assert_eq!(tracker.class(), Class::TcpEstablished);
+        tracker.step(Sender::Remote, &remote(FIN | ACK, 0, 1, 0));
+        assert_eq!((tracker.class(), tracker.hold()), (Class::TcpTransitory, Hold::Loose));
+        tracker.step(Sender::Client, &client(ACK, 1, 1, 0));
+        assert_eq!(tracker.class(), Class::TcpTransitory);
+        assert_eq!(tracker.step(Sender::Client, &segment(SYN, 77, 0, 0)), Step::Reopen);
+    }
+
+    #[test]
+    fn a_blind_reset_is_stopped_and_a_believed_one_is_not_final() {
+        let mut tracker = opened();
+        tracker.step(Sender::Client, &client(ACK, 0, 500, 0));
+        for sequence in [499, 1501, 0x8000_0000] {
+            let step = tracker.step(Sender::Remote, &remote(RST, sequence, 0, 0));
+            assert_eq!(step, Step::OutOfWindow);
+            assert_eq!(tracker.class(), Class::TcpEstablished);
+        }
+        assert_eq!(tracker.step(Sender::Remote, &remote(RST, 500, 0, 0)), Step::Pass);
+        assert_eq!(tracker.class(), Class::TcpTransitory);
+        // RFC 5961: the client challenges it and goes on.
+        assert_eq!(tracker.step(Sender::Client, &client(ACK, 0, 500, 0)), Step::Pass);
+        assert_eq!(tracker.class(), Class::TcpEstablished);
+    }
+
+    #[test]
+    fn a_refused_connection_needs_the_right_acknowledgement() {
+        let mut tracker = Tracker::first(&segment(SYN, CLIENT_ISN, 0, 0)).unwrap();
+        for guess in [0, CLIENT_ISN, CLIENT_ISN.wrapping_add(2)] {
+            let reset = segment(RST | ACK, 0, guess, 0);
+            assert_eq!(tracker.step(Sender::Remote, &reset), Step::OutOfWindow);
+        }
+        let reset = segment(RST | ACK, 0, CLIENT_ISN.wrapping_add(1), 0);
+        assert_eq!(tracker.step(Sender::Remote, &reset), Step::Pass);
+        assert_eq!(tracker.step(Sender::Client, &segment(SYN, 1, 0, 0)), Step::Reopen);
+    }
+
+    #[test]
+    fn a_connection_older_than_us_is_picked_up() {
+        let mut tracker = Tracker::first(&client(ACK, 0, 0, 0)).unwrap();
+        assert_eq!(tracker.class(), Class::TcpEstablished);
+        // Acknowledges bytes that we did not see.
+        assert_eq!(tracker.step(Sender::Remote, &remote(ACK, 0, 5000, 1448)), Step::Pass);
+        assert_eq!(
+            tracker.step(Sender::Remote, &remote(ACK, 0x4000_0000, 0, 1)),
+            Step::OutOfWindow
+        );
+    }
+
+    #[test]
+    fn illegal_flags_are_told_from_legal_ones() {
+        for flags in [0, SYN | FIN, SYN | RST, FIN, FIN | RST | ACK, URG, 0x08] {
+            assert!(!segment(flags, 0, 0, 0).has_legal_flags(), "flags {flags:#x}");
+        }
+        for flags in [SYN, SYN | ACK, ACK | 0x08, RST, RST | ACK, FIN | ACK | 0x08, SYN | 0xc0] {
+            assert!(segment(flags, 0, 0, 0).has_legal_flags(), "flags {flags:#x}");
+        }
+    }
+}

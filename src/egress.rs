@@ -1,0 +1,72 @@
+//! The last stage: does the packet fit the port, and what has to be done to it so that it does.
+
+use crate::frame::{Checksum, Frame, GsoKind};
+use crate::ingress::{L3, Packet, Upper};
+use crate::port::PortCaps;
+use crate::verdict::{DropReason, Refusal, Verdict};
+use crate::wire::checksum::{Sum, udp_field};
+use crate::wire::{ETHERTYPE_IPV4, Mac, ipv4, read_u16, write_ethernet, write_u16};
+
+/// Where a packet leaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exit {
+    pub(crate) source: Mac,
+    pub(crate) destination: Mac,
+    pub(crate) caps: PortCaps,
+}
+
+/// Checks that come before anything is rewritten, so that an error can quote the packet as it was sent.
+pub(crate) fn check(frame: &Frame<'_>, packet: &Packet, caps: &PortCaps) -> Result<(), Verdict> {
+    if packet.ttl <= 1 {
+        return Err(Verdict::Reject(DropReason::TtlExpired, Refusal::TimeExceeded));
+    }
+    if let Some(gso) = frame.offload.gso {
+        let is_accepted = match gso.kind {
+            GsoKind::TcpV4 => caps.accepts_gso_v4,
+            GsoKind::TcpV6 => caps.accepts_gso_v6,
+        };
+        return if is_accepted { Ok(()) } else { Err(DropReason::GsoUnsupported.into()) };
+    }
+    if packet.total_len <= caps.mtu {
+        return Ok(());
+    }
+    Err(if packet.is_dont_fragment {
+        Verdict::Reject(DropReason::TooBig, Refusal::FragmentationNeeded(caps.mtu))
+    } else {
+        Verdict::Drop(DropReason::TooBig)
+    })
+}
+
+/// Makes a packet that passed [`check`] and NAT ready to leave.
+pub(crate) fn finish(frame: &mut Frame<'_>, packet: &Packet, exit: &Exit) {
+    let bytes = frame.bytes_mut();
+    ipv4::decrement_ttl(bytes, L3);
+    write_ethernet(bytes, exit.destination, exit.source, ETHERTYPE_IPV4);
+    frame.offload.checksum = match frame.offload.checksum {
+        Checksum::Blank if exit.caps.accepts_blank_v4 => Checksum::Blank,
+        Checksum::Blank => {
+            complete(frame, packet);
+            Checksum::Validated
+        }
+        // A peer's claim that its checksum is right is not ours to repeat: the receiver checks it.
+        Checksum::Full | Checksum::Validated => Checksum::Full,
+    };
+}
+
+/// Turns a partial checksum into a complete one: the sum over the segment, which includes the pseudo header's sum in
+/// the checksum field.
+fn complete(frame: &mut Frame<'_>, packet: &Packet) {
+    let segment = frame.bytes().get(packet.l4..).unwrap_or_default();
+    let (offset, value) = match packet.upper {
+        Upper::Tcp(_) => (16, Sum::default().bytes(segment).complete()),
+        Upper::Udp => {
+            // Bytes behind the UDP length belong to no checksum.
+            let covered = usize::from(read_u16(segment, 4)).min(segment.len());
+            let datagram = segment.get(..covered).unwrap_or_default();
+            (6, udp_field(Sum::default().bytes(datagram).complete()))
+        }
+        // Ingress lets partial checksums through on TCP and UDP only.
+        _ => return,
+    };
+    write_u16(frame.bytes_mut(), packet.l4 + offset, value);
+}

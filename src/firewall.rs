@@ -1,0 +1,389 @@
+//! The state of the firewall, and what the control plane does with it. [`crate::pipeline`] uses it per packet.
+
+use core::convert::identity;
+use core::net::{IpAddr, Ipv4Addr};
+
+use crate::arp;
+use crate::clients::{
+    ClientPort, Clients, Generation, HostId, RuleEditReport, RulesState, TooManyAddresses,
+};
+use crate::conntrack::index::HashKey;
+use crate::conntrack::table::{FlowId, Table};
+use crate::conntrack::tcp::Tracker;
+use crate::egress::Exit;
+use crate::frame::Frame;
+use crate::icmp::{self, Link, TokenBucket};
+use crate::ingress::{Packet, Upper};
+use crate::limits::{Limits, OutOfMemory};
+use crate::nat::Nat;
+use crate::nat::ports::Random;
+use crate::port::{ClientId, Origin, PortId};
+use crate::stats::{Counter, Stats};
+use crate::time::Instant;
+use crate::uplink::{NetworkConfig, Redirect, Uplink, UplinkPort};
+use crate::verdict::{Answer, DropReason, Fate, Refusal, Verdict};
+use crate::wire::{Mac, protocol};
+
+/// Flows that one call of [`Firewall::on_timer`] reclaims.
+const RECLAIM_PER_TIMER: usize = 256;
+const DNS_PORT: u16 = 53;
+/// DHCP client: what Windows and others broadcast for before they believe their configuration.
+const DHCP_CLIENT_PORT: u16 = 68;
+const ECHO_REQUEST: u8 = 8;
+
+/// Why a vif cannot be attached; nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AttachError {
+    /// The id is not below [`Limits::clients`].
+    #[error("no such client slot")]
+    NoSuchSlot,
+    /// The id is in use.
+    #[error("the client slot is in use")]
+    SlotTaken,
+    /// No room for its addresses.
+    #[error(transparent)]
+    TooManyAddresses(#[from] TooManyAddresses),
+}
+
+/// The firewall: clients, uplink, flows.
+#[derive(Debug)]
+pub struct Firewall {
+    pub(crate) clients: Clients,
+    pub(crate) network: NetworkConfig,
+    pub(crate) uplink: Option<Uplink>,
+    pub(crate) table: Table,
+    pub(crate) nat: Nat,
+    pub(crate) stats: Stats,
+    uplink_answers: TokenBucket,
+}
+
+impl Firewall {
+    /// A firewall without clients, uplink or rules: it forwards nothing. Takes all memory that packets will need.
+    ///
+    /// # Errors
+    /// If the tables do not fit into memory.
+    pub fn new(limits: Limits, entropy: [u8; 32]) -> Result<Self, OutOfMemory> {
+        let (words, _) = entropy.as_chunks::<8>();
+        let [k0, k1, k2, k3] =
+            [0, 1, 2, 3].map(|n| words.get(n).map_or(0, |word| u64::from_le_bytes(*word)));
+        let key = HashKey(k0, k1);
+        Ok(Self {
+            clients: Clients::new(&limits, key)?,
+            network: NetworkConfig::default(),
+            uplink: None,
+            table: Table::new(&limits, key)?,
+            nat: Nat::new(&limits, key, Random::new(k2, k3))?,
+            stats: Stats::new(limits.clients)?,
+            uplink_answers: TokenBucket::default(),
+        })
+    }
+
+    /// Attaches a vif: from now on its frames are handled and it can be sent to.
+    ///
+    /// # Errors
+    /// If the slot does not exist or is in use, or the addresses do not fit.
+    pub fn attach_client(&mut self, id: ClientId, port: ClientPort) -> Result<(), AttachError> {
+        if !self.clients.has_slot(id) {
+            return Err(AttachError::NoSuchSlot);
+        }
+        if self.clients.attached(id).is_some() {
+            return Err(AttachError::SlotTaken);
+        }
+        self.clients.attach(id, port)?;
+        self.stats.retire(id);
+        Ok(())
+    }
+
+    /// Detaches a vif. With the last vif of an address its flows end. An id that is not attached has no effect.
+    pub fn detach_client(&mut self, id: ClientId) {
+        for host in self.clients.detach(id).into_iter().flatten() {
+            while let Some(flow) = self.table.any_of(host) {
+                self.end_flow(flow);
+            }
+            self.clients.forget_unused(Some(host));
+        }
+    }
+
+    /// Puts rules into force for a source address, attached or not. Flows are judged again at their next packet.
+    ///
+    /// # Errors
+    /// If there is no room for the address.
+    pub fn set_rules(
+        &mut self,
+        now: Instant,
+        address: IpAddr,
+        rules: RulesState,
+    ) -> Result<Generation, TooManyAddresses> {
+        self.clients.set_rules(now, address, rules)
+    }
+
+    /// Replaces the network configuration. Another own address ends all flows; other resolvers have them judged again.
+    ///
+    /// # Errors
+    /// If there is no room for the connected addresses; the configuration stays what it was.
+    pub fn set_network(&mut self, config: NetworkConfig) -> Result<(), TooManyAddresses> {
+        self.clients.set_connected(&config.connected)?;
+        let old = core::mem::replace(&mut self.network, config);
+        let new = &self.network;
+        let is_moved = old.v4.address != new.v4.address || old.v6.address != new.v6.address;
+        if (is_moved || old.v4.gateway != new.v4.gateway)
+            && let Some(uplink) = &mut self.uplink
+        {
+            uplink.restart();
+        }
+        if old.v4.dns != new.v4.dns || old.v6.dns != new.v6.dns {
+            self.clients.start_generation_for_all();
+        }
+        if is_moved {
+            while let Some(flow) = self.table.any() {
+                self.end_flow(flow);
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches or detaches the uplink. Flows stay: a NetVM that restarts finds them again.
+    pub fn set_uplink(&mut self, now: Instant, uplink: Option<UplinkPort>) {
+        self.uplink = uplink.map(|port| Uplink::new(now, port));
+    }
+
+    /// When a rule change met its first packet; each change is reported once.
+    pub fn take_rule_edit_report(&mut self) -> Option<RuleEditReport> {
+        self.clients.take_report()
+    }
+
+    /// Writes the next frame of our own that is due, if any, and says where it goes.
+    pub fn poll_generate(&mut self, now: Instant, frame: &mut Frame<'_>) -> Option<PortId> {
+        loop {
+            let uplink = self.uplink.as_mut()?;
+            let own_mac = uplink.port.mac;
+            self.network.v4.address?;
+            let what = uplink.announce(now)?;
+            if arp::announce(frame, &self.network, own_mac, what).is_some() {
+                self.stats.count(PortId::Uplink, Counter::OwnFrames, 1);
+                return Some(PortId::Uplink);
+            }
+        }
+    }
+
+    /// When [`Firewall::on_timer`] and [`Firewall::poll_generate`] have something to do.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let uplink = self.uplink.filter(|_| self.network.v4.address.is_some());
+        let announcement = uplink.and_then(|uplink| uplink.next_deadline());
+        [self.table.next_deadline(), announcement].into_iter().flatten().min()
+    }
+
+    /// Reclaims a bounded number of expired flows.
+    pub fn on_timer(&mut self, now: Instant) {
+        self.reclaim(now, RECLAIM_PER_TIMER);
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// The network configuration in force.
+    #[must_use]
+    pub fn network(&self) -> &NetworkConfig {
+        &self.network
+    }
+
+    /// Flows in the table; expired ones count until they are reclaimed.
+    #[must_use]
+    pub fn flow_count(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Flows of one client address.
+    #[must_use]
+    pub fn flows_of(&self, address: IpAddr) -> usize {
+        self.clients.find(address).map_or(0, |host| self.table.owned_by(host) as usize)
+    }
+}
+
+/// Steps of [`crate::pipeline`] that are no stage of their own.
+impl Firewall {
+    pub(crate) fn count_received(&mut self, origin: Origin, frame: &Frame<'_>) {
+        self.stats.count(origin.into(), Counter::ReceivedFrames, 1);
+        self.stats.count(origin.into(), Counter::ReceivedBytes, frame.len() as u64);
+    }
+
+    pub(crate) fn arp_from_client(
+        &self,
+        id: ClientId,
+        message: arp::Message,
+        frame: &mut Frame<'_>,
+    ) -> Verdict {
+        match self.clients.attached(id) {
+            Some(client) => arp::from_client(&client.port, message, frame),
+            None => DropReason::UnknownPort.into(),
+        }
+    }
+
+    /// The destination of a packet once DNS to the clients' resolvers goes to ours.
+    pub(crate) fn redirect_dns(&self, packet: &Packet) -> Result<IpAddr, DropReason> {
+        let has_ports = matches!(packet.protocol, protocol::TCP | protocol::UDP);
+        if !has_ports || packet.destination_port != DNS_PORT {
+            return Ok(packet.destination);
+        }
+        match self.network.redirect_dns(packet.destination) {
+            Redirect::Unchanged => Ok(packet.destination),
+            Redirect::To(resolver) => Ok(resolver),
+            Redirect::Nowhere => Err(DropReason::NoResolver),
+        }
+    }
+
+    /// Keeps clients away from the firewall and from each other, and all from a source without rules.
+    pub(crate) fn check_destination(
+        &self,
+        host: HostId,
+        packet: &Packet,
+        remote: IpAddr,
+    ) -> Result<(), Verdict> {
+        if self.network.is_own(remote) {
+            return Err(local(packet));
+        }
+        if self.clients.is_client(remote) {
+            return Err(DropReason::ClientIsolation.into());
+        }
+        match self.clients.host(host).map(|host| &host.rules) {
+            None | Some(RulesState::None) => Err(DropReason::NoRules.into()),
+            Some(RulesState::Refused | RulesState::Active(_)) => Ok(()),
+        }
+    }
+
+    /// The way out. Without one a client hears so at once, as from a router without a route.
+    pub(crate) fn exit_to_uplink(&self) -> Result<Exit, Verdict> {
+        let unreachable = Verdict::Reject(DropReason::NoUplink, Refusal::NetUnreachable);
+        let uplink = self.uplink.as_ref().ok_or(unreachable)?;
+        self.network.v4.address.ok_or(unreachable)?;
+        let (port, destination) = (uplink.port, uplink.next_hop());
+        Ok(Exit { source: port.mac, destination, caps: port.caps })
+    }
+
+    pub(crate) fn exit_to_client(&self, flow: FlowId) -> Result<(PortId, Exit), DropReason> {
+        let host = self.table.get(flow).and_then(|flow| self.clients.host(flow.host));
+        let id = host.and_then(|host| host.port).ok_or(DropReason::NoFlow)?;
+        let client = self.clients.attached(id).ok_or(DropReason::NoFlow)?;
+        let (destination, caps) = (client.port.mac, client.port.caps);
+        Ok((PortId::Client(id), Exit { source: Mac::GATEWAY, destination, caps }))
+    }
+
+    /// Turns a packet that was refused, or that was for us, into the answer to its sender, as far as that is allowed.
+    pub(crate) fn answer(
+        &mut self,
+        now: Instant,
+        origin: Origin,
+        packet: &Packet,
+        outcome: Result<Verdict, Verdict>,
+        frame: &mut Frame<'_>,
+    ) -> Verdict {
+        let verdict = outcome.unwrap_or_else(identity);
+        let Some(link) = self.link_back(origin) else { return verdict };
+        match verdict {
+            Verdict::Answer(Answer::Echo) => match icmp::echo_reply(frame, packet, link) {
+                Some(()) => verdict,
+                None => DropReason::LocalSilent.into(),
+            },
+            Verdict::Reject(reason, refusal) => {
+                let own = self.own_for(origin, packet, refusal);
+                let is_sent = own.is_some_and(|own| {
+                    packet.may_be_answered()
+                        && self.answers_of(origin).is_some_and(|bucket| bucket.take(now))
+                        && icmp::refuse(frame, packet, refusal, own, link).is_some()
+                });
+                if is_sent {
+                    return verdict;
+                }
+                self.stats.count(origin.into(), Counter::AnswersSuppressed, 1);
+                reason.into()
+            }
+            other => other,
+        }
+    }
+
+    /// Counts how it ended.
+    pub(crate) fn conclude(&mut self, origin: Origin, verdict: Verdict, frame: &Frame<'_>) -> Fate {
+        let back = PortId::from(origin);
+        match verdict {
+            Verdict::Forward(port) => {
+                self.stats.count(port, Counter::SentFrames, 1);
+                self.stats.count(port, Counter::SentBytes, frame.len() as u64);
+                Fate::Send(port)
+            }
+            Verdict::Answer(answer) => {
+                let counter = match answer {
+                    Answer::Arp => Counter::ArpAnswers,
+                    Answer::Echo => Counter::EchoAnswers,
+                };
+                self.stats.count(back, counter, 1);
+                Fate::Send(back)
+            }
+            Verdict::Consumed => {
+                self.stats.count(back, Counter::ArpLearned, 1);
+                Fate::Consumed
+            }
+            Verdict::Reject(reason, refusal) => {
+                self.stats.count_drop(origin, reason);
+                let counter = match refusal {
+                    Refusal::TcpReset => Counter::TcpResets,
+                    _ => Counter::IcmpErrors,
+                };
+                self.stats.count(back, counter, 1);
+                Fate::Send(back)
+            }
+            Verdict::Drop(reason) => {
+                self.stats.count_drop(origin, reason);
+                Fate::Drop(reason)
+            }
+        }
+    }
+
+    fn link_back(&self, origin: Origin) -> Option<Link> {
+        Some(match origin {
+            Origin::Client(id) => {
+                Link { ours: Mac::GATEWAY, theirs: self.clients.attached(id)?.port.mac }
+            }
+            Origin::Uplink => {
+                let uplink = self.uplink.as_ref()?;
+                Link { ours: uplink.port.mac, theirs: uplink.next_hop() }
+            }
+        })
+    }
+
+    /// The address that an error comes from.
+    fn own_for(&self, origin: Origin, packet: &Packet, refusal: Refusal) -> Option<Ipv4Addr> {
+        let own = &self.network.v4;
+        match (origin, refusal, packet.destination) {
+            (Origin::Client(_), Refusal::HostProhibited, IpAddr::V4(asked)) => Some(asked),
+            (Origin::Client(_), ..) => own.client_gateway.or(own.address),
+            (Origin::Uplink, ..) => own.address,
+        }
+    }
+
+    fn answers_of(&mut self, origin: Origin) -> Option<&mut TokenBucket> {
+        match origin {
+            Origin::Client(id) => self.clients.attached_mut(id).map(|client| &mut client.answers),
+            Origin::Uplink => Some(&mut self.uplink_answers),
+        }
+    }
+}
+
+/// What the firewall itself does with a client's packet to it (as Qubes' `custom-input` chain is empty: echo only).
+fn local(packet: &Packet) -> Verdict {
+    let service = Verdict::Reject(DropReason::LocalService, Refusal::HostProhibited);
+    match packet.upper {
+        Upper::IcmpQuery(ECHO_REQUEST) => Verdict::Answer(Answer::Echo),
+        Upper::Udp if packet.destination_port == DHCP_CLIENT_PORT => DropReason::LocalSilent.into(),
+        Upper::Tcp(segment) if Tracker::first(&segment).is_none() => {
+            DropReason::NotAFirstPacket.into()
+        }
+        Upper::Tcp(_) | Upper::Udp | Upper::Other => service,
+        Upper::IcmpQuery(_) | Upper::IcmpReply | Upper::IcmpError(_) | Upper::IcmpOther => {
+            DropReason::LocalSilent.into()
+        }
+    }
+}

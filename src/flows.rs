@@ -1,0 +1,351 @@
+//! From a checked packet to its flow: found, judged again where the rules changed, or opened.
+
+use core::net::IpAddr;
+
+use crate::clients::HostId;
+use crate::conntrack::table::{FlowId, NoRoom};
+use crate::conntrack::tcp::{Sender, Step, Tracker};
+use crate::conntrack::{Class, Hold, NewFlow, Standing, Tuple};
+use crate::firewall::Firewall;
+use crate::frame::Frame;
+use crate::icmp;
+use crate::ingress::{Packet, Quote, Quoted, Upper};
+use crate::judge::judge;
+use crate::nat::rewrite::{self, Ends};
+use crate::nat::{self, Endpoint, icmp_error};
+use crate::stats::Counter;
+use crate::time::Instant;
+use crate::verdict::{DropReason, Refusal, Verdict};
+use crate::wire::protocol;
+
+/// Flows that are reclaimed on the way when a new one opens.
+const RECLAIM_PER_NEW_FLOW: usize = 4;
+/// DNS (RFC 1035), which gets a shorter life.
+const DNS_PORT: u16 = 53;
+
+impl Firewall {
+    /// The flow that a client's packet belongs to, opened if the rules accept it.
+    pub(crate) fn flow_of_client(
+        &mut self,
+        now: Instant,
+        host: HostId,
+        packet: &Packet,
+        remote: IpAddr,
+    ) -> Result<FlowId, Verdict> {
+        if let Upper::IcmpError(quote) = packet.upper {
+            return self.flow_of_client_error(now, packet, &quote);
+        }
+        let inside = packet.outbound();
+        let Some(id) = self.table.find_inside(&inside).and_then(|id| self.live(now, id)) else {
+            return self.open(now, host, packet, remote);
+        };
+        self.admit(now, id).map_err(|reason| forbidden(reason, packet, IsKnown::Yes))?;
+        if self.follow(id, Sender::Client, packet) == Step::Reopen {
+            self.end_flow(id);
+            return self.open(now, host, packet, remote);
+        }
+        let Some(flow) = self.table.get(id) else { return Err(DropReason::NoFlow.into()) };
+        let tracker = flow.tcp;
+        let class = tracker.map_or(flow.class, |tracker| tracker.class());
+        self.table.renew(now, id, class);
+        if let Some(tracker) = tracker {
+            self.table.set_hold(id, tracker.hold());
+        }
+        Ok(id)
+    }
+
+    /// The flow that a packet from the uplink belongs to.
+    pub(crate) fn flow_of_uplink(
+        &mut self,
+        now: Instant,
+        packet: &Packet,
+    ) -> Result<FlowId, Verdict> {
+        match packet.upper {
+            Upper::IcmpError(quote) => return self.flow_of_uplink_error(now, packet, &quote),
+            Upper::IcmpQuery(_) | Upper::IcmpOther => return Err(DropReason::NoFlow.into()),
+            Upper::Tcp(_) | Upper::Udp | Upper::IcmpReply | Upper::Other => {}
+        }
+        let found = self.table.find_outside(&packet.inbound());
+        let id = found.and_then(|id| self.live(now, id)).ok_or(DropReason::NoFlow)?;
+        self.admit(now, id)?;
+        if self.follow(id, Sender::Remote, packet) != Step::Pass {
+            return Err(DropReason::TcpOutOfWindow.into());
+        }
+        self.note_answer(now, id);
+        Ok(id)
+    }
+
+    /// Gives a client's packet our address and the flow's port.
+    pub(crate) fn translate_outbound(
+        &self,
+        id: FlowId,
+        packet: &Packet,
+        frame: &mut Frame<'_>,
+    ) -> Result<(), DropReason> {
+        let flow = self.table.get(id).ok_or(DropReason::NoFlow)?;
+        if let Upper::IcmpError(quote) = packet.upper {
+            return icmp_error::to_remote(frame, packet, &quote, flow);
+        }
+        let to = &flow.outside;
+        let ends = Ends {
+            source: to.local,
+            source_port: to.local_port,
+            destination: to.remote,
+            destination_port: to.remote_port,
+        };
+        rewrite::apply(frame, packet, &ends)
+    }
+
+    /// Gives a packet from the uplink the client's address, and the sender that the client expects.
+    pub(crate) fn translate_inbound(
+        &self,
+        id: FlowId,
+        packet: &Packet,
+        frame: &mut Frame<'_>,
+    ) -> Result<(), DropReason> {
+        let flow = self.table.get(id).ok_or(DropReason::NoFlow)?;
+        if let Upper::IcmpError(quote) = packet.upper {
+            return icmp_error::to_client(frame, packet, &quote, flow);
+        }
+        let to = &flow.inside;
+        let ends = Ends {
+            source: to.remote,
+            source_port: to.remote_port,
+            destination: to.local,
+            destination_port: to.local_port,
+        };
+        rewrite::apply(frame, packet, &ends)
+    }
+
+    /// Removes a flow and gives its port back.
+    pub(crate) fn end_flow(&mut self, id: FlowId) {
+        if let Some(mapping) = self.table.remove(id).and_then(|flow| flow.mapping) {
+            self.nat.release(mapping);
+        }
+    }
+
+    /// Removes up to `count` flows whose time is over.
+    pub(crate) fn reclaim(&mut self, now: Instant, count: usize) {
+        for _ in 0..count {
+            let Some(id) = self.table.next_due(now) else { return };
+            self.end_flow(id);
+        }
+    }
+
+    /// An error of the client about a packet that a flow brought it (RFC 5508 REQ-5).
+    fn flow_of_client_error(
+        &mut self,
+        now: Instant,
+        packet: &Packet,
+        quote: &Quote,
+    ) -> Result<FlowId, Verdict> {
+        let is_consistent = quote.source == packet.destination
+            && quote.destination == packet.source
+            && quote.upper != Quoted::IcmpQuery;
+        let inside = Tuple {
+            protocol: quote.protocol,
+            local: quote.destination,
+            local_port: quote.destination_port,
+            remote: quote.source,
+            remote_port: quote.source_port,
+        };
+        let found = self.table.find_inside(&inside).filter(|_| is_consistent);
+        self.flow_of_error(now, found)
+    }
+
+    /// An error from anywhere about a packet that a flow sent (RFC 5508 REQ-4).
+    fn flow_of_uplink_error(
+        &mut self,
+        now: Instant,
+        packet: &Packet,
+        quote: &Quote,
+    ) -> Result<FlowId, Verdict> {
+        let is_consistent = quote.source == packet.destination && quote.upper != Quoted::IcmpReply;
+        let outside = Tuple {
+            protocol: quote.protocol,
+            local: quote.source,
+            local_port: quote.source_port,
+            remote: quote.destination,
+            remote_port: quote.destination_port,
+        };
+        let found = self.table.find_outside(&outside).filter(|_| is_consistent);
+        self.flow_of_error(now, found)
+    }
+
+    /// Errors neither end nor renew a flow (RFC 4787 REQ-12, RFC 5382 REQ-9).
+    fn flow_of_error(&mut self, now: Instant, found: Option<FlowId>) -> Result<FlowId, Verdict> {
+        let live = found.and_then(|id| self.live(now, id));
+        let id = live.ok_or(DropReason::IcmpErrorUnrelated)?;
+        self.admit(now, id)?;
+        Ok(id)
+    }
+
+    /// The flow, unless its time is over; then it goes now, whatever its place in the lists.
+    fn live(&mut self, now: Instant, id: FlowId) -> Option<FlowId> {
+        if self.table.is_due(now, id) {
+            self.end_flow(id);
+            return None;
+        }
+        Some(id)
+    }
+
+    /// Whether the current rules accept the flow. Judged once per generation.
+    fn admit(&mut self, now: Instant, id: FlowId) -> Result<(), DropReason> {
+        let Some(flow) = self.table.get_mut(id) else { return Err(DropReason::NoFlow) };
+        let Some(host) = self.clients.host(flow.host) else { return Err(DropReason::NoRules) };
+        if flow.generation != host.generation {
+            flow.generation = host.generation;
+            flow.standing = match judge(host, &self.network, &flow.outside) {
+                Ok(()) => Standing::Accepted,
+                Err(_) => Standing::Forbidden,
+            };
+            let (standing, owner, is_tcp) = (flow.standing, flow.host, flow.tcp.is_some());
+            self.clients.judged(now, owner);
+            if standing == Standing::Forbidden {
+                self.table.set_hold(id, Hold::Loose);
+                if is_tcp {
+                    self.table.renew(now, id, Class::TcpTransitory);
+                }
+            }
+        }
+        match self.table.get(id).map(|flow| flow.standing) {
+            Some(Standing::Accepted) => Ok(()),
+            _ => Err(DropReason::FlowForbidden),
+        }
+    }
+
+    fn follow(&mut self, id: FlowId, sender: Sender, packet: &Packet) -> Step {
+        let Upper::Tcp(segment) = packet.upper else { return Step::Pass };
+        let tracker = self.table.get_mut(id).and_then(|flow| flow.tcp.as_mut());
+        tracker.map_or(Step::OutOfWindow, |tracker| tracker.step(sender, &segment))
+    }
+
+    /// A packet from outside makes a flow firm; it never prolongs it (RFC 4787 REQ-6), save that a TCP connection that
+    /// ends starts its last four minutes.
+    fn note_answer(&mut self, now: Instant, id: FlowId) {
+        let Some(flow) = self.table.get(id) else { return };
+        let (old, tracker) = (flow.class, flow.tcp);
+        match tracker {
+            Some(tracker) => {
+                if old == Class::TcpEstablished && tracker.class() == Class::TcpTransitory {
+                    self.table.renew(now, id, Class::TcpTransitory);
+                    self.table.set_hold(id, Hold::Loose);
+                }
+            }
+            None => {
+                self.table.set_hold(id, Hold::Firm);
+                if old == Class::UdpOneWay {
+                    self.table.reclassify(id, Class::UdpBothWays);
+                }
+            }
+        }
+    }
+
+    fn open(
+        &mut self,
+        now: Instant,
+        host: HostId,
+        packet: &Packet,
+        remote: IpAddr,
+    ) -> Result<FlowId, Verdict> {
+        let (class, tcp) = beginning(packet).ok_or(DropReason::NotAFirstPacket)?;
+        let inside = packet.outbound();
+        let local = self.network.own_address(packet.source).ok_or(DropReason::NoUplink)?;
+        // The local port follows once the rules have accepted the flow.
+        let mut outside = Tuple { local, remote, local_port: 0, ..inside };
+        let generation = {
+            let Some(owner) = self.clients.host(host) else {
+                return Err(DropReason::NoRules.into());
+            };
+            let judged = judge(owner, &self.network, &outside);
+            let generation = owner.generation;
+            self.clients.judged(now, host);
+            judged.map_err(|reason| forbidden(reason, packet, IsKnown::No))?;
+            generation
+        };
+        self.reclaim(now, RECLAIM_PER_NEW_FLOW);
+        self.make_room(host)?;
+        let mapping = self.lease(packet, remote)?;
+        if let Some((_, port)) = mapping {
+            outside.local_port = port;
+        }
+        let mapping = mapping.map(|(id, _)| id);
+        let is_ambiguous = self.table.find_outside(&outside).is_some();
+        let new = NewFlow { inside, outside, host, mapping, generation, class, tcp };
+        let opened = if is_ambiguous { None } else { self.table.insert(now, new) };
+        let Some(id) = opened else {
+            mapping.into_iter().for_each(|mapping| self.nat.release(mapping));
+            return Err(Verdict::Reject(DropReason::NatAmbiguous, Refusal::Prohibited));
+        };
+        self.count_opened(host);
+        Ok(id)
+    }
+
+    /// A client over its quota loses its own oldest flow that nobody answered; another one's flow is never touched.
+    fn make_room(&mut self, host: HostId) -> Result<(), Verdict> {
+        let refused = |reason| Err(Verdict::Reject(reason, Refusal::Prohibited));
+        match self.table.room_for(host) {
+            Ok(()) => Ok(()),
+            Err(NoRoom::Quota { oldest_loose: Some(oldest) }) => {
+                self.end_flow(oldest);
+                Ok(())
+            }
+            Err(NoRoom::Quota { oldest_loose: None }) => refused(DropReason::QuotaExceeded),
+            Err(NoRoom::Table) => refused(DropReason::FlowTableFull),
+        }
+    }
+
+    fn lease(
+        &mut self,
+        packet: &Packet,
+        remote: IpAddr,
+    ) -> Result<Option<(nat::MappingId, u16)>, Verdict> {
+        if !nat::has_ports(packet.protocol) {
+            return Ok(None);
+        }
+        let endpoint = Endpoint {
+            protocol: packet.protocol,
+            address: packet.source,
+            port: packet.source_port,
+            redirected_from: (remote != packet.destination).then_some(packet.destination),
+        };
+        let lease = self.nat.acquire(endpoint);
+        lease
+            .map(Some)
+            .map_err(|_| Verdict::Reject(DropReason::PortsExhausted, Refusal::Prohibited))
+    }
+
+    fn count_opened(&mut self, host: HostId) {
+        if let Some(port) = self.clients.host(host).and_then(|host| host.port) {
+            self.stats.count(crate::port::PortId::Client(port), Counter::FlowsOpened, 1);
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum IsKnown {
+    Yes,
+    No,
+}
+
+/// How a client learns that its rules forbid a packet: silence only where it has no rules at all.
+fn forbidden(reason: DropReason, packet: &Packet, known: IsKnown) -> Verdict {
+    match reason {
+        DropReason::NoRules => Verdict::Drop(reason),
+        _ => Verdict::Reject(reason, icmp::prohibition(packet, known == IsKnown::Yes)),
+    }
+}
+
+/// What a flow starts as; `None` if such a packet cannot start one (as Linux calls it: invalid).
+fn beginning(packet: &Packet) -> Option<(Class, Option<Tracker>)> {
+    match packet.upper {
+        Upper::Tcp(segment) => {
+            Tracker::first(&segment).map(|tracker| (tracker.class(), Some(tracker)))
+        }
+        Upper::Udp if packet.destination_port == DNS_PORT => Some((Class::UdpDns, None)),
+        Upper::Udp => Some((Class::UdpOneWay, None)),
+        Upper::IcmpQuery(_) => Some((Class::IcmpQuery, None)),
+        Upper::Other if packet.protocol != protocol::ICMP => Some((Class::Other, None)),
+        Upper::IcmpReply | Upper::IcmpError(_) | Upper::IcmpOther | Upper::Other => None,
+    }
+}

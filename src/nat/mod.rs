@@ -1,0 +1,206 @@
+//! Masquerading: which port of our address stands for which port of a client.
+//!
+//! A mapping depends on the client's address and port only (RFC 4787 REQ-1, RFC 5382 REQ-1), is shared by all flows
+//! from there and goes with the last of them. [`rewrite`] edits packets, [`icmp_error`] the packets inside ICMP errors.
+
+pub(crate) mod icmp_error;
+pub(crate) mod ports;
+pub(crate) mod rewrite;
+
+use core::net::IpAddr;
+
+use crate::conntrack::index::{HashKey, Index};
+use crate::conntrack::slab::Slab;
+use crate::limits::{Limits, OutOfMemory};
+use crate::wire::protocol;
+use ports::{Lease, PortPool, Random};
+
+/// Slot of a mapping. Each copy in a flow stands for one reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MappingId(u32);
+
+/// Where a mapping starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    pub(crate) protocol: u8,
+    pub(crate) address: IpAddr,
+    pub(crate) port: u16,
+    /// The resolver that the client meant, where DNS was redirected. Part of the endpoint because two of them may
+    /// become one of ours: with a port each, the answers can still be told apart.
+    pub(crate) redirected_from: Option<IpAddr>,
+}
+
+/// All ports of our own address are leased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PortsExhausted;
+
+#[derive(Debug)]
+struct Mapping {
+    endpoint: Endpoint,
+    lease: Lease,
+    flows: u32,
+}
+
+/// The pools in the order TCP, UDP, ICMP identifiers.
+#[derive(Debug)]
+pub(crate) struct Nat {
+    mappings: Slab<Mapping>,
+    by_endpoint: Index,
+    pools: [PortPool; 3],
+    random: Random,
+    key: HashKey,
+}
+
+impl Nat {
+    pub(crate) fn new(limits: &Limits, key: HashKey, random: Random) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            mappings: Slab::with_capacity(limits.flows)?,
+            by_endpoint: Index::with_capacity(limits.flows)?,
+            pools: [PortPool::new()?, PortPool::new()?, PortPool::new()?],
+            random,
+            key,
+        })
+    }
+
+    /// The mapping of an endpoint, made if there is none, for one more flow.
+    pub(crate) fn acquire(
+        &mut self,
+        endpoint: Endpoint,
+    ) -> Result<(MappingId, u16), PortsExhausted> {
+        let hash = self.hash(&endpoint);
+        let is_match =
+            |slot| self.mappings.get(slot).is_some_and(|mapping| mapping.endpoint == endpoint);
+        let known = self.by_endpoint.find(hash, is_match);
+        if let Some(slot) = known
+            && let Some(mapping) = self.mappings.get_mut(slot)
+        {
+            mapping.flows += 1;
+            return Ok((MappingId(slot), mapping.lease.port()));
+        }
+        if self.mappings.is_full() {
+            return Err(PortsExhausted);
+        }
+        let Self { pools, random, .. } = self;
+        let pool = pool_of(pools, endpoint.protocol).ok_or(PortsExhausted)?;
+        let lease = pool.lease(random, endpoint.port).ok_or(PortsExhausted)?;
+        let port = lease.port();
+        let mapping = Mapping { endpoint, lease, flows: 1 };
+        let slot = self.mappings.insert(mapping).ok_or(PortsExhausted)?;
+        self.by_endpoint.insert(hash, slot);
+        Ok((MappingId(slot), port))
+    }
+
+    /// Gives back one reference; the port is free again after the last.
+    pub(crate) fn release(&mut self, id: MappingId) {
+        let Some(mapping) = self.mappings.get_mut(id.0) else { return };
+        mapping.flows = mapping.flows.saturating_sub(1);
+        if mapping.flows > 0 {
+            return;
+        }
+        let hash = self.hash_of(id);
+        let Some(mapping) = self.mappings.remove(id.0) else { return };
+        self.by_endpoint.remove(hash, id.0);
+        if let Some(pool) = pool_of(&mut self.pools, mapping.endpoint.protocol) {
+            pool.give_back(mapping.lease);
+        }
+    }
+
+    /// Number of mappings.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.mappings.len()
+    }
+
+    /// Ports leased in all pools.
+    #[cfg(test)]
+    pub(crate) fn leased(&self) -> u32 {
+        self.pools.iter().map(PortPool::leased).sum()
+    }
+
+    fn hash_of(&self, id: MappingId) -> u32 {
+        self.mappings.get(id.0).map_or(0, |mapping| self.hash(&mapping.endpoint))
+    }
+
+    fn hash(&self, endpoint: &Endpoint) -> u32 {
+        let number = u64::from(endpoint.port) << 8 | u64::from(endpoint.protocol);
+        let (high, low) = halves(endpoint.address);
+        // Redirections are rare: endpoints that differ only there may share a chain.
+        self.key.hash(&[high, low, number])
+    }
+}
+
+fn halves(address: IpAddr) -> (u64, u64) {
+    match address {
+        IpAddr::V4(v4) => (0, u64::from(u32::from(v4))),
+        IpAddr::V6(v6) => ((u128::from(v6) >> 64) as u64, u128::from(v6) as u64),
+    }
+}
+
+/// Whether flows of this protocol have ports (or identifiers) that are mapped.
+pub(crate) fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, protocol::TCP | protocol::UDP | protocol::ICMP)
+}
+
+fn pool_of(pools: &mut [PortPool; 3], protocol: u8) -> Option<&mut PortPool> {
+    let [tcp, udp, icmp] = pools;
+    match protocol {
+        protocol::TCP => Some(tcp),
+        protocol::UDP => Some(udp),
+        protocol::ICMP => Some(icmp),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::Ipv4Addr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn nat(flows: u32) -> Nat {
+        let limits = Limits { clients: 1, addresses: 1, flows, flows_per_client: flows };
+        Nat::new(&limits, HashKey(3, 4), Random::new(1, 1)).unwrap()
+    }
+
+    fn endpoint(host: u8, port: u16) -> Endpoint {
+        let address = Ipv4Addr::new(10, 137, 0, host).into();
+        Endpoint { protocol: protocol::UDP, address, port, redirected_from: None }
+    }
+
+    #[test]
+    fn the_last_flow_gives_the_port_back() {
+        let mut nat = nat(8);
+        let (first, port) = nat.acquire(endpoint(1, 5000)).unwrap();
+        assert_eq!(nat.acquire(endpoint(1, 5000)), Ok((first, port)));
+        nat.release(first);
+        assert_ne!(nat.acquire(endpoint(2, 5000)).unwrap().1, 5000);
+        nat.release(first);
+        assert_eq!((nat.len(), nat.leased()), (1, 1));
+        assert_eq!(nat.acquire(endpoint(3, 5000)).unwrap().1, 5000);
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_endpoints_share_a_port(steps in proptest::collection::vec((0u8..4, 0u16..6, any::<bool>()), 1..300)) {
+            let mut nat = nat(16);
+            let mut held: Vec<(Endpoint, MappingId, u16)> = Vec::new();
+            for (host, port, is_release) in steps {
+                let wanted = endpoint(host, port);
+                if is_release {
+                    if let Some(at) = held.iter().position(|entry| entry.0 == wanted) {
+                        nat.release(held.swap_remove(at).1);
+                    }
+                } else if let Ok((id, leased)) = nat.acquire(wanted) {
+                    for (other, _, taken) in &held {
+                        prop_assert_eq!(*taken == leased, *other == wanted);
+                    }
+                    held.push((wanted, id, leased));
+                }
+            }
+            held.into_iter().for_each(|(_, id, _)| nat.release(id));
+            prop_assert_eq!((nat.len(), nat.leased()), (0, 0));
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The path of one packet, top to bottom.
+
+use crate::arp;
+use crate::clients::HostId;
+use crate::egress;
+use crate::firewall::Firewall;
+use crate::frame::Frame;
+use crate::ingress::{self, Ingress, Packet};
+use crate::port::{ClientId, Origin, PortId};
+use crate::time::Instant;
+use crate::verdict::{DropReason, Fate, Verdict};
+
+impl Firewall {
+    /// Decides about one frame and rewrites it in place to what has to be sent.
+    ///
+    /// One frame in, at most one out: forwarded, or turned into an answer to its sender.
+    pub fn handle(&mut self, now: Instant, origin: Origin, frame: &mut Frame<'_>) -> Fate {
+        self.count_received(origin, frame);
+        let verdict = match origin {
+            Origin::Client(id) => self.client_frame(now, id, frame),
+            Origin::Uplink => self.uplink_frame(now, frame),
+        };
+        self.conclude(origin, verdict, frame)
+    }
+
+    fn client_frame(&mut self, now: Instant, id: ClientId, frame: &mut Frame<'_>) -> Verdict {
+        let ingress = match ingress::from_client(&mut self.clients, id, frame) {
+            Ok(Ingress::Packet(ingress)) => ingress,
+            Ok(Ingress::Arp(message)) => return self.arp_from_client(id, message, frame),
+            Err(reason) => return reason.into(),
+        };
+        let outcome = self.outbound(now, ingress.host, &ingress.packet, frame);
+        self.answer(now, Origin::Client(id), &ingress.packet, outcome, frame)
+    }
+
+    /// Client to uplink. Nothing is rewritten before every check has passed.
+    fn outbound(
+        &mut self,
+        now: Instant,
+        host: HostId,
+        packet: &Packet,
+        frame: &mut Frame<'_>,
+    ) -> Result<Verdict, Verdict> {
+        let remote = self.redirect_dns(packet)?;
+        self.check_destination(host, packet, remote)?;
+        let exit = self.exit_to_uplink()?;
+        egress::check(frame, packet, &exit.caps)?;
+        let flow = self.flow_of_client(now, host, packet, remote)?;
+        self.translate_outbound(flow, packet, frame)?;
+        egress::finish(frame, packet, &exit);
+        Ok(Verdict::Forward(PortId::Uplink))
+    }
+
+    fn uplink_frame(&mut self, now: Instant, frame: &mut Frame<'_>) -> Verdict {
+        let Some(uplink) = &mut self.uplink else { return DropReason::UnknownPort.into() };
+        let (clients, network, own_mac) = (&self.clients, &self.network, uplink.port.mac);
+        let packet = match ingress::from_uplink(clients, network, own_mac, frame) {
+            Ok(Ingress::Packet(ingress)) => ingress.packet,
+            Ok(Ingress::Arp(message)) => {
+                return arp::from_uplink(clients, network, uplink, now, message, frame);
+            }
+            Err(reason) => return reason.into(),
+        };
+        let outcome = self.inbound(now, &packet, frame);
+        self.answer(now, Origin::Uplink, &packet, outcome, frame)
+    }
+
+    /// Uplink to client: only as part of a flow that a client opened.
+    fn inbound(
+        &mut self,
+        now: Instant,
+        packet: &Packet,
+        frame: &mut Frame<'_>,
+    ) -> Result<Verdict, Verdict> {
+        let flow = self.flow_of_uplink(now, packet)?;
+        let (port, exit) = self.exit_to_client(flow)?;
+        egress::check(frame, packet, &exit.caps)?;
+        self.translate_inbound(flow, packet, frame)?;
+        egress::finish(frame, packet, &exit);
+        Ok(Verdict::Forward(port))
+    }
+}

@@ -1,0 +1,148 @@
+//! Every way in which a packet's journey can end.
+
+use crate::port::PortId;
+
+/// What the platform does with the frame it handed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Fate {
+    /// Send the frame, which was rewritten in place, through this port: forwarded, or turned into an answer that goes
+    /// back to where the packet came from.
+    Send(PortId),
+    /// Forget it.
+    Drop(DropReason),
+    /// It was for us and is used up.
+    Consumed,
+}
+
+/// How the core decided. The pipeline turns it into a [`Fate`] and the counters into numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Goes on, rewritten, through this port.
+    Forward(PortId),
+    /// Was for us, and is now our answer to its sender.
+    Answer(Answer),
+    /// Was for us, and is used up.
+    Consumed,
+    /// Ends here; its sender is told so, as far as the rate limit allows.
+    Reject(DropReason, Refusal),
+    /// Ends here in silence.
+    Drop(DropReason),
+}
+
+impl From<DropReason> for Verdict {
+    fn from(reason: DropReason) -> Self {
+        Self::Drop(reason)
+    }
+}
+
+/// Answers to packets that were for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// ARP reply.
+    Arp,
+    /// ICMP echo reply.
+    Echo,
+}
+
+/// How a sender is told that its packet ended here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// ICMP 3/13, communication administratively prohibited (RFC 1812, 5.2.7.1).
+    Prohibited,
+    /// ICMP 3/10, host administratively prohibited: it was for the firewall itself.
+    HostProhibited,
+    /// ICMP 3/0, network unreachable: there is no uplink.
+    NetUnreachable,
+    /// ICMP 3/4, fragmentation needed, with the MTU of the way on.
+    FragmentationNeeded(u16),
+    /// ICMP 11/0, time to live exceeded in transit.
+    TimeExceeded,
+    /// TCP reset with the sequence number that the sender waits for.
+    TcpReset,
+}
+
+macro_rules! drop_reasons {
+    ($($variant:ident, $name:literal, $doc:literal;)*) => {
+        /// Why a packet ended here. Each has one counter per port.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum DropReason { $(#[doc = $doc] $variant,)* }
+
+        impl DropReason {
+            /// All of them, in the order of a packet's path.
+            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$variant),*];
+            /// Number of reasons.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// Name in counters and logs.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// What it means, in one sentence.
+            #[must_use]
+            pub const fn explanation(self) -> &'static str {
+                match self { $(Self::$variant => $doc,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    UnknownPort, "unknown-port", "The frame came from a client slot or an uplink that is not attached.";
+    FrameTooShort, "frame-too-short", "The frame ends before the Ethernet header does.";
+    LinkDestination, "link-destination", "The destination MAC address is not ours.";
+    EtherType, "ether-type", "Neither IPv4 nor ARP nor IPv6.";
+    Ipv6, "ipv6", "IPv6 is not forwarded yet.";
+    ArpMalformed, "arp-malformed", "Not a complete ARP packet for IPv4 over Ethernet.";
+    ArpSpoofed, "arp-spoofed", "The ARP sender address does not belong to the sender.";
+    ArpIgnored, "arp-ignored", "ARP that asks us nothing and answers nothing we asked: gratuitous, for others.";
+    Ipv4Header, "ipv4-header", "Bad version or header length, or longer than its frame.";
+    Ipv4Checksum, "ipv4-checksum", "Wrong IPv4 header checksum.";
+    SourceSpoofed, "source-spoofed", "From a client: not its address. From the uplink: an address of a client or of ours.";
+    SourceMartian, "source-martian", "A source that cannot be answered: loopback, this-network, multicast, reserved.";
+    SourceRoute, "source-route", "IPv4 options that steer the route (LSRR, SSRR), or options that cannot be read.";
+    Fragment, "fragment", "Fragments are not forwarded yet.";
+    DestinationMartian, "destination-martian", "Loopback, this-network, multicast, broadcast or reserved destination.";
+    NotOurAddress, "not-our-address", "From the uplink, not for our address.";
+    TransportHeader, "transport-header", "TCP, UDP or ICMP header cut off or contradicting itself.";
+    TcpFlags, "tcp-flags", "A combination of TCP flags that no stack sends.";
+    IcmpChecksum, "icmp-checksum", "Wrong ICMP checksum.";
+    IcmpForbidden, "icmp-forbidden", "ICMP source quench or redirect.";
+    BlankIllegal, "blank-illegal", "A partial checksum on something that is neither TCP nor UDP.";
+    GsoIllegal, "gso-illegal", "A super-frame that is not TCP of the stated family, or has segment size 0.";
+    LocalSilent, "local-silent", "For the firewall itself, where it keeps silent: DHCP, ICMP other than echo.";
+    LocalService, "local-service", "For the firewall itself, which offers no service: answered with ICMP 3/10.";
+    ClientIsolation, "client-isolation", "From one client to another.";
+    NoRules, "no-rules", "No rules are known for this source (yet).";
+    NoResolver, "no-resolver", "DNS to an address that clients know, while we have no resolver ourselves.";
+    NoUplink, "no-uplink", "There is no uplink, or it has no address.";
+    TtlExpired, "ttl-expired", "The time to live ends here.";
+    NotAFirstPacket, "not-a-first-packet", "No known flow, and such a packet cannot start one.";
+    IcmpErrorUnrelated, "icmp-error-unrelated", "An ICMP error about no flow that is known.";
+    RulesRefused, "rules-refused", "The rules of this source cannot be understood: everything is rejected.";
+    RuleRejected, "rule-rejected", "The rules of this source reject the flow.";
+    FlowForbidden, "flow-forbidden", "The flow was accepted once; the current rules forbid it.";
+    QuotaExceeded, "quota-exceeded", "The client holds as many established flows as it may.";
+    FlowTableFull, "flow-table-full", "No room for a new flow.";
+    PortsExhausted, "ports-exhausted", "No port is free on our address.";
+    NatAmbiguous, "nat-ambiguous", "A protocol without ports, in use by another client with the same destination.";
+    TcpOutOfWindow, "tcp-out-of-window", "A TCP segment from outside that the client's window excludes.";
+    TooBig, "too-big", "Larger than the way on can carry.";
+    GsoUnsupported, "gso-unsupported", "A super-frame for a port that cannot take it; it is not cut up yet.";
+    NoFlow, "no-flow", "From the uplink, part of no flow.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_positions_match() {
+        for (position, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, position);
+            assert_eq!(DropReason::ALL.iter().filter(|r| r.name() == reason.name()).count(), 1);
+        }
+    }
+}
