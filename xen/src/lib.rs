@@ -17,6 +17,7 @@ pub mod grant;
 mod hypercall;
 pub mod mem;
 pub mod netback;
+pub mod netfront;
 pub mod netif;
 pub mod power;
 pub mod ring;

@@ -1,0 +1,155 @@
+//! The connected half of a vif: mapped rings, event channel, and the frames that wait for the client.
+
+use alloc::collections::VecDeque;
+
+use super::identity::{RxNotify, Settings};
+use super::{CloseReason, VifCounters, VifId};
+use crate::abi::DomId;
+use crate::event::Channel;
+use crate::grant::{self, Access, Mapping};
+use crate::mem::Page;
+use crate::netif::{Capabilities, EventGate, Offload, RX_SLOT_BYTES, TX_SLOT_BYTES};
+use crate::ring::{BackRing, Notify};
+use crate::shared::SharedPage;
+
+const TX: usize = 0;
+const RX: usize = 1;
+
+/// A frame that waits for a receive buffer of the client.
+#[derive(Debug)]
+pub(super) struct Queued {
+    pub(super) page: Page,
+    pub(super) len: u16,
+    pub(super) offload: Offload,
+}
+
+/// Holding it proves that both rings are mapped and the event channel is bound. It proves nothing about the frontend,
+/// which may write anything into the rings at any time.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) id: VifId,
+    pub(super) peer: DomId,
+    mapping: Mapping,
+    channel: Channel,
+    tx: BackRing<TX_SLOT_BYTES>,
+    rx: BackRing<RX_SLOT_BYTES>,
+    pub(super) capabilities: Capabilities,
+    pub(super) rx_notify: RxNotify,
+    /// Requests may wait in the TX ring.
+    pub(super) ready: bool,
+    gate: EventGate,
+    /// RX requests that were there at the last event.
+    rx_seen: u32,
+    /// Responses were written that are not pushed yet.
+    touched: bool,
+    pub(super) queue: VecDeque<Queued>,
+    pub(super) blocked_since: Option<u64>,
+    pub(super) stalled: bool,
+    pub(super) counters: VifCounters,
+}
+
+impl Link {
+    /// Maps the rings and binds the event channel. `queue` is the bound of the frames that may wait.
+    pub(super) fn attach(
+        id: VifId,
+        peer: DomId,
+        settings: Settings,
+        queue: usize,
+    ) -> Result<Link, CloseReason> {
+        let refs = [settings.tx_ring, settings.rx_ring];
+        let mapping = grant::map(peer, &refs, Access::ReadWrite).map_err(CloseReason::Map)?;
+        let tx = BackRing::attach(mapping.page(TX)).map_err(|_| CloseReason::TxRing)?;
+        let rx = BackRing::attach(mapping.page(RX)).map_err(|_| CloseReason::RxRing)?;
+        let channel =
+            Channel::bind_interdomain(peer, settings.port).map_err(CloseReason::EventChannel)?;
+        Ok(Link {
+            id,
+            peer,
+            mapping,
+            channel,
+            tx,
+            rx,
+            capabilities: settings.capabilities,
+            rx_notify: settings.rx_notify,
+            ready: true,
+            gate: EventGate::default(),
+            rx_seen: 0,
+            touched: false,
+            queue: VecDeque::with_capacity(queue),
+            blocked_since: None,
+            stalled: false,
+            counters: VifCounters::default(),
+        })
+    }
+
+    pub(super) fn port(&self) -> crate::abi::EventPort {
+        self.channel.port()
+    }
+
+    /// The TX ring with its page.
+    pub(super) fn tx(&mut self) -> (&mut BackRing<TX_SLOT_BYTES>, &SharedPage) {
+        (&mut self.tx, self.mapping.page(TX))
+    }
+
+    /// The RX ring with its page.
+    pub(super) fn rx(&mut self) -> (&mut BackRing<RX_SLOT_BYTES>, &SharedPage) {
+        (&mut self.rx, self.mapping.page(RX))
+    }
+
+    /// Something useful was found or done.
+    pub(super) fn note_work(&mut self) {
+        self.gate.note_work();
+    }
+
+    pub(super) fn note_event(&mut self) {
+        self.ready = true;
+        self.gate.note_event();
+        self.counters.events = self.counters.events.saturating_add(1);
+    }
+
+    /// The TX ring is drained: let events through again, later if the frontend sends them for nothing.
+    pub(super) fn settle(&mut self, now: u64) -> Result<(), CloseReason> {
+        self.ready = false;
+        self.rx.unconsumed(self.mapping.page(RX)).map_err(|_| CloseReason::RxRing)?;
+        let rx_seen = self.rx.requests_seen();
+        if rx_seen != core::mem::replace(&mut self.rx_seen, rx_seen) {
+            self.gate.note_work();
+        }
+        self.gate.settle(&self.channel, now);
+        Ok(())
+    }
+
+    /// Ends the pause of a frontend that was slowed down, when it is over.
+    pub(super) fn open_if_due(&mut self, now: u64) {
+        self.ready |= self.gate.open_if_due(&self.channel, now);
+    }
+
+    /// End of such a pause.
+    pub(super) fn gate_deadline(&self) -> Option<u64> {
+        self.gate.deadline()
+    }
+
+    /// Writes one TX response.
+    pub(super) fn respond_tx(&mut self, response: &[u8]) {
+        self.tx.respond(self.mapping.page(TX), response);
+        self.touched = true;
+    }
+
+    /// Writes one RX response.
+    pub(super) fn respond_rx(&mut self, response: &[u8]) {
+        self.rx.respond(self.mapping.page(RX), response);
+        self.touched = true;
+    }
+
+    /// Publishes what was written since the last push, and tells the frontend if it asked for it.
+    pub(super) fn push(&mut self) {
+        if !core::mem::take(&mut self.touched) {
+            return;
+        }
+        let tx = self.tx.push(self.mapping.page(TX));
+        let rx = self.rx.push(self.mapping.page(RX));
+        if tx == Notify::Needed || rx == Notify::Needed {
+            self.channel.notify();
+        }
+    }
+}

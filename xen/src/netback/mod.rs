@@ -1,0 +1,505 @@
+//! The backend of any number of clients' network devices (vifs).
+//!
+//! [`Backend`] finds vifs in xenstore, follows each through its life, and moves frames between the clients' rings and
+//! private pages. Vifs are independent: whatever one frontend does or omits, the others do not notice.
+//!
+//! * `identity`: who a vif belongs to (backend directory only), and what its frontend published
+//! * `connect`: look, decide (`xenbus::backend_action`), act
+//! * `link`: the mapped rings and the event channel of one connection
+//! * `from_guest`, `to_guest`: the two directions, each with one batch of grant copies per turn
+//!
+//! # In the event loop
+//! Nothing here waits. One turn of the loop is:
+//!
+//! ```text
+//! event::take_pending(|port| { back.on_event(port); ... });
+//! while let Some(event) = store.poll() {              // with a budget
+//!     match event {                                    // each to its owner
+//!         Event::Reply(reply) => back.on_reply(reply, &mut store, now),
+//!         Event::Watch(watch) => back.on_watch(&watch),
+//!     }
+//! }
+//! back.advance(&mut store, now);                       // timers, xenstore work
+//! while let Some(event) = back.next_event() { ... }    // ports come and go
+//! back.receive(Budget { per_vif: 32, total: uplink.send_room() }, now);
+//! while let Some(frame) = back.next_frame() {          // verdict, then
+//!     ... uplink.send(frame.page, len, offload) ...    // or back.send(other, ...)
+//! }
+//! back.flush(now);                                     // copies to guests, push, notify
+//! store.flush();
+//! if !back.has_work() { event::wait(back.next_deadline()) }
+//! ```
+//!
+//! `receive` takes at most `Budget::total` frames, so that a full uplink leaves the rest in the clients' rings, whose
+//! TCP then slows down by itself. `has_work` says that requests are waiting: when the uplink is what limits, sleep
+//! anyway, its event ends the wait.
+#![forbid(unsafe_code)]
+
+mod connect;
+mod from_guest;
+mod identity;
+mod lifecycle;
+mod link;
+mod to_guest;
+
+use alloc::collections::{BTreeMap, VecDeque};
+
+use crate::abi::{DomId, EventPort};
+use crate::event::EventError;
+use crate::grant::GrantError;
+use crate::mem::Page;
+use crate::netif::{Capabilities, Offload, Violation};
+use crate::xenbus::State;
+use crate::xenstore::{DirtySet, ReqId};
+use connect::Vifs;
+pub use from_guest::Budget;
+use from_guest::{Drained, FromGuest};
+pub use identity::{Identity, IdentityError, Setting};
+pub(crate) use identity::{parse_mac, parse_mtu};
+use lifecycle::{Scan, Target};
+use link::Link;
+use to_guest::ToGuest;
+
+/// Frames that may wait for one client even when many share the total.
+const LEAST_QUOTA: usize = 8;
+/// Pause before the next attempt when no page was free, in ns.
+const NO_PAGE_PAUSE_NS: u64 = 1_000_000;
+
+/// Bounds, fixed at boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Most vif directories that are served; further ones are left in state 1.
+    pub max_vifs: usize,
+    /// Most frames that wait for one client.
+    pub queue_per_vif: usize,
+    /// Frames that wait for all clients together, shared evenly.
+    pub queue_total: usize,
+}
+
+impl Config {
+    /// Bounds for a pool of `pages` pages: an eighth of it may wait for slow clients.
+    pub fn for_pages(pages: usize) -> Config {
+        Config { max_vifs: 256, queue_per_vif: 128, queue_total: (pages / 8).max(64) }
+    }
+}
+
+/// One connection of one vif. A reconnected vif has a new id, so that frames and events of the old connection cannot
+/// be taken for the new one's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VifId {
+    slot: u32,
+    generation: u32,
+}
+
+impl VifId {
+    /// A number below [`Config::max_vifs`], used by one connection at a time.
+    pub fn slot(self) -> usize {
+        self.slot as usize
+    }
+}
+
+/// Why a vif is not, or no longer, connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// The frontend closed, or its driver started again.
+    #[error("closed by the frontend")]
+    Frontend,
+    /// Dom0 removes the device.
+    #[error("removed by dom0")]
+    Removed,
+    /// The directory is gone.
+    #[error("its directory is gone")]
+    Vanished,
+    /// Dom0's nodes are unusable.
+    #[error("{0}")]
+    Identity(IdentityError),
+    /// The frontend published a missing, malformed or unsupported value.
+    #[error("the frontend's {} is missing, malformed or unsupported", .0.name())]
+    Setting(Setting),
+    /// The rings cannot be mapped.
+    #[error("mapping the rings failed: {0:?}")]
+    Map(GrantError),
+    /// The event channel cannot be bound.
+    #[error("{0}")]
+    EventChannel(EventError),
+    /// The frontend's index in the TX ring is impossible.
+    #[error("the TX ring is corrupt")]
+    TxRing,
+    /// The frontend's index in the RX ring is impossible.
+    #[error("the RX ring is corrupt")]
+    RxRing,
+    /// The frontend's TX slots break the protocol.
+    #[error("{0}")]
+    Slots(Violation),
+}
+
+/// What happened to a vif.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Frames can flow.
+    Connected {
+        /// The connection.
+        vif: VifId,
+        /// Who it is, as dom0 says.
+        identity: Identity,
+        /// What the frontend accepts.
+        capabilities: Capabilities,
+    },
+    /// The connection is over; the id means nothing any more.
+    Disconnected {
+        /// The connection.
+        vif: VifId,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// A vif could not be connected.
+    Refused {
+        /// The client's domain.
+        dom: DomId,
+        /// The client's device number.
+        devid: u32,
+        /// Why.
+        reason: CloseReason,
+    },
+}
+
+/// A frame from a client, in a private page: nobody else can change it any more.
+#[derive(Debug)]
+pub struct Frame {
+    /// Where it came from.
+    pub vif: VifId,
+    /// Holds the frame from byte 0 on; what follows the frame is old and must not be shown to anybody.
+    pub page: Page,
+    /// Length in bytes, 14 to 1518.
+    pub len: u16,
+    /// What the sender left to us.
+    pub offload: Offload,
+}
+
+/// A frame was not taken for sending; its page is free again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// That connection is over.
+    #[error("the vif is not connected")]
+    Gone,
+    /// Too many frames wait for this client.
+    #[error("the client's queue is full")]
+    QueueFull,
+    /// The client has posted no buffer for a long time.
+    #[error("the client takes no frames")]
+    Stalled,
+    /// The client did not offer to complete such a frame.
+    #[error("the client does not accept this offload")]
+    Unsupported,
+    /// Shorter than 14 or longer than 1518 bytes.
+    #[error("not the length of a frame")]
+    BadLength,
+}
+
+/// What was counted on one connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VifCounters {
+    /// Frames taken from the client.
+    pub from_guest_frames: u64,
+    /// Bytes in them.
+    pub from_guest_bytes: u64,
+    /// Frames copied to the client.
+    pub to_guest_frames: u64,
+    /// Bytes in them.
+    pub to_guest_bytes: u64,
+    /// Events of the client's channel.
+    pub events: u64,
+    /// Grant copies that Xen refused, in either direction.
+    pub copy_failed: u64,
+    /// From the client: shorter than an Ethernet header.
+    pub too_short: u64,
+    /// From the client: longer than 1518 bytes.
+    pub too_long: u64,
+    /// From the client: more than 18 data slots.
+    pub too_many_fragments: u64,
+    /// From the client: segmentation that we did not offer.
+    pub gso_not_offered: u64,
+    /// To the client: queue full.
+    pub queue_full: u64,
+    /// To the client: dropped because it takes nothing.
+    pub stalled: u64,
+    /// To the client: offload that it did not offer.
+    pub unsupported: u64,
+    /// To the client: impossible length.
+    pub bad_length: u64,
+}
+
+/// Counters over all vifs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Connections made.
+    pub connected: u64,
+    /// Connections ended.
+    pub disconnected: u64,
+    /// Connections ended because the frontend broke the protocol.
+    pub violations: u64,
+    /// Devices not connected for a malformed value.
+    pub refused: u64,
+    /// Directories beyond [`Config::max_vifs`].
+    pub too_many: u64,
+    /// Writes that the store refused (quotas among them).
+    pub write_errors: u64,
+}
+
+/// One vif as it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VifStatus {
+    /// The client's domain.
+    pub dom: DomId,
+    /// The client's device number.
+    pub devid: u32,
+    /// Our state node, as last seen or written.
+    pub state: State,
+    /// The connection, if there is one.
+    pub vif: Option<VifId>,
+    /// Frames that wait for the client.
+    pub queued: usize,
+    /// Why it was closed or refused last.
+    pub reason: Option<CloseReason>,
+}
+
+/// All vifs of this domain, and the copies from and to their clients.
+pub struct Backend {
+    config: Config,
+    vifs: Vifs,
+    ports: BTreeMap<EventPort, usize>,
+    dirty: DirtySet,
+    asked: BTreeMap<ReqId, Target>,
+    scan: Scan,
+    generation: u32,
+    events: VecDeque<Event>,
+    from: FromGuest,
+    to: ToGuest,
+    /// Slot whose turn is next.
+    turn: usize,
+    /// The store's queue had no room for the last marks.
+    store_full: bool,
+    /// The last drain ended for want of a page.
+    starved: Option<u64>,
+    now: u64,
+    totals: Totals,
+}
+
+impl Backend {
+    /// A backend without vifs; see [`Backend::start`].
+    pub fn new(config: Config) -> Backend {
+        Backend {
+            config,
+            vifs: Vifs::new(config.max_vifs),
+            ports: BTreeMap::new(),
+            dirty: DirtySet::new(config.max_vifs),
+            asked: BTreeMap::new(),
+            scan: Scan::default(),
+            generation: 0,
+            events: VecDeque::new(),
+            from: FromGuest::new(),
+            to: ToGuest::new(),
+            turn: 0,
+            store_full: false,
+            starved: None,
+            now: 0,
+            totals: Totals::default(),
+        }
+    }
+
+    /// Takes note of an event; `false` if the port belongs to none of the vifs.
+    pub fn on_event(&mut self, port: EventPort) -> bool {
+        let Some(slot) = self.ports.get(&port) else { return false };
+        if let Some(link) = self.vifs.get_mut(*slot).and_then(|vif| vif.link.as_mut()) {
+            link.note_event();
+        }
+        true
+    }
+
+    /// Connections that came, went or were refused since the last call.
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Takes frames from the clients' rings, in turns, within the budget; they wait for [`Backend::next_frame`].
+    pub fn receive(&mut self, budget: Budget, now: u64) {
+        self.now = now;
+        self.starved = None;
+        let mut total = budget.total.min(self.from.room());
+        let bound = self.vifs.bound();
+        let first = if self.turn < bound { self.turn } else { 0 };
+        self.turn = first.saturating_add(1);
+        for slot in (first..bound).chain(0..first) {
+            if total == 0 {
+                // Whoever is cut off starts the next round.
+                self.turn = slot;
+                break;
+            }
+            self.receive_from(slot, budget.per_vif, &mut total, now);
+        }
+        self.from.complete(&mut self.vifs);
+    }
+
+    fn receive_from(&mut self, slot: usize, per_vif: usize, total: &mut usize, now: u64) {
+        let allowed = per_vif.min(*total);
+        let mut left = allowed;
+        let ended = loop {
+            let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) else {
+                return;
+            };
+            if !link.ready {
+                return;
+            }
+            match self.from.drain(link, &mut left) {
+                Ok(Drained::Empty) => break link.settle(now),
+                // The batch is full.
+                Ok(Drained::More) if left > 0 => self.from.complete(&mut self.vifs),
+                Ok(Drained::More) => break Ok(()),
+                Ok(Drained::NoPage) => {
+                    self.starved = Some(now.saturating_add(NO_PAGE_PAUSE_NS));
+                    *total = 0;
+                    return;
+                }
+                Err(reason) => break Err(reason),
+            }
+        };
+        *total = total.saturating_sub(allowed.saturating_sub(left));
+        if let Err(reason) = ended {
+            self.break_link(slot, reason);
+        }
+    }
+
+    /// The next frame that [`Backend::receive`] took.
+    pub fn next_frame(&mut self) -> Option<Frame> {
+        self.from.next_frame()
+    }
+
+    /// Queues the first `len` bytes of `page` for a client; [`Backend::flush`] copies them. The newest frame is the one
+    /// that is dropped when the queue is full.
+    pub fn send(
+        &mut self,
+        vif: VifId,
+        page: Page,
+        len: u16,
+        offload: Offload,
+    ) -> Result<(), SendError> {
+        let share = self.config.queue_total / self.ports.len().max(1);
+        let quota = share.max(LEAST_QUOTA).min(self.config.queue_per_vif);
+        let link = self.vifs.link_mut(vif).ok_or(SendError::Gone)?;
+        self.to.enqueue(link, quota, page, len, offload)
+    }
+
+    /// Copies waiting frames to the clients that have buffers, answers requests, notifies where asked.
+    pub fn flush(&mut self, now: u64) {
+        self.now = now;
+        for slot in 0..self.vifs.bound() {
+            self.pump(slot, now);
+        }
+        self.to.complete(&mut self.vifs);
+        for slot in 0..self.vifs.bound() {
+            if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) {
+                link.push();
+            }
+        }
+    }
+
+    fn pump(&mut self, slot: usize, now: u64) {
+        while let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) {
+            match self.to.pump(link, now) {
+                Ok(false) => return,
+                Ok(true) => self.to.complete(&mut self.vifs),
+                Err(reason) => return self.break_link(slot, reason),
+            }
+        }
+    }
+
+    /// Whether requests of clients wait that could be taken now.
+    pub fn has_work(&self) -> bool {
+        let waits = |vif: &connect::Vif| vif.link.as_ref().is_some_and(|link| link.ready);
+        self.starved.is_none() && self.vifs.iter().any(|(_, vif)| waits(vif))
+    }
+
+    /// When [`Backend::advance`] has to be called at the latest, in ns.
+    pub fn next_deadline(&self) -> Option<u64> {
+        let marked = self.scan.is_pending() || !self.dirty.is_empty();
+        // Without room in the store's queue its next reply is what we wait for.
+        let at_once = (marked && !self.store_full).then_some(self.now);
+        let vifs = self.vifs.iter().filter_map(|(slot, vif)| {
+            let look = vif.deadline().filter(|_| !self.dirty.contains(slot));
+            let link = vif.link.as_ref();
+            let unmask = link.and_then(Link::gate_deadline);
+            let queue = link.and_then(|link| ToGuest::deadline(link, self.now));
+            [look, unmask, queue].into_iter().flatten().min()
+        });
+        [vifs.min(), self.starved, at_once].into_iter().flatten().min()
+    }
+
+    /// Counters of one connection.
+    pub fn counters(&self, vif: VifId) -> Option<VifCounters> {
+        self.vifs.link(vif).map(|link| link.counters)
+    }
+
+    /// Counters over all vifs.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Frames that wait for clients.
+    pub fn queued(&self) -> usize {
+        self.to.queued()
+    }
+
+    /// All vifs that are known.
+    pub fn vifs(&self) -> impl Iterator<Item = VifStatus> {
+        self.vifs.iter().map(|(_, vif)| VifStatus {
+            dom: vif.dom,
+            devid: vif.devid,
+            state: vif.state,
+            vif: vif.link.as_ref().map(|link| link.id),
+            queued: vif.link.as_ref().map_or(0, |link| link.queue.len()),
+            reason: vif.reason,
+        })
+    }
+
+    /// Closes a connection whose frontend broke the protocol; xenstore follows with the next `advance`.
+    fn break_link(&mut self, slot: usize, reason: CloseReason) {
+        self.totals.violations = self.totals.violations.saturating_add(1);
+        self.detach(slot, reason);
+        self.dirty.mark(slot);
+    }
+
+    /// Gives up the rings, the event channel and the waiting frames of a vif, if it has them.
+    fn detach(&mut self, slot: usize, reason: CloseReason) {
+        let Some(vif) = self.vifs.get_mut(slot) else { return };
+        let Some(mut link) = vif.link.take() else { return };
+        vif.reason = Some(reason);
+        self.to.drop_queue(&mut link);
+        self.ports.remove(&link.port());
+        self.totals.disconnected = self.totals.disconnected.saturating_add(1);
+        self.events.push_back(Event::Disconnected { vif: link.id, reason });
+    }
+
+    /// Makes a link of what the frontend published.
+    fn attach(
+        &mut self,
+        slot: usize,
+        settings: identity::Settings,
+        identity: Identity,
+    ) -> Result<(), CloseReason> {
+        self.generation = self.generation.wrapping_add(1);
+        let id =
+            VifId { slot: u32::try_from(slot).unwrap_or(u32::MAX), generation: self.generation };
+        let link = Link::attach(id, identity.dom, settings, self.config.queue_per_vif)?;
+        let Some(vif) = self.vifs.get_mut(slot) else { return Ok(()) };
+        self.ports.insert(link.port(), slot);
+        vif.link = Some(link);
+        vif.reason = None;
+        self.totals.connected = self.totals.connected.saturating_add(1);
+        let capabilities = settings.capabilities;
+        self.events.push_back(Event::Connected { vif: id, identity, capabilities });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

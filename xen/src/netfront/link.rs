@@ -1,0 +1,141 @@
+//! The rings towards the backend, with every page that it may access.
+
+use alloc::vec::Vec;
+
+use super::{Counters, DownReason, UplinkId};
+use crate::abi::{DomId, EventPort, GrantRef};
+use crate::event::Channel;
+use crate::grant::{self, Access, Granted};
+use crate::mem::Page;
+use crate::netif::{Capabilities, EventGate, RX_SLOT_BYTES, TX_SLOT_BYTES};
+use crate::ring::{FrontRing, Notify, RING_SLOTS};
+use crate::shared::SharedPage;
+
+/// A ring in a page that is granted to the backend.
+#[derive(Debug)]
+pub(super) struct GrantedRing<const E: usize> {
+    page: Granted,
+    ring: FrontRing<E>,
+}
+
+impl<const E: usize> GrantedRing<E> {
+    fn new(peer: DomId) -> Option<GrantedRing<E>> {
+        let page = grant::grant(Page::alloc()?, peer, Access::ReadWrite).ok()?;
+        let ring = FrontRing::init(page.shared());
+        Some(GrantedRing { page, ring })
+    }
+
+    /// The ring with its page.
+    pub(super) fn parts(&mut self) -> (&mut FrontRing<E>, &SharedPage) {
+        (&mut self.ring, self.page.shared())
+    }
+
+    pub(super) fn ring(&self) -> &FrontRing<E> {
+        &self.ring
+    }
+
+    pub(super) fn gref(&self) -> GrantRef {
+        self.page.gref()
+    }
+}
+
+/// One connection to a backend. Dropping it takes everything back; what the backend still uses goes to the grant
+/// quarantine and is never used again while it does.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) id: UplinkId,
+    pub(super) peer: DomId,
+    pub(super) channel: Channel,
+    pub(super) tx: GrantedRing<TX_SLOT_BYTES>,
+    pub(super) rx: GrantedRing<RX_SLOT_BYTES>,
+    /// Frames that the backend has, by request id.
+    pub(super) sent: Vec<Option<Granted>>,
+    pub(super) free_ids: Vec<u16>,
+    /// Receive buffers that the backend has, by ring slot.
+    pub(super) posted: Vec<Option<Granted>>,
+    pub(super) capabilities: Capabilities,
+    /// The backend was seen in state 4.
+    pub(super) up: bool,
+    /// Responses may wait.
+    pub(super) ready: bool,
+    pub(super) gate: EventGate,
+    pub(super) counters: Counters,
+}
+
+impl Link {
+    /// Makes rings and an event channel for a backend; `None` when memory, grants or ports are short.
+    pub(super) fn new(
+        id: UplinkId,
+        peer: DomId,
+        capabilities: Capabilities,
+        tx_in_flight: u16,
+    ) -> Option<Link> {
+        let channel = Channel::alloc_unbound(peer).ok()?;
+        let empty = || (0..RING_SLOTS).map(|_| None).collect::<Vec<Option<Granted>>>();
+        Some(Link {
+            id,
+            peer,
+            channel,
+            tx: GrantedRing::new(peer)?,
+            rx: GrantedRing::new(peer)?,
+            sent: empty(),
+            free_ids: (0..tx_in_flight).rev().collect(),
+            posted: empty(),
+            capabilities,
+            up: false,
+            ready: false,
+            gate: EventGate::default(),
+            counters: Counters::default(),
+        })
+    }
+
+    pub(super) fn port(&self) -> EventPort {
+        self.channel.port()
+    }
+
+    /// Frames that can be sent now.
+    pub(super) fn send_room(&self) -> usize {
+        self.free_ids.len().min(self.tx.ring().free() as usize)
+    }
+
+    /// Receive buffers that the backend has.
+    pub(super) fn posted(&self) -> usize {
+        self.rx.ring().in_flight() as usize
+    }
+
+    /// Publishes new requests of both rings, and tells the backend if it asked for it.
+    pub(super) fn push(&mut self) {
+        let (ring, page) = self.tx.parts();
+        let tx = ring.push(page);
+        let (ring, page) = self.rx.parts();
+        let rx = ring.push(page);
+        if tx == Notify::Needed || rx == Notify::Needed {
+            self.channel.notify();
+        }
+    }
+
+    /// Both rings are drained: asks for the next events. `true`: something arrived meanwhile.
+    pub(super) fn settle(&mut self, now: u64) -> Result<bool, DownReason> {
+        // Sent pages may come back in batches; a received frame should not wait.
+        let batch = (self.tx.ring().in_flight() / 2).max(1);
+        let (ring, page) = self.tx.parts();
+        let tx = ring.arm_after(page, batch).map_err(|_| DownReason::TxRing)?;
+        let (ring, page) = self.rx.parts();
+        let rx = ring.arm_after(page, 1).map_err(|_| DownReason::RxRing)?;
+        if tx > 0 || rx > 0 {
+            return Ok(true);
+        }
+        self.ready = false;
+        self.gate.settle(&self.channel, now);
+        Ok(false)
+    }
+}
+
+/// Takes a page back from the backend after its response; a backend that still uses it is broken or hostile
+/// (Xen Security Advisory 396), and the page is kept from any further use.
+pub(super) fn take_back(granted: Granted) -> Result<Page, DownReason> {
+    granted.revoke().map_err(|in_use| {
+        drop(in_use);
+        DownReason::StillInUse
+    })
+}

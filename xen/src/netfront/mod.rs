@@ -1,0 +1,411 @@
+//! The frontend of the uplink: one network device whose backend is the NetVM.
+//!
+//! [`Frontend`] follows `device/vif` in xenstore, whatever the device's number, connects to the backend that dom0
+//! names there, and starts again when the backend restarts, is replaced or goes away. No uplink is a normal state.
+//!
+//! * `connect`: look, decide (`xenbus::frontend_action`), act
+//! * `link`: rings, event channel and every page that the backend may access
+//! * `to_backend`, `from_backend`: the two directions
+//!
+//! The backend is not trusted. It sees a frame only between [`Frontend::send`] and its response, and a receive buffer
+//! only until its response; a page that it does not let go is never used again, and the uplink is closed.
+//!
+//! # In the event loop
+//! As for `netback` (whose documentation has the whole turn), with
+//!
+//! ```text
+//! front.on_event(port); front.on_watch(&watch); front.on_reply(reply, &mut store, now);
+//! front.advance(&mut store, now);
+//! while let Some(event) = front.next_event() { ... }   // Up: read the addresses from QubesDB now
+//! front.receive(64, now);                               // responses of sent frames, then received frames
+//! while let Some(frame) = front.next_frame() { ... back.send(client, frame.page, ...) }
+//! ... front.send(page, len, offload) ...                // after the verdict, never before
+//! front.flush(now);                                     // fresh buffers, push, notify
+//! ```
+#![forbid(unsafe_code)]
+
+mod connect;
+mod from_backend;
+mod link;
+mod to_backend;
+
+use alloc::collections::{BTreeMap, VecDeque};
+
+use crate::abi::{DomId, EventPort};
+use crate::mem::Page;
+use crate::netif::{Capabilities, Offload};
+use crate::xenbus::State;
+use crate::xenstore::ReqId;
+use connect::{Device, Target};
+use link::Link;
+
+/// Most received frames that wait for the event loop.
+const MAX_FRAMES: usize = 256;
+
+/// Bounds, fixed at boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Receive buffers that the backend gets, at most 256.
+    pub rx_buffers: usize,
+    /// Frames that may be with the backend at a time, at most 256.
+    pub tx_in_flight: u16,
+}
+
+impl Config {
+    /// Bounds for a pool of `pages` pages: an eighth each way, within the size of the rings.
+    pub fn for_pages(pages: usize) -> Config {
+        let share = (pages / 8).clamp(32, 256);
+        Config { rx_buffers: share, tx_in_flight: u16::try_from(share).unwrap_or(256) }
+    }
+}
+
+/// One connection of the uplink; a reconnected uplink has a new id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UplinkId(u32);
+
+/// Why the uplink is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DownReason {
+    /// The backend closes or restarts.
+    #[error("closed by the backend")]
+    Backend,
+    /// The device's directory is gone.
+    #[error("the device is gone")]
+    Vanished,
+    /// Dom0 gave the device another backend.
+    #[error("the backend was replaced")]
+    Replaced,
+    /// A node in the device's directory is missing or malformed.
+    #[error("the device's nodes are malformed")]
+    Malformed,
+    /// The backend lacks `feature-rx-copy`.
+    #[error("the backend cannot copy")]
+    NoRxCopy,
+    /// Memory, grants or ports are short, or the store refuses our nodes.
+    #[error("out of resources")]
+    Resources,
+    /// The backend's index in the TX ring is impossible.
+    #[error("the TX ring is corrupt")]
+    TxRing,
+    /// The backend's index in the RX ring is impossible.
+    #[error("the RX ring is corrupt")]
+    RxRing,
+    /// A response to a request that we do not have.
+    #[error("a response to nothing")]
+    UnknownResponse,
+    /// A TX status that does not exist.
+    #[error("a response of unknown status")]
+    BadStatus,
+    /// A received frame reaches beyond its page.
+    #[error("a received frame crosses the end of its page")]
+    BadLength,
+    /// A packet in several slots ends without its last slot.
+    #[error("a received packet ends without its last slot")]
+    TruncatedPacket,
+    /// An extra info of unknown type, or an endless chain of them.
+    #[error("an unusable extra info")]
+    UnknownExtra,
+    /// The backend answered but still uses the page.
+    #[error("the backend still uses a page that it gave back")]
+    StillInUse,
+}
+
+/// What happened to the uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Frames can flow. Addresses are to be read from QubesDB now.
+    Up {
+        /// The connection.
+        uplink: UplinkId,
+        /// Our MAC address.
+        mac: [u8; 6],
+        /// The backend's domain.
+        backend: DomId,
+        /// Largest IP packet, in bytes; at most 1500.
+        mtu: u16,
+        /// What the backend accepts.
+        capabilities: Capabilities,
+    },
+    /// The connection is over.
+    Down {
+        /// The connection.
+        uplink: UplinkId,
+        /// Why.
+        reason: DownReason,
+    },
+}
+
+/// A frame from the uplink, in a private page: nobody else can change it any more.
+#[derive(Debug)]
+pub struct Frame {
+    /// Where it came from.
+    pub uplink: UplinkId,
+    /// Holds the frame from byte 0 on; what follows was written by the backend or is zero.
+    pub page: Page,
+    /// Length in bytes, 14 to 1518.
+    pub len: u16,
+    /// What the sender left to us.
+    pub offload: Offload,
+}
+
+/// A frame was not taken for sending; its page is free again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// There is no connection.
+    #[error("the uplink is down")]
+    Down,
+    /// As many frames as allowed are with the backend.
+    #[error("the uplink's ring is full")]
+    Full,
+    /// The backend did not offer to complete such a frame.
+    #[error("the backend does not accept this offload")]
+    Unsupported,
+    /// Shorter than 14 or longer than 1518 bytes.
+    #[error("not the length of a frame")]
+    BadLength,
+    /// The grant table is full.
+    #[error("no grant is free")]
+    NoGrant,
+}
+
+/// What was counted on the present connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames handed to the backend.
+    pub sent_frames: u64,
+    /// Bytes in them.
+    pub sent_bytes: u64,
+    /// Frames that the backend answered with an error.
+    pub refused: u64,
+    /// Frames received.
+    pub received_frames: u64,
+    /// Bytes in them.
+    pub received_bytes: u64,
+    /// Received: an error status, or not the length of a frame.
+    pub unusable: u64,
+    /// Received: packets in several slots, which we did not offer to take.
+    pub multi_slot: u64,
+    /// Receive buffers not posted for want of memory.
+    pub no_page: u64,
+    /// Events of the channel.
+    pub events: u64,
+}
+
+/// The uplink as it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The device's number.
+    pub devid: u32,
+    /// The backend's domain, once known.
+    pub backend: Option<DomId>,
+    /// Our state node, as last seen or written.
+    pub own: State,
+    /// The backend's state node, as last seen.
+    pub back: State,
+    /// The connection, if frames can flow.
+    pub uplink: Option<UplinkId>,
+    /// Frames that the backend has.
+    pub in_flight: usize,
+    /// Receive buffers that the backend has.
+    pub posted: usize,
+    /// Why it went down last.
+    pub reason: Option<DownReason>,
+}
+
+/// Counters over all connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Times that the uplink came up.
+    pub up: u64,
+    /// Connections given up, also before they came up.
+    pub down: u64,
+    /// Those for which the backend broke the protocol.
+    pub violations: u64,
+    /// Writes that the store refused.
+    pub write_errors: u64,
+}
+
+/// The uplink's network device.
+pub struct Frontend {
+    config: Config,
+    device: Option<Device>,
+    /// `device/vif` has to be listed.
+    list: bool,
+    /// A device that has just vanished and is not adopted again from a list that was under way.
+    skip: Option<u32>,
+    /// A device that takes the place of a closed one.
+    successor: Option<u32>,
+    /// The store's queue had no room for the last marks.
+    store_full: bool,
+    asked: BTreeMap<ReqId, Target>,
+    generation: u32,
+    events: VecDeque<Event>,
+    frames: VecDeque<Frame>,
+    now: u64,
+    totals: Totals,
+}
+
+impl Frontend {
+    /// A frontend without a device; see [`Frontend::start`].
+    pub fn new(config: Config) -> Frontend {
+        let config = Config {
+            rx_buffers: config.rx_buffers.min(256),
+            tx_in_flight: config.tx_in_flight.min(256),
+        };
+        Frontend {
+            config,
+            device: None,
+            list: false,
+            skip: None,
+            successor: None,
+            store_full: false,
+            asked: BTreeMap::new(),
+            generation: 0,
+            events: VecDeque::new(),
+            frames: VecDeque::with_capacity(MAX_FRAMES),
+            now: 0,
+            totals: Totals::default(),
+        }
+    }
+
+    fn link(&self) -> Option<&Link> {
+        self.device.as_ref()?.link.as_ref()
+    }
+
+    fn link_mut(&mut self) -> Option<&mut Link> {
+        self.device.as_mut()?.link.as_mut()
+    }
+
+    /// Takes note of an event; `false` if the port is not the uplink's.
+    pub fn on_event(&mut self, port: EventPort) -> bool {
+        let Some(link) = self.link_mut().filter(|link| link.port() == port) else { return false };
+        link.ready = true;
+        link.gate.note_event();
+        link.counters.events = link.counters.events.saturating_add(1);
+        true
+    }
+
+    /// Ups and downs since the last call.
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Whether frames can flow.
+    pub fn is_up(&self) -> bool {
+        self.link().is_some_and(|link| link.up)
+    }
+
+    /// Frames that [`Frontend::send`] takes now.
+    pub fn send_room(&self) -> usize {
+        self.link().filter(|link| link.up).map_or(0, Link::send_room)
+    }
+
+    /// Grants the first `len` bytes of `page` to the backend; [`Frontend::flush`] tells it. To be called only for a
+    /// frame that may leave: from here on the backend can read it.
+    pub fn send(&mut self, page: Page, len: u16, offload: Offload) -> Result<(), SendError> {
+        let link = self.link_mut().filter(|link| link.up).ok_or(SendError::Down)?;
+        to_backend::send(link, page, len, offload)
+    }
+
+    /// Takes back sent pages, then takes up to `budget` received frames for [`Frontend::next_frame`].
+    pub fn receive(&mut self, budget: usize, now: u64) {
+        self.now = now;
+        let room = MAX_FRAMES.saturating_sub(self.frames.len());
+        let frames = &mut self.frames;
+        let Some(link) = self.device.as_mut().and_then(|device| device.link.as_mut()) else {
+            return;
+        };
+        if !link.up || !link.ready {
+            return;
+        }
+        if let Err(reason) = serve(link, budget.min(room), frames, now) {
+            self.break_link(reason);
+        }
+    }
+
+    /// The next frame that [`Frontend::receive`] took.
+    pub fn next_frame(&mut self) -> Option<Frame> {
+        self.frames.pop_front()
+    }
+
+    /// Posts fresh receive buffers, publishes requests, notifies where asked.
+    pub fn flush(&mut self, now: u64) {
+        self.now = now;
+        let target = self.config.rx_buffers;
+        if let Some(link) = self.link_mut() {
+            from_backend::refill(link, target);
+            link.push();
+        }
+    }
+
+    /// Whether responses wait that could be taken now.
+    pub fn has_work(&self) -> bool {
+        self.link().is_some_and(|link| link.up && link.ready)
+    }
+
+    /// Counters of the present connection.
+    pub fn counters(&self) -> Counters {
+        self.link().map_or_else(Counters::default, |link| link.counters)
+    }
+
+    /// Counters over all connections.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// The device, if there is one.
+    pub fn status(&self) -> Option<Status> {
+        let device = self.device.as_ref()?;
+        let link = device.link.as_ref();
+        Some(Status {
+            devid: device.devid,
+            backend: device.backend_dom(),
+            own: device.own,
+            back: device.back,
+            uplink: link.filter(|link| link.up).map(|link| link.id),
+            in_flight: link.map_or(0, |link| link.tx.ring().in_flight() as usize),
+            posted: link.map_or(0, Link::posted),
+            reason: device.reason,
+        })
+    }
+
+    /// Gives up a connection whose backend broke the protocol; xenstore follows with the next `advance`.
+    fn break_link(&mut self, reason: DownReason) {
+        self.totals.violations = self.totals.violations.saturating_add(1);
+        self.disconnect(reason);
+        if let Some(device) = &mut self.device {
+            device.dirty = true;
+        }
+    }
+
+    /// Takes every page back from the backend and closes the event channel.
+    fn disconnect(&mut self, reason: DownReason) {
+        let Some(device) = &mut self.device else { return };
+        let Some(link) = device.link.take() else { return };
+        device.reason = Some(reason);
+        self.totals.down = self.totals.down.saturating_add(1);
+        self.frames.clear();
+        if link.up {
+            self.events.push_back(Event::Down { uplink: link.id, reason });
+        }
+    }
+}
+
+/// One drain of both rings.
+fn serve(
+    link: &mut Link,
+    budget: usize,
+    frames: &mut VecDeque<Frame>,
+    now: u64,
+) -> Result<(), DownReason> {
+    to_backend::complete(link)?;
+    let more = from_backend::receive(link, budget, frames)?;
+    if !more {
+        // What arrives meanwhile leaves the link ready for the next turn.
+        link.settle(now)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
