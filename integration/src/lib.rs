@@ -2,8 +2,10 @@
 #![deny(unsafe_code)]
 
 pub mod command;
+pub mod dom0;
 pub mod error;
 pub mod lab;
 pub mod paths;
 pub mod progress;
+pub mod scenarios;
 pub mod xtask;

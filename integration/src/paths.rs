@@ -28,7 +28,8 @@ pub fn lab_files() -> PathBuf {
 pub fn cache() -> PathBuf {
     let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
     let base = base.unwrap_or_else(|| {
-        env::var_os("HOME").map_or_else(|| target().join("cache"), |home| Path::new(&home).join(".cache"))
+        env::var_os("HOME")
+            .map_or_else(|| target().join("cache"), |home| Path::new(&home).join(".cache"))
     });
     base.join("qubes-rust-firewall-lab")
 }

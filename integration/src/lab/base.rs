@@ -16,20 +16,62 @@ pub const XEN_VERSION: &str = "4.17";
 
 /// Programs of dom0; the guests borrow theirs from the same tree.
 const PROGRAMS: &[&str] = &[
-    "base-files", "bash", "dash", "coreutils", "grep", "sed", "gawk", "util-linux", "mount", "libc-bin",
-    "procps", "iproute2", "iputils-ping", "iputils-arping", "ethtool", "nftables", "conntrack", "tcpdump",
-    "iperf3", "strace", "dropbear-bin", "busybox-static", "xen-utils-4.17", "xen-utils-common",
-    "xenstore-utils", "xen-hypervisor-4.17-amd64",
+    "base-files",
+    "bash",
+    "dash",
+    "coreutils",
+    "grep",
+    "sed",
+    "gawk",
+    "util-linux",
+    "mount",
+    "libc-bin",
+    "procps",
+    "iproute2",
+    "iputils-ping",
+    "iputils-arping",
+    "ethtool",
+    "nftables",
+    "conntrack",
+    "tcpdump",
+    "iperf3",
+    "strace",
+    "dropbear-bin",
+    "busybox-static",
+    "xen-utils-4.17",
+    "xen-utils-common",
+    "xenstore-utils",
+    "xen-hypervisor-4.17-amd64",
 ];
 
 /// Kernels: the generic one for dom0 (the cloud flavour lacks `CONFIG_XEN_DOM0`), two for guests.
-const KERNELS: &[&str] = &["linux-image-amd64", "linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64"];
+const KERNELS: &[&str] =
+    &["linux-image-amd64", "linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64"];
 
 /// Dependencies that matter to a configured system only.
 const UNPACKED_NOT: &[&str] = &[
-    "perl", "libperl", "python3", "libpython3", "initramfs-tools", "udev", "usrmerge", "linux-base", "cpio",
-    "klibc-utils", "adduser", "debconf", "libfile-find-rule", "libtext-glob", "libnumber-compare", "xen-hypervisor-common",
-    "grub", "shim", "efi", "libefi", "os-prober", "ucf",
+    "perl",
+    "libperl",
+    "python3",
+    "libpython3",
+    "initramfs-tools",
+    "udev",
+    "usrmerge",
+    "linux-base",
+    "cpio",
+    "klibc-utils",
+    "adduser",
+    "debconf",
+    "libfile-find-rule",
+    "libtext-glob",
+    "libnumber-compare",
+    "xen-hypervisor-common",
+    "grub",
+    "shim",
+    "efi",
+    "libefi",
+    "os-prober",
+    "ucf",
 ];
 
 /// The guest kernels of the lab.
@@ -87,8 +129,12 @@ impl Base {
     /// When the package did not contain one.
     pub fn guest_kernel(&self, which: GuestKernel) -> Result<Kernel> {
         match which {
-            GuestKernel::Stable => self.kernel("stable", |v| v.contains("cloud") && !v.starts_with("6.12")),
-            GuestKernel::Newer => self.kernel("newer", |v| v.contains("cloud") && v.starts_with("6.12")),
+            GuestKernel::Stable => {
+                self.kernel("stable", |v| v.contains("cloud") && !v.starts_with("6.12"))
+            }
+            GuestKernel::Newer => {
+                self.kernel("newer", |v| v.contains("cloud") && v.starts_with("6.12"))
+            }
         }
     }
 
@@ -98,7 +144,11 @@ impl Base {
         for entry in read_dir(&modules)? {
             let version = entry.to_string_lossy().into_owned();
             if wanted(&version) {
-                return Ok(Kernel { version, vmlinux: self.dir.join(format!("vmlinux-{name}")), tree });
+                return Ok(Kernel {
+                    version,
+                    vmlinux: self.dir.join(format!("vmlinux-{name}")),
+                    tree,
+                });
             }
         }
         fail!("no {name} kernel among {}", modules.display());
@@ -121,7 +171,8 @@ pub fn build(dir: &Path, debs: &Path) -> Result<Base> {
 fn download(debs: &Path) -> Result<Vec<PathBuf>> {
     // An earlier release of a package must not be unpacked beside a newer one.
     let archives = debs.join("archives");
-    fs::create_dir_all(archives.join("partial")).doing(|| format!("cannot create {}", debs.display()))?;
+    fs::create_dir_all(archives.join("partial"))
+        .doing(|| format!("cannot create {}", debs.display()))?;
     let status = debs.join("status");
     fs::write(&status, "").doing(|| format!("cannot write {}", status.display()))?;
     let options = [
@@ -142,7 +193,8 @@ fn download(debs: &Path) -> Result<Vec<PathBuf>> {
     apt.env("LC_ALL", "C");
     // With nothing to fetch the list is empty, hence from an empty directory first.
     let wanted = command::output(apt.args(["-o", "Dir::Cache::archives=/nonexistent/"]))?;
-    let names: BTreeSet<String> = wanted.lines().filter_map(file_of_uri).map(str::to_owned).collect();
+    let names: BTreeSet<String> =
+        wanted.lines().filter_map(file_of_uri).map(str::to_owned).collect();
     if names.is_empty() {
         fail!("apt-get names no package to download:\n{}", command::last_lines(&wanted, 10));
     }
@@ -172,7 +224,9 @@ fn file_of_uri(line: &str) -> Option<&str> {
 
 fn unpack(base: &Base, packages: &[PathBuf]) -> Result<()> {
     let root = base.root();
-    let mkdir = |path: &Path| fs::create_dir_all(path).doing(|| format!("cannot create {}", path.display()));
+    let mkdir = |path: &Path| {
+        fs::create_dir_all(path).doing(|| format!("cannot create {}", path.display()))
+    };
     for name in ["bin", "sbin", "lib", "lib64"] {
         mkdir(&root.join("usr").join(name))?;
         std::os::unix::fs::symlink(format!("usr/{name}"), root.join(name))
@@ -224,25 +278,54 @@ fn kernels(base: &Base) -> Result<()> {
 
 /// Modules of dom0 that are loaded from the disk, after the initial RAM disk.
 const DOM0_MODULES: &[&str] = &[
-    "virtio_net", "9p", "9pnet_virtio", "xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs",
-    "xen_netback", "dummy", "tun", "nf_tables", "nft_ct", "nft_masq", "nft_chain_nat", "crc32c_generic",
+    "virtio_net",
+    "9p",
+    "9pnet_virtio",
+    "xen_evtchn",
+    "xen_gntdev",
+    "xen_gntalloc",
+    "xen_privcmd",
+    "xenfs",
+    "xen_netback",
+    "dummy",
+    "tun",
+    "nf_tables",
+    "nft_ct",
+    "nft_masq",
+    "nft_chain_nat",
+    "crc32c_generic",
 ];
 
 fn disk(base: &Base) -> Result<()> {
     let root = base.root();
     let write = |path: &str, text: &str| {
         let path = root.join(path);
-        path.parent().map_or(Ok(()), fs::create_dir_all).doing(|| format!("cannot create {}", path.display()))?;
+        path.parent()
+            .map_or(Ok(()), fs::create_dir_all)
+            .doing(|| format!("cannot create {}", path.display()))?;
         fs::write(&path, text).doing(|| format!("cannot write {}", path.display()))
     };
     let link = |target: &str, path: &str| {
         let path = root.join(path);
         let _ = fs::remove_file(&path);
-        std::os::unix::fs::symlink(target, &path).doing(|| format!("cannot link {}", path.display()))
+        std::os::unix::fs::symlink(target, &path)
+            .doing(|| format!("cannot link {}", path.display()))
     };
     for dir in [
-        "opt/bb", "proc", "sys", "dev", "run", "tmp", "host", "images", "root", "lab", "var/lib/xen",
-        "var/log/xen/console", "var/lib/xenstored", "etc/dropbear",
+        "opt/bb",
+        "proc",
+        "sys",
+        "dev",
+        "run",
+        "tmp",
+        "host",
+        "images",
+        "root",
+        "lab",
+        "var/lib/xen",
+        "var/log/xen/console",
+        "var/lib/xenstored",
+        "etc/dropbear",
     ] {
         let path = root.join(dir);
         fs::create_dir_all(&path).doing(|| format!("cannot create {}", path.display()))?;
@@ -250,7 +333,9 @@ fn disk(base: &Base) -> Result<()> {
     let modules = super::modules::closure(&base.dom0_kernel()?, DOM0_MODULES)?;
     for (path, data) in modules {
         let path = root.join(path);
-        path.parent().map_or(Ok(()), fs::create_dir_all).doing(|| format!("cannot create {}", path.display()))?;
+        path.parent()
+            .map_or(Ok(()), fs::create_dir_all)
+            .doing(|| format!("cannot create {}", path.display()))?;
         fs::write(&path, data).doing(|| format!("cannot write {}", path.display()))?;
     }
     let applets = command::output(&mut command::new(root.join("usr/bin/busybox"), &["--list"]))?;
@@ -265,7 +350,10 @@ fn disk(base: &Base) -> Result<()> {
     link("/run", "var/run")?;
     link("gawk", "usr/bin/awk")?;
     link("dash", "usr/bin/sh")?;
-    write("etc/passwd", "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n")?;
+    write(
+        "etc/passwd",
+        "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n",
+    )?;
     write("etc/shadow", "root:*:19000:0:99999:7:::\n")?;
     write("etc/group", "root:x:0:\nnogroup:x:65534:\n")?;
     write("etc/hosts", "127.0.0.1 localhost\n")?;
@@ -275,11 +363,19 @@ fn disk(base: &Base) -> Result<()> {
 
 fn make_ext4(root: &Path, disk: &Path) -> Result<()> {
     let used = command::output(command::new("du", &["-sk"]).arg(root))?;
-    let kib: u64 = used.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(512 * 1024);
+    let kib: u64 =
+        used.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(512 * 1024);
     let path = format!("/usr/sbin:/sbin:{}", std::env::var("PATH").unwrap_or_default());
     let mut mke2fs = command::new("mke2fs", &["-q", "-t", "ext4"]);
     mke2fs.env("PATH", path);
-    mke2fs.args(["-O", "^has_journal,^metadata_csum,^64bit", "-E", "root_owner=0:0,lazy_itable_init=1", "-m", "0"]);
+    mke2fs.args([
+        "-O",
+        "^has_journal,^metadata_csum,^64bit",
+        "-E",
+        "root_owner=0:0,lazy_itable_init=1",
+        "-m",
+        "0",
+    ]);
     mke2fs.arg("-d").arg(root).arg(disk).arg(format!("{}k", kib * 5 / 4 + 64 * 1024));
     command::output(&mut mke2fs).map(drop)
 }

@@ -59,11 +59,6 @@ impl Tree {
         self.put(path, Node::Link(target.to_owned()));
     }
 
-    /// Whether the tree has that path.
-    pub fn contains(&self, path: &str) -> bool {
-        self.nodes.contains_key(path)
-    }
-
     fn put(&mut self, path: &str, node: Node) {
         if let Some((parent, _)) = path.rsplit_once('/') {
             self.dir(parent);

@@ -29,7 +29,12 @@ pub struct Vif {
 impl Vif {
     /// A device with the MAC address that Qubes gives every vif by default.
     pub fn new(ip: &str, backend: &str) -> Self {
-        Self { mac: "00:16:3e:5e:6c:00".into(), ip: ip.into(), backend: backend.into(), devid: None }
+        Self {
+            mac: "00:16:3e:5e:6c:00".into(),
+            ip: ip.into(),
+            backend: backend.into(),
+            devid: None,
+        }
     }
 
     /// The words of `xl`'s notation, joined by `separator` (a comma in files, a space for `network-attach`,
@@ -170,6 +175,11 @@ impl Domain {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// File of its console log on the host.
+    pub fn console_file(&self) -> PathBuf {
+        self.log.clone()
+    }
+
     /// Length of the console log in bytes: a mark for [`Domain::wait_console_after`].
     pub fn console_mark(&self) -> u64 {
         fs::metadata(&self.log).map_or(0, |meta| meta.len())
@@ -187,7 +197,13 @@ impl Domain {
     ///
     /// # Errors
     /// As [`Domain::wait_console`].
-    pub fn wait_console_after(&self, lab: &Lab, mark: u64, needle: &str, timeout: Duration) -> Result<String> {
+    pub fn wait_console_after(
+        &self,
+        lab: &Lab,
+        mark: u64,
+        needle: &str,
+        timeout: Duration,
+    ) -> Result<String> {
         let deadline = Instant::now() + timeout;
         let mut polls = 0u32;
         loop {
@@ -204,7 +220,11 @@ impl Domain {
                     fail!(
                         "{}: no console line with {needle:?} {} (domain: {state:?}); it ends with:\n{}",
                         self.name,
-                        if late { format!("in {} s", timeout.as_secs()) } else { "before its end".into() },
+                        if late {
+                            format!("in {} s", timeout.as_secs())
+                        } else {
+                            "before its end".into()
+                        },
                         crate::command::last_lines(&self.console(), 12)
                     );
                 }
@@ -234,12 +254,15 @@ impl Domain {
     /// # Errors
     /// As [`Domain::exec`].
     pub fn exec_for(&self, lab: &Lab, line: &str, timeout: Duration) -> Result<Output> {
-        let mut agent =
-            self.agent.lock().map_err(|_| Error::Failed("a thread died while it used the agent".into()))?;
+        let mut agent = self
+            .agent
+            .lock()
+            .map_err(|_| Error::Failed("a thread died while it used the agent".into()))?;
         let tty = match &agent.tty {
             Some(tty) => tty.clone(),
             None => {
-                let tty = lab.sh(&format!("xenstore-read /local/domain/{}/console/tty", self.domid))?;
+                let tty =
+                    lab.sh(&format!("xenstore-read /local/domain/{}/console/tty", self.domid))?;
                 agent.tty.insert(tty.trim().to_owned()).clone()
             }
         };
@@ -250,7 +273,9 @@ impl Domain {
         let encoded = base64(line.as_bytes());
         let mut input = String::new();
         let mut rest = encoded.as_str();
-        while let Some((piece, more)) = rest.split_at_checked(700).filter(|(_, more)| !more.is_empty()) {
+        while let Some((piece, more)) =
+            rest.split_at_checked(700).filter(|(_, more)| !more.is_empty())
+        {
             input.push_str(&format!("printf '@@+ %s\\n' {piece}; "));
             rest = more;
         }
@@ -262,7 +287,8 @@ impl Domain {
     fn read_answer(&self, lab: &Lab, mark: u64, tag: &str, timeout: Duration) -> Result<Output> {
         let end = format!("@@. {tag} ");
         let line = self.wait_console_after(lab, mark, &end, timeout)?;
-        let status = line.split_once(&end).and_then(|(_, status)| status.trim().parse().ok()).unwrap_or(-1);
+        let status =
+            line.split_once(&end).and_then(|(_, status)| status.trim().parse().ok()).unwrap_or(-1);
         let prefix = format!("@@| {tag} ");
         let log = self.console_from(mark)?;
         let lines = complete_lines(&log).filter_map(|line| line.split_once(&prefix));
@@ -282,7 +308,7 @@ impl Domain {
     ///
     /// # Errors
     /// When the guest does not answer.
-    pub fn spawn(&self, lab: &Lab, line: &str) -> Result<Background<'_>> {
+    pub fn spawn(&self, lab: &Lab, line: &str) -> Result<Background> {
         let number = self.agent.lock().map_or(0, |agent| agent.count);
         let file = format!("/tmp/background.{number}");
         // Written to a file, as the line may have quotes of its own.
@@ -291,7 +317,7 @@ impl Domain {
              (sh {file}.sh </dev/null >{file}.out 2>&1; echo $? >{file}.rc) </dev/null >/dev/null 2>&1 &"
         );
         self.sh(lab, &start)?;
-        Ok(Background { domain: self, file })
+        Ok(Background { file })
     }
 
     fn console_from(&self, mark: u64) -> Result<String> {
@@ -303,21 +329,21 @@ impl Domain {
     }
 }
 
-/// A command that runs in a guest.
+/// A command that runs in a guest; the guest is named again at each use, so that the world stays free for
+/// changes meanwhile.
 #[derive(Debug)]
-pub struct Background<'a> {
-    domain: &'a Domain,
+pub struct Background {
     file: String,
 }
 
-impl Background<'_> {
+impl Background {
     /// Its end and output, if it has ended.
     ///
     /// # Errors
     /// When the guest does not answer.
-    pub fn poll(&self, lab: &Lab) -> Result<Option<Output>> {
+    pub fn poll(&self, lab: &Lab, domain: &Domain) -> Result<Option<Output>> {
         let file = &self.file;
-        let out = self.domain.exec(lab, &format!("cat {file}.rc && cat {file}.out"))?;
+        let out = domain.exec(lab, &format!("cat {file}.rc && cat {file}.out"))?;
         if !out.success() {
             return Ok(None);
         }
@@ -329,23 +355,27 @@ impl Background<'_> {
     ///
     /// # Errors
     /// When the guest does not answer.
-    pub fn so_far(&self, lab: &Lab) -> Result<String> {
-        self.domain.sh(lab, &format!("cat {}.out", self.file))
+    pub fn so_far(&self, lab: &Lab, domain: &Domain) -> Result<String> {
+        domain.sh(lab, &format!("cat {}.out", self.file))
     }
 
     /// Waits for its end.
     ///
     /// # Errors
     /// When it does not end in time.
-    pub fn finish(&self, lab: &Lab, timeout: Duration) -> Result<Output> {
+    pub fn finish(&self, lab: &Lab, domain: &Domain, timeout: Duration) -> Result<Output> {
         let deadline = Instant::now() + timeout;
         loop {
-            if let Some(output) = self.poll(lab)? {
+            if let Some(output) = self.poll(lab, domain)? {
                 return Ok(output);
             }
             if Instant::now() > deadline {
-                let text = self.so_far(lab).unwrap_or_default();
-                fail!("{}: a command had not ended after {} s: {text}", self.domain.name, timeout.as_secs());
+                let text = self.so_far(lab, domain).unwrap_or_default();
+                fail!(
+                    "{}: a command had not ended after {} s: {text}",
+                    domain.name,
+                    timeout.as_secs()
+                );
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -415,9 +445,14 @@ mod tests {
 
     #[test]
     fn base64_of_rfc_4648() {
-        for (plain, coded) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE=")]
-        {
+        for (plain, coded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+        ] {
             assert_eq!(base64(plain.as_bytes()), coded);
         }
     }

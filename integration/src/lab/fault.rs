@@ -10,11 +10,9 @@ pub fn in_hypervisor_log(log: &str) -> Option<String> {
             return Some(format!("the hypervisor stopped: {}", line.trim()));
         }
         if line.contains("Triple fault - invoking HVM shutdown") {
-            let dump = lines.clone().take(40);
-            if let Some(state) = dump.into_iter().find(|line| line.contains("RIP:")) {
-                if is_xens(state) {
-                    return Some(format!("{}; {}", line.trim(), state.trim()));
-                }
+            let mut dump = lines.clone().take(40);
+            if let Some(state) = dump.find(|line| line.contains("RIP:")).filter(|line| is_xens(line)) {
+                return Some(format!("{}; {}", line.trim(), state.trim()));
             }
         }
     }

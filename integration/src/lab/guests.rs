@@ -44,13 +44,27 @@ impl Role {
 
     fn modules(self) -> &'static [&'static str] {
         match self {
-            Self::Client => {
-                &["xen-netfront", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "pktgen"]
-            }
+            Self::Client => &[
+                "xen-netfront",
+                "xen-evtchn",
+                "xen-gntdev",
+                "xen-gntalloc",
+                "xen-privcmd",
+                "pktgen",
+            ],
             Self::NetVm => &["xen-netfront", "xen-netback", "dummy", "xen-privcmd"],
             Self::LinuxFirewall => &[
-                "xen-netfront", "xen-netback", "nf_tables", "nft_ct", "nft_masq", "nft_chain_nat",
-                "nft_reject_ipv4", "nft_reject_inet", "nf_conntrack_netlink", "nft_limit", "xen-privcmd",
+                "xen-netfront",
+                "xen-netback",
+                "nf_tables",
+                "nft_ct",
+                "nft_masq",
+                "nft_chain_nat",
+                "nft_reject_ipv4",
+                "nft_reject_inet",
+                "nf_conntrack_netlink",
+                "nft_limit",
+                "xen-privcmd",
             ],
         }
     }
@@ -124,6 +138,7 @@ fn guest(base: &Base, scripts: &Path, role: Role, kernel: GuestKernel) -> Result
     }
     add_scripts(&mut tree, &scripts.join("guest"))?;
     tree.link("init", "lab/init");
+    tree.link("bin/poweroff", "../lab/poweroff");
     if role == Role::NetVm {
         tree.data("lab/seed", seed_block());
     }
@@ -168,11 +183,17 @@ impl Libraries {
     }
 
     fn add_program(&mut self, tree: &mut Tree, name: &str) -> Result<()> {
-        let found = ["usr/bin", "usr/sbin"].iter().map(|dir| self.root.join(dir).join(name)).find(|p| p.exists());
+        let found = ["usr/bin", "usr/sbin"]
+            .iter()
+            .map(|dir| self.root.join(dir).join(name))
+            .find(|p| p.exists());
         let Some(source) = found else { fail!("no program {name} in dom0's tree") };
         let source = source.canonicalize().doing(|| format!("cannot resolve {name}"))?;
         tree.program(&format!("bin/{name}"), &source)?;
-        tree.program("lib64/ld-linux-x86-64.so.2", &self.root.join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"))?;
+        tree.program(
+            "lib64/ld-linux-x86-64.so.2",
+            &self.root.join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"),
+        )?;
         self.add_needed(tree, &source)
     }
 
@@ -191,7 +212,11 @@ impl Libraries {
     }
 
     fn find(&self, library: &str) -> Result<PathBuf> {
-        let dirs = ["usr/lib/x86_64-linux-gnu".to_owned(), "usr/lib64".into(), format!("usr/lib/xen-{XEN_VERSION}/lib/x86_64-linux-gnu")];
+        let dirs = [
+            "usr/lib/x86_64-linux-gnu".to_owned(),
+            "usr/lib64".into(),
+            format!("usr/lib/xen-{XEN_VERSION}/lib/x86_64-linux-gnu"),
+        ];
         for dir in &dirs {
             let path = self.root.join(dir).join(library);
             if path.exists() {

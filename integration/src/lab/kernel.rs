@@ -38,7 +38,8 @@ fn payload(image: &[u8]) -> Option<&[u8]> {
         n => n,
     });
     let word = |at: usize| -> Option<usize> {
-        usize::try_from(u32::from_le_bytes(image.get(at..at.checked_add(4)?)?.try_into().ok()?)).ok()
+        usize::try_from(u32::from_le_bytes(image.get(at..at.checked_add(4)?)?.try_into().ok()?))
+            .ok()
     };
     let start = setup_sectors.checked_add(1)?.checked_mul(512)?.checked_add(word(0x248)?)?;
     // The build appends the unpacked size, which the unpackers would take for garbage.

@@ -5,14 +5,17 @@
 
 pub mod base;
 pub mod cache;
-mod cpio;
+pub mod cpio;
+pub mod dom0d;
 pub mod domain;
-mod fault;
+pub mod fault;
 pub mod guests;
-mod kernel;
-mod modules;
+pub mod kernel;
+pub mod modules;
+pub mod plan;
 pub mod qemu;
 pub mod shell;
+pub mod world;
 
 use std::cell::Cell;
 use std::fs;
@@ -44,10 +47,13 @@ impl Lab {
     pub fn boot(images: &Images, options: &MachineOptions) -> Result<Self> {
         let mut try_count = 1;
         let machine = loop {
-            let booted = progress::step("lab: booting Xen and dom0", || Machine::boot(images, options));
+            let booted =
+                progress::step("lab: booting Xen and dom0", || Machine::boot(images, options));
             match booted {
                 Err(Error::EmulatorFault(fault)) if try_count < BOOT_TRIES => {
-                    progress::say(format!("emulator fault {try_count} while booting, again: {fault}"));
+                    progress::say(format!(
+                        "emulator fault {try_count} while booting, again: {fault}"
+                    ));
                     try_count += 1;
                 }
                 other => break other?,
@@ -127,11 +133,13 @@ impl Lab {
     /// # Errors
     /// When it cannot be copied.
     pub fn put(&self, file: &Path) -> Result<String> {
-        let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name =
+            file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         // Renamed into place: a program that runs from the old file keeps it.
         let temporary = self.share().join(format!(".{name}.new"));
         fs::copy(file, &temporary).doing(|| format!("cannot copy {}", file.display()))?;
-        fs::rename(&temporary, self.share().join(&name)).doing(|| format!("cannot place {name}"))?;
+        fs::rename(&temporary, self.share().join(&name))
+            .doing(|| format!("cannot place {name}"))?;
         Ok(format!("/host/{name}"))
     }
 
@@ -142,12 +150,15 @@ impl Lab {
     pub fn create(&self, spec: &DomainSpec) -> Result<Domain> {
         let file = format!("cfg/{}.cfg", spec.name);
         let config = spec.config(self.tsc_khz()?);
-        fs::write(self.share().join(&file), config).doing(|| "cannot write a domain's configuration")?;
+        fs::write(self.share().join(&file), config)
+            .doing(|| "cannot write a domain's configuration")?;
         self.keep_old_log(&spec.name);
         let begun = Instant::now();
         let pause = if spec.paused { "-p" } else { "" };
         let line = format!("xl create -q {pause} /host/{file} && xl domid {}", spec.name);
-        let out = self.exec_for(&line, Duration::from_secs(120))?.ok(&format!("xl create {}", spec.name))?;
+        let out = self
+            .exec_for(&line, Duration::from_secs(120))?
+            .ok(&format!("xl create {}", spec.name))?;
         let Some(domid) = out.lines().last().and_then(|line| line.trim().parse().ok()) else {
             fail!("xl create {}: no domain number in {out:?}", spec.name);
         };
@@ -257,7 +268,9 @@ impl Lab {
         }
         // dom0 may be what has died.
         if self.fault().is_none() {
-            for (name, line) in [("xl-list.txt", "xl list -v; free -m; uptime"), ("xenstore.txt", "xenstore-ls -f")] {
+            for (name, line) in
+                [("xl-list.txt", "xl list -v; free -m; uptime"), ("xenstore.txt", "xenstore-ls -f")]
+            {
                 if let Ok(out) = self.exec_for(line, Duration::from_secs(20)) {
                     let _ = fs::write(to.join(name), out.text);
                 }
@@ -281,7 +294,9 @@ impl Lab {
         let dir = self.console_dir();
         let log = dir.join(format!("guest-{name}.log"));
         if log.exists() {
-            let free = (1..1000).map(|n| dir.join(format!("guest-{name}.{n}.log"))).find(|path| !path.exists());
+            let free = (1..1000)
+                .map(|n| dir.join(format!("guest-{name}.{n}.log")))
+                .find(|path| !path.exists());
             if let Some(free) = free {
                 let _ = fs::rename(&log, free);
             }

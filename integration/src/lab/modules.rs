@@ -31,7 +31,9 @@ pub fn closure(kernel: &Kernel, modules: &[&str]) -> Result<Vec<(String, Vec<u8>
             fail!("kernel {} has no module {module}", kernel.version);
         };
         kept.insert(module.clone(), line);
-        wanted.extend(line.split_once(':').map_or("", |(_, needs)| needs).split_whitespace().map(name));
+        wanted.extend(
+            line.split_once(':').map_or("", |(_, needs)| needs).split_whitespace().map(name),
+        );
     }
 
     let target = format!("lib/modules/{}", kernel.version);
@@ -46,7 +48,9 @@ pub fn closure(kernel: &Kernel, modules: &[&str]) -> Result<Vec<(String, Vec<u8>
     }
     let aliases: String = read(&dir.join("modules.alias"))?
         .lines()
-        .filter(|line| line.split_whitespace().nth(2).is_some_and(|module| kept.contains_key(module)))
+        .filter(|line| {
+            line.split_whitespace().nth(2).is_some_and(|module| kept.contains_key(module))
+        })
         .flat_map(|line| [line, "\n"])
         .collect();
     files.push((format!("{target}/modules.dep"), index.into_bytes()));

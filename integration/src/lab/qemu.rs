@@ -28,7 +28,13 @@ pub struct MachineOptions {
 
 impl Default for MachineOptions {
     fn default() -> Self {
-        Self { name: "test".into(), xenstored: "xenstored", memory_mib: 2048, dom0_mib: 640, detached: false }
+        Self {
+            name: "test".into(),
+            xenstored: "xenstored",
+            memory_mib: 2048,
+            dom0_mib: 640,
+            detached: false,
+        }
     }
 }
 
@@ -51,11 +57,16 @@ impl Machine {
     pub fn boot(images: &Images, options: &MachineOptions) -> Result<Self> {
         let dir = run_dir(&options.name);
         if let Ok(old) = Self::attach(&options.name) {
-            fail!("a lab named {:?} is running already (pid file in {})", options.name, old.dir.display());
+            fail!(
+                "a lab named {:?} is running already (pid file in {})",
+                options.name,
+                old.dir.display()
+            );
         }
         let _ = fs::remove_dir_all(&dir);
         for sub in ["share/console", "share/cfg"] {
-            fs::create_dir_all(dir.join(sub)).doing(|| format!("cannot create {}", dir.display()))?;
+            fs::create_dir_all(dir.join(sub))
+                .doing(|| format!("cannot create {}", dir.display()))?;
         }
         make_key(&dir)?;
         let port = free_port()?;
@@ -79,7 +90,9 @@ impl Machine {
     pub fn attach(name: &str) -> Result<Self> {
         let dir = run_dir(name);
         let read = |file: &str| fs::read_to_string(dir.join(file)).ok();
-        let (Some(pid), Some(port)) = (read("pid"), read("port").and_then(|port| port.parse().ok())) else {
+        let (Some(pid), Some(port)) =
+            (read("pid"), read("port").and_then(|port| port.parse().ok()))
+        else {
             fail!("no lab named {name:?} is running (start one: cargo xtask lab up)");
         };
         if !is_our_qemu(&pid, name) {
@@ -142,7 +155,10 @@ impl Machine {
                 return Ok(());
             }
             if let Some(fault) = self.fault() {
-                return Err(Error::EmulatorFault(format!("{fault}\n{}", command::last_lines(&console, 15))));
+                return Err(Error::EmulatorFault(format!(
+                    "{fault}\n{}",
+                    command::last_lines(&console, 15)
+                )));
             }
             if Instant::now() > deadline {
                 fail!(
@@ -169,7 +185,12 @@ pub fn run_dir(name: &str) -> PathBuf {
     crate::paths::target().join("lab/run").join(name)
 }
 
-fn command_line(images: &Images, options: &MachineOptions, dir: &Path, port: u16) -> Result<Command> {
+fn command_line(
+    images: &Images,
+    options: &MachineOptions,
+    dir: &Path,
+    port: u16,
+) -> Result<Command> {
     let base = &images.base;
     let log = File::create(dir.join("qemu.log")).doing(|| "cannot create qemu.log")?;
     let error_log = log.try_clone().doing(|| "cannot share qemu.log")?;
@@ -181,7 +202,16 @@ fn command_line(images: &Images, options: &MachineOptions, dir: &Path, port: u16
     };
     command.stdin(Stdio::null()).stdout(log).stderr(error_log);
     command.arg("qemu-system-x86_64").args(["-name", &format!("qrf-lab-{}", options.name)]);
-    command.args(["-machine", "pc", "-accel", "tcg,thread=multi", "-smp", "2", "-m", &options.memory_mib.to_string()]);
+    command.args([
+        "-machine",
+        "pc",
+        "-accel",
+        "tcg,thread=multi",
+        "-smp",
+        "3",
+        "-m",
+        &options.memory_mib.to_string(),
+    ]);
     command.args(["-cpu", "qemu64,+svm,+npt,+rdrand,+popcnt,+ssse3,+sse4.1,+sse4.2"]);
     command.args(["-display", "none", "-no-reboot"]);
     command.arg("-serial").arg(prefixed("file:", &dir.join("console.log")));
@@ -203,11 +233,17 @@ fn command_line(images: &Images, options: &MachineOptions, dir: &Path, port: u16
         "file={},format=raw,if=virtio,snapshot=on,cache=unsafe",
         base.disk().display()
     ));
-    command.arg("-netdev").arg(format!("user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:22"));
+    command
+        .arg("-netdev")
+        .arg(format!("user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:22"));
     command.args(["-device", "virtio-net-pci,netdev=n0,romfile="]);
-    for (tag, path, more) in [("lab", dir.join("share"), ""), ("images", images.dir.clone(), ",readonly=on")] {
+    for (tag, path, more) in
+        [("lab", dir.join("share"), ""), ("images", images.dir.clone(), ",readonly=on")]
+    {
         let path = path.display();
-        command.arg("-virtfs").arg(format!("local,path={path},mount_tag={tag},security_model=none{more}"));
+        command
+            .arg("-virtfs")
+            .arg(format!("local,path={path},mount_tag={tag},security_model=none{more}"));
     }
     Ok(command)
 }
@@ -220,8 +256,12 @@ fn prefixed(prefix: &str, path: &Path) -> std::ffi::OsString {
 
 fn make_key(dir: &Path) -> Result<()> {
     let key = dir.join("key");
-    command::output(command::new("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f"]).arg(&key))?;
-    fs::copy(dir.join("key.pub"), dir.join("share/key.pub")).doing(|| "cannot copy the lab's key").map(drop)
+    command::output(
+        command::new("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f"]).arg(&key),
+    )?;
+    fs::copy(dir.join("key.pub"), dir.join("share/key.pub"))
+        .doing(|| "cannot copy the lab's key")
+        .map(drop)
 }
 
 /// A port that is free now; QEMU takes it a moment later.

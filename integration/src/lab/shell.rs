@@ -74,8 +74,23 @@ impl Shells {
     /// ssh with the lab's options, for a person at the terminal: `args` is the remote command, none a shell.
     pub fn ssh(&self) -> Command {
         let mut ssh = Command::new("ssh");
-        ssh.args(["-q", "-p", &self.port.to_string(), "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]);
-        ssh.args(["-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=30"]);
+        ssh.args([
+            "-q",
+            "-p",
+            &self.port.to_string(),
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "StrictHostKeyChecking=no",
+        ]);
+        ssh.args([
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            "-o",
+            "IdentitiesOnly=yes",
+            "-o",
+            "ConnectTimeout=30",
+        ]);
         // Nobody's configuration of other connections.
         ssh.args(["-F", "/dev/null", "-i"]).arg(&self.key);
         ssh.args(["-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o"]);
@@ -155,8 +170,15 @@ impl Shell {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let received = self.lines.recv_timeout(left).map_err(|error| {
-                let why = if error == mpsc::RecvTimeoutError::Timeout { "no answer in time" } else { "lost" };
-                Error::Failed(format!("dom0's shell: {why} ({} s): {line}\n{text}", timeout.as_secs()))
+                let why = if error == mpsc::RecvTimeoutError::Timeout {
+                    "no answer in time"
+                } else {
+                    "lost"
+                };
+                Error::Failed(format!(
+                    "dom0's shell: {why} ({} s): {line}\n{text}",
+                    timeout.as_secs()
+                ))
             })?;
             if let Some(status) = received.strip_prefix(&mark) {
                 // The mark brings a line break of its own.

@@ -8,7 +8,15 @@ use crate::{command, fail, progress};
 
 /// What the lab needs on the host.
 pub const LAB: &[&str] = &[
-    "qemu-system-x86", "openssh-client", "e2fsprogs", "binutils", "xz-utils", "lz4", "zstd", "gcc", "libxen-dev",
+    "qemu-system-x86",
+    "openssh-client",
+    "e2fsprogs",
+    "binutils",
+    "xz-utils",
+    "lz4",
+    "zstd",
+    "gcc",
+    "libxen-dev",
 ];
 
 /// What the smoke boot without Xen needs.
@@ -16,8 +24,13 @@ pub const QEMU: &[&str] = &["qemu-system-x86"];
 
 /// Packages of QEMU that must be of one version. Newer ones than the distribution's come from backports; with
 /// QEMU 10 every PVH guest of the emulated Xen dies at once, 7.2 works.
-const QEMU_FAMILY: &[&str] =
-    &["qemu-system-x86", "qemu-system-common", "qemu-system-data", "qemu-utils", "qemu-block-extra"];
+const QEMU_FAMILY: &[&str] = &[
+    "qemu-system-x86",
+    "qemu-system-common",
+    "qemu-system-data",
+    "qemu-utils",
+    "qemu-block-extra",
+];
 const QEMU_WANTED: &str = "1:7.2";
 
 /// Makes sure that `packages` are installed.
@@ -27,11 +40,16 @@ const QEMU_WANTED: &str = "1:7.2";
 pub fn ensure(packages: &[&str]) -> Result<()> {
     let asked: Vec<&str> = packages.iter().chain(QEMU_FAMILY).copied().collect();
     let installed = installed(&asked)?;
-    let mut missing: Vec<String> =
-        packages.iter().filter(|name| !installed.contains_key(**name)).map(|name| (*name).to_owned()).collect();
+    let mut missing: Vec<String> = packages
+        .iter()
+        .filter(|name| !installed.contains_key(**name))
+        .map(|name| (*name).to_owned())
+        .collect();
     let newer: Vec<&str> = QEMU_FAMILY
         .iter()
-        .filter(|name| installed.get(**name).is_some_and(|version| !version.starts_with(QEMU_WANTED)))
+        .filter(|name| {
+            installed.get(**name).is_some_and(|version| !version.starts_with(QEMU_WANTED))
+        })
         .copied()
         .collect();
     let wants_qemu = packages.contains(&"qemu-system-x86");
@@ -42,11 +60,19 @@ pub fn ensure(packages: &[&str]) -> Result<()> {
     let mut options = vec!["-y", "-q", "--no-install-recommends"];
     if wants_qemu && !newer.is_empty() {
         let version = qemu_version()?;
-        progress::say(format!("QEMU: {} replaced by version {version}, newer ones cannot run the lab", newer.join(", ")));
+        progress::say(format!(
+            "QEMU: {} replaced by version {version}, newer ones cannot run the lab",
+            newer.join(", ")
+        ));
         options.push("--allow-downgrades");
         missing.retain(|name| name != "qemu-system-x86");
         missing.push(format!("qemu-system-x86={version}"));
-        missing.extend(newer.iter().filter(|name| **name != "qemu-system-x86").map(|name| format!("{name}={version}")));
+        missing.extend(
+            newer
+                .iter()
+                .filter(|name| **name != "qemu-system-x86")
+                .map(|name| format!("{name}={version}")),
+        );
     }
     progress::say(format!("installing Debian packages: {}", missing.join(" ")));
     install(&options, &missing)
@@ -72,7 +98,10 @@ fn apt_get(args: &[&str]) -> Result<()> {
         command::new("apt-get", args)
     } else if command::exists("sudo") {
         // sudo asks on the terminal itself.
-        command::new("sudo", &[&["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"], args].concat())
+        command::new(
+            "sudo",
+            &[&["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"], args].concat(),
+        )
     } else {
         fail!("not root and no sudo: as root, run: apt-get {}", args.join(" "));
     };
@@ -82,7 +111,8 @@ fn apt_get(args: &[&str]) -> Result<()> {
 
 /// Name and version of those of `packages` that are installed.
 fn installed(packages: &[&str]) -> Result<BTreeMap<String, String>> {
-    let mut query = command::new("dpkg-query", &["-W", "-f=${Package} ${db:Status-Status} ${Version}\n"]);
+    let mut query =
+        command::new("dpkg-query", &["-W", "-f=${Package} ${db:Status-Status} ${Version}\n"]);
     // It fails when it does not know one of the names, and lists the others.
     let out = match query.args(packages).output() {
         Ok(out) => String::from_utf8_lossy(&out.stdout).into_owned(),
@@ -94,7 +124,8 @@ fn installed(packages: &[&str]) -> Result<BTreeMap<String, String>> {
 fn parse_installed(text: &str) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for line in text.lines() {
-        if let [name, "installed", version] = line.split_whitespace().collect::<Vec<_>>().as_slice() {
+        if let [name, "installed", version] = line.split_whitespace().collect::<Vec<_>>().as_slice()
+        {
             found.insert((*name).to_owned(), (*version).to_owned());
         }
     }
@@ -106,7 +137,9 @@ fn check_release() -> Result<()> {
     if release.lines().any(|line| line == "VERSION_CODENAME=bookworm") {
         return Ok(());
     }
-    fail!("packages are missing, and they are known for Debian 12 (bookworm) only; this system is another")
+    fail!(
+        "packages are missing, and they are known for Debian 12 (bookworm) only; this system is another"
+    )
 }
 
 fn qemu_version() -> Result<String> {
@@ -121,7 +154,9 @@ fn qemu_version() -> Result<String> {
     progress::step("apt-get update", || apt_get(&["update", "-q"]))?;
     match find()? {
         Some(version) => Ok(version),
-        None => fail!("apt offers no QEMU {QEMU_WANTED}; is Debian 12's main archive among its sources?"),
+        None => fail!(
+            "apt offers no QEMU {QEMU_WANTED}; is Debian 12's main archive among its sources?"
+        ),
     }
 }
 

@@ -29,7 +29,10 @@ pub struct Image {
 /// When it does not build or is larger than [`LIMIT`].
 pub fn build() -> Result<Image> {
     progress::step("building the image", || {
-        command::output(cargo(&["build", "--profile", "image", "--features", "platform", "--bin", "vmlinuz"]).env_remove("RUSTFLAGS"))
+        command::output(
+            cargo(&["build", "--profile", "image", "--features", "platform", "--bin", "vmlinuz"])
+                .env_remove("RUSTFLAGS"),
+        )
     })?;
     let path = paths::image();
     let bytes = fs::read(&path).doing(|| format!("cannot read {}", path.display()))?;

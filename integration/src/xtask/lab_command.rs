@@ -16,6 +16,8 @@ usage: cargo xtask lab build [--fresh]      the images (--fresh: from newly down
        cargo xtask lab exec DOMAIN CMD...   a command in dom0 or in a Linux guest
        cargo xtask lab console DOMAIN       what a domain wrote to its console, and what it writes
        cargo xtask lab boot IMAGE           boot IMAGE as a PVH domain without devices and show its console
+       cargo xtask lab scenario [PART]      the scenarios whose name contains PART (or of that group)
+       cargo xtask lab prove                the lab alone, with a Linux firewall in the place of ours
        cargo xtask lab down                 end it";
 
 /// Instance of the lab that `up` leaves running.
@@ -37,6 +39,11 @@ pub fn run(args: &[&str]) -> Result<()> {
         }
         ["exec", domain, line @ ..] if !line.is_empty() => exec(domain, &line.join(" ")),
         ["console", domain] => console(domain),
+        ["scenario", filter @ ..] => {
+            apt::ensure(apt::LAB)?;
+            super::scenarios::run_matching(&super::image::build()?, &filter.join(" "))
+        }
+        ["prove"] => super::prove::run(),
         ["boot", image] => boot(Path::new(image)),
         _ => fail!("{USAGE}"),
     }
@@ -45,7 +52,11 @@ pub fn run(args: &[&str]) -> Result<()> {
 fn build(fresh: bool) -> Result<()> {
     apt::ensure(apt::LAB)?;
     let images = cache::images(fresh)?;
-    progress::say(format!("lab: images in {} and {}", images.base.dir.display(), images.dir.display()));
+    progress::say(format!(
+        "lab: images in {} and {}",
+        images.base.dir.display(),
+        images.dir.display()
+    ));
     Ok(())
 }
 
@@ -100,6 +111,9 @@ fn boot(image: &Path) -> Result<()> {
     spec.driver_domain = false;
     let _ = lab.destroy("boot");
     let domain = lab.create(&spec)?;
-    progress::say(format!("domain boot, number {}, made in {:.1} s; its console:", domain.domid, domain.create_seconds));
+    progress::say(format!(
+        "domain boot, number {}, made in {:.1} s; its console:",
+        domain.domid, domain.create_seconds
+    ));
     console("boot")
 }

@@ -2,9 +2,14 @@
 
 #![forbid(unsafe_code)]
 
-mod apt;
-mod image;
-mod lab_command;
+pub mod apt;
+pub mod audit;
+pub mod image;
+pub mod lab_command;
+pub mod prove;
+pub mod scenarios;
+pub mod smoke;
+pub mod test;
 
 use std::process::ExitCode;
 
@@ -34,6 +39,10 @@ pub fn main() -> ExitCode {
 
 fn dispatch(args: &[&str]) -> Result<()> {
     match args {
+        ["test"] => test::run(false),
+        ["test", "--fast"] => test::run(true),
+        ["test", "--long"] => test::long(None),
+        ["test", "--long", part] => test::long(Some(part)),
         ["image"] => image::build().map(drop),
         ["lab", rest @ ..] => lab_command::run(rest),
         _ => fail!("{USAGE}"),

@@ -1,0 +1,272 @@
+//! The dom0 side of Qubes in the lab: the program `dom0d` (this crate, feature `lab`) as QubesDB server and
+//! qrexec daemon of the firewall, run in dom0 for each firewall domain.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::Lab;
+use super::domain::Domain;
+use super::plan::Plan;
+use super::shell::Output;
+use crate::error::{Attempt, Error, Result};
+use crate::{fail, paths};
+
+/// Exit codes from here on mean that the firewall did what ends the real daemons.
+const PROVOKED: i64 = 20;
+
+/// Where the program is in dom0.
+const PROGRAM: &str = "/usr/sbin/dom0d";
+
+/// The built program on the host.
+pub fn binary() -> PathBuf {
+    paths::target().join("release/dom0d")
+}
+
+/// Puts the program into dom0.
+///
+/// # Errors
+/// When it was not built.
+pub fn install(lab: &Lab) -> Result<()> {
+    let path = lab.put(&binary())?;
+    // A copy: programs do not run well from a file system without cache.
+    lab.sh(&format!("cp {path} {PROGRAM} && chmod 755 {PROGRAM}")).map(drop)
+}
+
+/// Xen's system time in dom0, in nanoseconds.
+///
+/// # Errors
+/// When the program fails.
+pub fn xen_time_ns(lab: &Lab) -> Result<u64> {
+    let text = lab.sh(&format!("{PROGRAM} xentime"))?;
+    text.trim().parse().map_err(|_| Error::Failed(format!("dom0d xentime: {text:?}")))
+}
+
+/// What dom0 knows of a client: the part of VM.json that scenarios change.
+#[derive(Clone, Debug)]
+pub struct ClientState {
+    /// Its address.
+    pub ip: String,
+    /// Whether it runs.
+    pub running: bool,
+    /// Its rules, in order.
+    pub rules: Vec<String>,
+}
+
+/// The servers of one firewall domain.
+#[derive(Debug)]
+pub struct Dom0d {
+    domid: u32,
+    /// `/vm-config/...`, `/qubes-service/...` and other keys beyond the usual.
+    pub extra: Vec<(String, String)>,
+}
+
+/// What a rule update said.
+#[derive(Clone, Copy, Debug)]
+pub struct Reloaded {
+    /// Xen system time of the write that makes the rules valid, in nanoseconds.
+    pub trigger_ns: u64,
+}
+
+impl Dom0d {
+    /// Starts the QubesDB server of a domain that is still paused and writes every key.
+    ///
+    /// # Errors
+    /// When the server does not start.
+    pub fn start(
+        lab: &Lab,
+        domain: &Domain,
+        plan: &Plan,
+        gateway: Option<&str>,
+        clients: &[ClientState],
+        extra: &[(String, String)],
+    ) -> Result<Self> {
+        let this = Self { domid: domain.domid, extra: extra.to_vec() };
+        this.write_state(lab, plan, gateway, clients)?;
+        let (socket, domid) = (this.db_socket(), this.domid);
+        lab.sh(&format!(
+            "{PROGRAM} qubesdb --domid {domid} --socket {socket} --log /host/qubesdb-{domid}.log --detach && \
+             {PROGRAM} qubes-up --socket {socket} {}",
+            this.state_file()
+        ))?;
+        Ok(this)
+    }
+
+    /// Starts the qrexec daemon and waits for the firewall's hello.
+    ///
+    /// # Errors
+    /// When it does not come in a minute.
+    pub fn start_qrexec(&self, lab: &Lab) -> Result<()> {
+        let domid = self.domid;
+        let line = format!(
+            "{PROGRAM} qrexec --domid {domid} --socket {} --log /host/qrexec-{domid}.log --detach --timeout 60",
+            self.qrexec_socket()
+        );
+        lab.exec_for(&line, Duration::from_secs(90))?.ok("dom0d qrexec").map(drop)
+    }
+
+    /// A qrexec call into the firewall: its output and exit status.
+    ///
+    /// # Errors
+    /// When dom0 does not answer.
+    pub fn call(&self, lab: &Lab, command: &str) -> Result<Output> {
+        lab.exec(&format!("{PROGRAM} call --socket {} '{command}'", self.qrexec_socket()))
+    }
+
+    /// `dom0d db ...` on this domain's QubesDB.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn db(&self, lab: &Lab, words: &str) -> Result<String> {
+        let line = format!("{PROGRAM} db --socket {} {words}", self.db_socket());
+        lab.exec(&line)?.ok(&format!("dom0d db {words}"))
+    }
+
+    /// Writes a client's rules as Qubes' `qvm-firewall` does, with the policy `drop`.
+    ///
+    /// # Errors
+    /// When the server refuses or is gone.
+    pub fn reload(&self, lab: &Lab, ip: &str, rules: &[String]) -> Result<Reloaded> {
+        let rules = rules.iter().map(|rule| format!("'{rule}'")).collect::<Vec<_>>().join(" ");
+        let socket = self.db_socket();
+        let line =
+            format!("printf '%s\\n' {rules} | {PROGRAM} db --socket {socket} firewall-reload {ip}");
+        let text = lab.sh(&line)?;
+        let answer: Value = parse(&text)?;
+        match answer.get("trigger_ns").and_then(Value::as_u64) {
+            Some(trigger_ns) => Ok(Reloaded { trigger_ns }),
+            None => fail!("dom0d db firewall-reload: {text}"),
+        }
+    }
+
+    /// What dom0 writes before (`after` false) and after a client's start.
+    ///
+    /// # Errors
+    /// When the server refuses or is gone.
+    pub fn client_start(
+        &self,
+        lab: &Lab,
+        plan: &Plan,
+        gateway: Option<&str>,
+        clients: &[ClientState],
+        ip: &str,
+        after: bool,
+    ) -> Result<()> {
+        self.write_state(lab, plan, gateway, clients)?;
+        let after = if after { "--after" } else { "" };
+        let (socket, file) = (self.db_socket(), self.state_file());
+        lab.sh(&format!("{PROGRAM} client-start --socket {socket} {file} {ip} {after}")).map(drop)
+    }
+
+    /// What dom0 writes when the firewall's netvm has changed: every key once more.
+    ///
+    /// # Errors
+    /// When the server refuses or is gone.
+    pub fn netvm_change(
+        &self,
+        lab: &Lab,
+        plan: &Plan,
+        gateway: &str,
+        clients: &[ClientState],
+    ) -> Result<()> {
+        self.write_state(lab, plan, Some(gateway), clients)?;
+        let (socket, file) = (self.db_socket(), self.state_file());
+        lab.sh(&format!("{PROGRAM} netvm-change --socket {socket} {file}")).map(drop)
+    }
+
+    /// Fails if the firewall has ended one of the servers by what it sent.
+    ///
+    /// # Errors
+    /// With the server's reason.
+    pub fn check(&self, lab: &Lab) -> Result<()> {
+        for socket in [self.db_socket(), self.qrexec_socket()] {
+            let out = lab.exec(&format!("cat {socket}.exit 2>/dev/null"))?;
+            if out.text.trim().is_empty() {
+                continue;
+            }
+            let end = parse(&out.text)?;
+            if end.get("code").and_then(Value::as_i64).is_some_and(|code| code >= PROVOKED) {
+                fail!("the firewall did what ends dom0's daemon ({socket}): {}", out.text.trim());
+            }
+        }
+        Ok(())
+    }
+
+    fn db_socket(&self) -> String {
+        format!("/run/lab/qubesdb.{}", self.domid)
+    }
+
+    fn qrexec_socket(&self) -> String {
+        format!("/run/lab/qrexec.{}", self.domid)
+    }
+
+    fn state_file(&self) -> String {
+        format!("/host/cfg/vm-{}.json", self.domid)
+    }
+
+    fn write_state(
+        &self,
+        lab: &Lab,
+        plan: &Plan,
+        gateway: Option<&str>,
+        clients: &[ClientState],
+    ) -> Result<()> {
+        let path = lab.share().join(format!("cfg/vm-{}.json", self.domid));
+        let state = state(plan, gateway, clients, &self.extra);
+        fs::write(&path, state.to_string()).doing(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// `dom0d`'s description of the firewall VM.
+fn state(
+    plan: &Plan,
+    gateway: Option<&str>,
+    clients: &[ClientState],
+    extra: &[(String, String)],
+) -> Value {
+    let clients: Vec<Value> = clients
+        .iter()
+        .map(|client| json!({"ip": client.ip, "running": client.running, "policy": "drop", "rules": client.rules}))
+        .collect();
+    let extra: serde_json::Map<_, _> =
+        extra.iter().map(|(key, value)| (key.clone(), Value::from(value.clone()))).collect();
+    json!({
+        "name": plan.firewall.name,
+        "type": "StandaloneVM",
+        "ip": plan.firewall.ip,
+        "mac": plan.firewall.mac,
+        "gateway": gateway,
+        "dns": plan.resolvers,
+        "netvm_dns": plan.client_dns,
+        "clients": clients,
+        "services": {"meminfo-writer": "0"},
+        "extra": extra,
+    })
+}
+
+fn parse(text: &str) -> Result<Value> {
+    serde_json::from_str(text.trim())
+        .map_err(|error| Error::Failed(format!("dom0d said {text:?}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_without_netvm_has_a_null_gateway() {
+        let client = ClientState {
+            ip: "10.137.0.11".into(),
+            running: true,
+            rules: vec!["action=accept".into()],
+        };
+        let value = state(&Plan::usual(), None, &[client], &[("/x".into(), "1".into())]);
+        assert!(value["gateway"].is_null());
+        assert_eq!(value["clients"][0]["rules"][0], "action=accept");
+        assert_eq!(value["dns"][0], "192.0.2.53");
+        assert_eq!(value["netvm_dns"][0], "10.139.1.1");
+        assert_eq!(value["extra"]["/x"], "1");
+    }
+}

@@ -1,0 +1,160 @@
+//! What dom0 tells the firewall while it works.
+
+use std::time::Duration;
+
+use super::steps::{self, ALICE, BOB, need_both, number};
+use crate::error::Result;
+use crate::fail;
+use crate::lab::world::{ACCEPT_ALL, World};
+
+/// An edit may take this long from dom0's write to the first packet judged by it, in Xen's system time.
+const EDIT_LIMIT_NS: u64 = 1_000_000_000;
+
+/// A's only permission is taken away while A downloads; B downloads at the same time.
+pub fn rule_edit(world: &mut World) -> Result<String> {
+    need_both(world)?;
+    let server = world.plan.internet.clone();
+    let endless = format!(
+        "while wget -q -T 5 -O /dev/null http://{server}:443/big; do echo again; done; echo ended"
+    );
+    let alice_loads = world.client(ALICE)?.spawn(&world.lab, &endless)?;
+    let watch = format!("ping -q -c 20 -i 0.3 -W 3 {server}");
+    let bob_pings = world.client(BOB)?.spawn(&world.lab, &watch)?;
+    std::thread::sleep(Duration::from_secs(2));
+    if let Some(end) = alice_loads.poll(&world.lab, world.client(ALICE)?)? {
+        fail!("A's download ended before the edit: {}", end.text);
+    }
+
+    let mark = world.firewall()?.console_mark();
+    let edit = world.set_rules(ALICE, &["action=accept proto=icmp"])?;
+    let Some(edit) = edit else { fail!("no dom0 to edit rules in") };
+    let needle = format!("fw: rule edit ip={} ", world.client_ip(ALICE)?);
+    let line =
+        world.firewall()?.wait_console_after(&world.lab, mark, &needle, Duration::from_secs(30))?;
+    let (committed, judged) =
+        (number(&line, "committed_at_ns")?, number(&line, "first_judged_at_ns")?);
+    let all = judged.saturating_sub(edit.trigger_ns);
+    let inside = judged.saturating_sub(committed);
+    if judged < edit.trigger_ns || all >= EDIT_LIMIT_NS {
+        fail!("written at {} ns, first packet judged at {judged} ns: {all} ns", edit.trigger_ns);
+    }
+    let refusal = steps::refused_port(world, world.client(ALICE)?, &server, 443)?;
+    if steps::ping(world, world.client(ALICE)?, 3, &server)? == 0 {
+        fail!("A's new rule does not let ping through");
+    }
+    alice_loads.finish(&world.lab, world.client(ALICE)?, Duration::from_secs(20))?;
+    let bob_log = bob_pings.finish(&world.lab, world.client(BOB)?, Duration::from_secs(60))?.text;
+    if steps::replies(&bob_log) != Some(20) {
+        fail!("B lost packets during A's edit: {bob_log}");
+    }
+    steps::page(world, world.client(BOB)?, 0)?;
+    let rule = steps::https_only(world);
+    world.set_rules(ALICE, &[&rule])?;
+    steps::page(world, world.client(ALICE)?, 0)?;
+    Ok(format!(
+        "{:.1} ms from the write to the first packet judged, {:.2} ms of it in the firewall; refusal in {refusal} ms",
+        ms(all),
+        ms(inside)
+    ))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people; far below 2^52")]
+fn ms(ns: u64) -> f64 {
+    ns as f64 / 1e6
+}
+
+/// A rule that cannot be parsed: everything of that client is denied, with a reason; nobody else notices.
+pub fn malformed_rule(world: &mut World) -> Result<String> {
+    need_both(world)?;
+    let mut reasons = Vec::new();
+    let bad: [&[&str]; 4] = [
+        &["action=accept", "action=accept dstports=99999-1"],
+        &["action=accept proto=tcp nonsense=1"],
+        &["accept all"],
+        &["action=accept specialtarget=moon"],
+    ];
+    for rules in bad {
+        let mark = world.firewall()?.console_mark();
+        world.set_rules(ALICE, rules)?;
+        let needle = format!("fw: rules ip={} ", world.client_ip(ALICE)?);
+        let line = world.firewall()?.wait_console_after(
+            &world.lab,
+            mark,
+            &needle,
+            Duration::from_secs(30),
+        )?;
+        if !line.contains("state=refused") || !line.contains("reason=") {
+            fail!("{rules:?} was not refused with a reason: {line}");
+        }
+        reasons.push(line.split_once("reason=").map_or("", |(_, reason)| reason).to_owned());
+        let out = world
+            .client(ALICE)?
+            .exec(&world.lab, &format!("wget -q -T 3 -O - http://{}:443/", world.plan.internet))?;
+        if out.success() {
+            fail!("{rules:?}: traffic passed under a refused rule set");
+        }
+        steps::page(world, world.client(BOB)?, 0)?;
+    }
+    let rule = steps::https_only(world);
+    world.set_rules(ALICE, &[&rule])?;
+    steps::page(world, world.client(ALICE)?, 0)?;
+    Ok(reasons.first().cloned().unwrap_or_default())
+}
+
+/// The QubesDB server goes away: the rules in force stay; it comes back: edits work again.
+pub fn qubesdb_restart(world: &mut World) -> Result<String> {
+    need_both(world)?;
+    let mark = world.firewall()?.console_mark();
+    world.stop_qubesdb()?;
+    world.firewall()?.wait_console_after(
+        &world.lab,
+        mark,
+        "fw: qubesdb lost",
+        Duration::from_secs(30),
+    )?;
+    steps::page(world, world.client(ALICE)?, 0)?;
+    let ms = steps::refused(world, world.client(ALICE)?, &world.plan.internet)?;
+    steps::page(world, world.client(BOB)?, 0)?;
+    world.start_qubesdb()?;
+    world.firewall()?.wait_console_after(
+        &world.lab,
+        mark,
+        "fw: qubesdb connected",
+        Duration::from_secs(60),
+    )?;
+    world.set_rules(ALICE, ACCEPT_ALL)?;
+    steps::flows_again(world, world.client(ALICE)?, &world.plan.internet)?;
+    let rule = steps::https_only(world);
+    world.set_rules(ALICE, &[&rule])?;
+    Ok(format!("rules in force without it (refusal in {ms} ms), edits after its return"))
+}
+
+/// The calls of dom0 at start-up and suspend, and one that is not for us.
+pub fn qrexec_calls(world: &mut World) -> Result<String> {
+    need_both(world)?;
+    let server = world.dom0d()?;
+    let known = [
+        "qubes.WaitForSession",
+        "qubes.SetDateTime",
+        "qubes.SuspendPreAll",
+        "qubes.SuspendPre",
+        "qubes.SuspendPost",
+        "qubes.SuspendPostAll",
+        "qubes.WaitForNetworkUplink",
+        "qubes.WaitForRunningSystem",
+    ];
+    for service in known {
+        let out = server.call(&world.lab, &format!("QUBESRPC {service} dom0"))?;
+        if !out.success() {
+            fail!("{service}: exit status {}: {}", out.status, out.text);
+        }
+    }
+    for service in ["QUBESRPC qubes.VMShell dom0", "QUBESRPC no.such.Service dom0", "id"] {
+        let out = server.call(&world.lab, service)?;
+        if out.status != 127 {
+            fail!("{service:?}: exit status {} instead of 127: {}", out.status, out.text);
+        }
+    }
+    steps::page(world, world.client(ALICE)?, 0)?;
+    Ok(format!("{} known services", known.len()))
+}

@@ -1,0 +1,160 @@
+//! Domains that come and go while others work.
+
+use std::time::Duration;
+
+use super::steps::{self, ALICE, BOB, CAROL, flows_again, need_both};
+use crate::error::Result;
+use crate::fail;
+use crate::lab::domain::State;
+use crate::lab::world::{ACCEPT_ALL, World};
+
+/// For what takes a moment; generous for a busy host.
+pub const MOMENT: Duration = Duration::from_secs(30);
+
+/// The NetVM dies and a new one takes its place.
+pub fn netvm_restart(world: &mut World) -> Result<String> {
+    need_both(world)?;
+    let server = world.plan.internet.clone();
+    flows_again(world, world.client(BOB)?, &server)?;
+    let mark = world.firewall()?.console_mark();
+    let name = world.netvm(0)?.name.clone();
+    world.destroy(&name)?;
+    let _ = world.detach_uplink()?;
+    world.firewall()?.wait_console_after(&world.lab, mark, "fw: uplink gone", MOMENT)?;
+    // Without an uplink the firewall still answers its clients.
+    if steps::ping(world, world.client(BOB)?, 3, &world.plan.firewall.ip)? == 0 {
+        fail!("the gateway does not answer while the NetVM is gone");
+    }
+    world.need_netvm(0)?;
+    world.attach_uplink(0)?;
+    let seconds = flows_again(world, world.client(BOB)?, &server)?;
+    steps::page(world, world.client(ALICE)?, 0)?;
+    steps::refused(world, world.client(ALICE)?, &server)?;
+    Ok(format!("traffic {seconds:.1} s after the new NetVM was attached"))
+}
+
+/// Another NetVM, none, and the first one again.
+pub fn netvm_change(world: &mut World) -> Result<String> {
+    need_both(world)?;
+    world.need_netvm(1)?;
+    let server = world.plan.internet.clone();
+    steps::page(world, world.client(ALICE)?, 0)?;
+    let mut notes = Vec::new();
+    for netvm in [1, 0] {
+        let mark = world.firewall()?.console_mark();
+        let words = world.detach_uplink()?;
+        if words.contains("error") {
+            fail!("xl network-detach: {words}");
+        }
+        world.firewall()?.wait_console_after(&world.lab, mark, "fw: uplink gone", MOMENT)?;
+        let out = world.client(BOB)?.exec(&world.lab, &format!("ping -q -c 2 -W 1 {server}"))?;
+        if out.success() {
+            fail!("an answer without a NetVM");
+        }
+        world.attach_uplink(netvm)?;
+        let seconds = flows_again(world, world.client(BOB)?, &server)?;
+        steps::page(world, world.client(ALICE)?, netvm)?;
+        steps::refused(world, world.client(ALICE)?, &server)?;
+        notes.push(format!("{seconds:.1} s"));
+    }
+    let second = world.netvm(1)?.name.clone();
+    world.shutdown(&second)?;
+    Ok(format!("traffic again after {}", notes.join(" and ")))
+}
+
+/// An HVM client has two vifs with one address, of which one never connects.
+pub fn stuck_twin(world: &mut World) -> Result<String> {
+    need_both(world)?;
+    // A paused domain's frontend does not get further than its first state.
+    let mut spec = world.plan.client_spec(world.client_of_plan(ALICE)?);
+    spec.name = "twin".into();
+    spec.paused = true;
+    world.lab.create(&spec)?;
+    let result = steps::page(world, world.client(ALICE)?, 0)
+        .and_then(|()| steps::refused(world, world.client(ALICE)?, &world.plan.internet).map(drop))
+        .and_then(|()| steps::page(world, world.client(BOB)?, 0));
+    world.lab.destroy("twin")?;
+    result?;
+    steps::page(world, world.client(ALICE)?, 0)?;
+    Ok(String::new())
+}
+
+/// Both clients shut down by themselves; a third one starts and works.
+pub fn third_client(world: &mut World) -> Result<String> {
+    need_both(world)?;
+    for client in [ALICE, BOB] {
+        let name = world.client(client)?.name.clone();
+        let domid = world.client(client)?.domid;
+        let mark = world.firewall()?.console_mark();
+        world.shutdown(&name)?;
+        let needle = format!("fw: client gone domid={domid} ");
+        world.firewall()?.wait_console_after(&world.lab, mark, &needle, MOMENT)?;
+        let left = world.lab.exec(&format!(
+            "xenstore-ls /local/domain/{}/backend/vif/{domid}/{} 2>/dev/null",
+            world.firewall()?.domid,
+            world.client_of_plan(client)?.devid
+        ))?;
+        if left.success() {
+            fail!("the backend directory of {name} is still there: {}", left.text);
+        }
+    }
+    world.set_rules(CAROL, ACCEPT_ALL)?;
+    world.need_client(CAROL)?;
+    let carol = world.client(CAROL)?;
+    if steps::ping(world, carol, 3, &world.plan.internet)? == 0 {
+        fail!("{}: no answer", carol.name);
+    }
+    let rate = steps::download(world, carol)?;
+    let name = carol.name.clone();
+    world.shutdown(&name)?;
+    Ok(format!("the third one downloads at {:.1} MB/s", rate / 1e6))
+}
+
+/// `xl shutdown`, as Qubes does it.
+pub fn powers_off(world: &mut World) -> Result<String> {
+    world.need_firewall(Some(0))?;
+    let name = world.plan.firewall.name.clone();
+    let seconds = shut_down_firewall(world, &name)?;
+    Ok(format!("off in {seconds:.1} s"))
+}
+
+/// `xl reboot`: acknowledged, and ended with that reason (Qubes then destroys the domain).
+pub fn reboots(world: &mut World) -> Result<String> {
+    world.need_firewall(Some(0))?;
+    let name = world.plan.firewall.name.clone();
+    let mark = world.firewall()?.console_mark();
+    world.lab.sh(&format!("xl reboot -F {name}"))?;
+    let ended = world.firewall()?.wait_console_after(
+        &world.lab,
+        mark,
+        "fw: shutdown reason=reboot",
+        MOMENT,
+    );
+    let begun = std::time::Instant::now();
+    while world.lab.state(&name)? != State::Gone {
+        if begun.elapsed() > MOMENT {
+            fail!("{name} is still there after a reboot request");
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    ended?;
+    world.note_end(&name);
+    Ok(String::new())
+}
+
+/// Asks the firewall to power off: it acknowledges, says so and is gone in time.
+pub fn shut_down_firewall(world: &mut World, name: &str) -> Result<f32> {
+    let log = world.firewall()?.console_file();
+    let seconds = world.shutdown(name)?;
+    let text = String::from_utf8_lossy(&std::fs::read(&log).unwrap_or_default()).into_owned();
+    if !text.contains("fw: shutdown reason=poweroff") {
+        fail!(
+            "no line about the shutdown; the console ends with:\n{}",
+            crate::command::last_lines(&text, 5)
+        );
+    }
+    if seconds > 15.0 {
+        fail!("the shutdown took {seconds:.1} s");
+    }
+    Ok(seconds)
+}

@@ -1,0 +1,99 @@
+//! What must hold on real Xen, as named scenarios. Those of a group share a booted lab and its [`World`]; each
+//! one asks for what it needs (`world.need_...`) and leaves the world usable, so that any of them also runs
+//! alone. A scenario's text is what it measured.
+
+#![forbid(unsafe_code)]
+
+pub mod basics;
+pub mod control;
+pub mod lifecycle;
+pub mod steps;
+pub mod traffic;
+
+use crate::error::Result;
+use crate::lab::plan::Plan;
+use crate::lab::qemu::MachineOptions;
+use crate::lab::world::World;
+
+/// One thing that must hold.
+pub struct Scenario {
+    /// Its name, for the report and for running it alone.
+    pub name: &'static str,
+    /// Shows it; the text says what was measured.
+    pub run: fn(&mut World) -> Result<String>,
+}
+
+/// Scenarios that share a booted lab.
+pub struct Group {
+    /// Its name.
+    pub name: &'static str,
+    /// The network.
+    pub plan: fn() -> Plan,
+    /// The xenstore daemon of dom0.
+    pub xenstored: &'static str,
+    /// In running order: the early ones are what the later ones build on.
+    pub scenarios: &'static [Scenario],
+}
+
+impl Group {
+    /// The machine that it runs on.
+    pub fn machine(&self) -> MachineOptions {
+        MachineOptions { name: self.name.into(), xenstored: self.xenstored, ..Default::default() }
+    }
+}
+
+macro_rules! scenarios {
+    ($($name:literal => $run:path,)*) => { &[$(Scenario { name: $name, run: $run }),*] };
+}
+
+/// All groups, in running order.
+pub const GROUPS: &[Group] = &[
+    Group {
+        name: "usual",
+        plan: Plan::usual,
+        xenstored: "xenstored",
+        scenarios: scenarios! {
+            "comes up without a NetVM and shuts down" => basics::without_netvm,
+            "a NetVM is attached to one that started without" => basics::netvm_attached_later,
+            "client reaches the outside, masqueraded" => traffic::ping_is_masqueraded,
+            "only tcp/443: page on 443, refused at once on 80" => traffic::one_port_only,
+            "accept all: ping, 20 MB with the right hash, DNS redirected" => traffic::accept_all,
+            "clients do not reach each other" => traffic::clients_are_isolated,
+            "the outside opens nothing inwards" => traffic::nothing_inwards,
+            "a forged source address is dropped and counted" => traffic::forged_source,
+            "IPv6 frames are dropped and counted" => traffic::ipv6_is_dropped,
+            "a rule edit during a download takes effect in under a second" => control::rule_edit,
+            "a malformed rule denies its client alone" => control::malformed_rule,
+            "QubesDB closes and comes back" => control::qubesdb_restart,
+            "qrexec: hello, known calls answered, others refused with 127" => control::qrexec_calls,
+            "NetVM restart while clients run" => lifecycle::netvm_restart,
+            "netvm change, none, and back while clients run" => lifecycle::netvm_change,
+            "two vifs with one address: the stuck one harms nobody" => lifecycle::stuck_twin,
+            "clients shut down, a third one works" => lifecycle::third_client,
+            "powers off on request" => lifecycle::powers_off,
+            "reboots on request" => lifecycle::reboots,
+        },
+    },
+    Group {
+        name: "unusual",
+        plan: Plan::unusual,
+        xenstored: "xenstored",
+        scenarios: scenarios! {
+            "other ids, addresses, sizes and kernel: accept all" => traffic::accept_all,
+            "other ids, addresses, sizes and kernel: one port only" => traffic::one_port_only,
+            "other ids, addresses, sizes and kernel: rule edit" => control::rule_edit,
+            "other ids, addresses, sizes and kernel: netvm change" => lifecycle::netvm_change,
+            "other ids, addresses, sizes and kernel: powers off" => lifecycle::powers_off,
+        },
+    },
+    Group {
+        name: "oxenstored",
+        plan: Plan::usual,
+        xenstored: "oxenstored",
+        scenarios: scenarios! {
+            "oxenstored: one port only" => traffic::one_port_only,
+            "oxenstored: NetVM restart while clients run" => lifecycle::netvm_restart,
+            "oxenstored: powers off" => lifecycle::powers_off,
+        },
+    },
+];

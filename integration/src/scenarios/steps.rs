@@ -1,0 +1,224 @@
+//! Steps that several scenarios and the story of `cargo xtask run` share.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::fail;
+use crate::lab::domain::Domain;
+use crate::lab::guests::big_file;
+use crate::lab::world::World;
+
+/// Client A of the issue's story.
+pub const ALICE: usize = 0;
+/// Client B.
+pub const BOB: usize = 1;
+/// The client that starts when both are gone.
+pub const CAROL: usize = 2;
+
+/// For a download of 20 MB under emulation on a busy host.
+pub const DOWNLOAD: Duration = Duration::from_secs(180);
+
+/// The rule of a client that may only use HTTPS of the lab's server.
+pub fn https_only(world: &World) -> String {
+    format!("action=accept proto=tcp dst4={}/32 dstports=443-443", world.plan.internet)
+}
+
+/// Firewall with uplink and both clients: A may use tcp/443 only, B may do everything.
+///
+/// # Errors
+/// When one of them does not start.
+pub fn need_both(world: &mut World) -> Result<()> {
+    need_one(world)?;
+    world.need_client(BOB)
+}
+
+/// Firewall with uplink and client A, which may use tcp/443 only.
+///
+/// # Errors
+/// When one of them does not start.
+pub fn need_one(world: &mut World) -> Result<()> {
+    let rule = https_only(world);
+    world.need_firewall(Some(0))?;
+    if world.rules(ALICE) != [rule.clone()] {
+        world.set_rules(ALICE, &[&rule])?;
+    }
+    world.need_client(ALICE)
+}
+
+/// Gets the small page of NetVM number `netvm` from tcp/443.
+///
+/// # Errors
+/// When it does not come, or comes from another place.
+pub fn page(world: &World, client: &Domain, netvm: usize) -> Result<()> {
+    let server = &world.plan.internet;
+    let out = client.exec(&world.lab, &format!("wget -q -T 20 -O - http://{server}:443/ 2>&1"))?;
+    let expected = world.plan.netvms.get(netvm).map(|netvm| format!("page of {}", netvm.page));
+    if !out.success() || Some(out.text.trim()) != expected.as_deref() {
+        fail!(
+            "{}: page from tcp/443: {} {:?} (wanted {expected:?})",
+            client.name,
+            out.status,
+            out.text
+        );
+    }
+    Ok(())
+}
+
+/// Tries tcp/80, which must be refused by ICMP at once; milliseconds that the client waited.
+///
+/// # Errors
+/// When it is not refused, or only times out.
+pub fn refused(world: &World, client: &Domain, address: &str) -> Result<u64> {
+    refused_port(world, client, address, 80)
+}
+
+/// As [`refused`], for another port.
+///
+/// # Errors
+/// As [`refused`].
+pub fn refused_port(world: &World, client: &Domain, address: &str, port: u16) -> Result<u64> {
+    // A connection attempt that nobody answers is repeated after 1 s: an answer below that was immediate.
+    let line = format!(
+        "a=$(cut -d' ' -f1 /proc/uptime); wget -q -T 10 -O /dev/null http://{address}:{port}/ 2>&1; echo \"status $?\"; \
+         b=$(cut -d' ' -f1 /proc/uptime); echo \"from $a to $b\""
+    );
+    let text = world.sh(client, &line)?;
+    let ms = elapsed_ms(&text).ok_or_else(|| Error::Failed(format!("no times in {text:?}")))?;
+    if text.contains("status 0") {
+        fail!("{}: {address}:{port} was not refused", client.name);
+    }
+    if ms >= 900
+        || !(text.contains("No route to host")
+            || text.contains("refused")
+            || text.contains("unreachable"))
+    {
+        fail!(
+            "{}: {address}:{port} was not refused at once but after {ms} ms: {text}",
+            client.name
+        );
+    }
+    Ok(ms)
+}
+
+/// `from A to B` in seconds with hundredths -> milliseconds.
+fn elapsed_ms(text: &str) -> Option<u64> {
+    let (_, times) = text.rsplit_once("from ")?;
+    let (from, to) = times.trim().split_once(" to ")?;
+    Some(hundredths(to)?.checked_sub(hundredths(from)?)? * 10)
+}
+
+fn hundredths(text: &str) -> Option<u64> {
+    text.trim().replace('.', "").parse().ok()
+}
+
+/// Downloads 20 MB over tcp/443 and compares the hash; bytes per second.
+///
+/// # Errors
+/// When it fails or differs.
+pub fn download(world: &World, client: &Domain) -> Result<f64> {
+    let (size, hash) = big_file();
+    let server = &world.plan.internet;
+    let line = format!(
+        "a=$(cut -d' ' -f1 /proc/uptime); wget -q -T 60 -O - http://{server}:443/big | sha256sum; \
+         b=$(cut -d' ' -f1 /proc/uptime); echo \"from $a to $b\""
+    );
+    let text = client.exec_for(&world.lab, &line, DOWNLOAD)?.ok("download of 20 MB")?;
+    if !text.starts_with(&hash) {
+        fail!("{}: {size} bytes with SHA-256 {hash} expected, got {text}", client.name);
+    }
+    let ms = elapsed_ms(&text).unwrap_or(0).max(10);
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people, of numbers far below 2^52")]
+    Ok(size as f64 * 1000.0 / ms as f64)
+}
+
+/// Resolves the server's name through both resolvers that clients are told.
+///
+/// # Errors
+/// When one does not answer, or with another address.
+pub fn resolves(world: &World, client: &Domain) -> Result<()> {
+    for resolver in &world.plan.client_dns {
+        let line = format!("nslookup -type=a {} {resolver} 2>&1", world.plan.server_name);
+        let out = client.exec(&world.lab, &line)?;
+        if !out.text.contains(&world.plan.internet) {
+            fail!(
+                "{}: {} at resolver {resolver}: {}",
+                client.name,
+                world.plan.server_name,
+                out.text.trim()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Echo requests to `address`: how many of `count` were answered.
+///
+/// # Errors
+/// When the client does not run them.
+pub fn ping(world: &World, client: &Domain, count: u32, address: &str) -> Result<u32> {
+    let out = client.exec(&world.lab, &format!("ping -q -c {count} -i 0.3 -W 2 {address}"))?;
+    replies(&out.text).ok_or_else(|| Error::Failed(format!("{}: ping: {}", client.name, out.text)))
+}
+
+/// The number of answers in ping's summary.
+pub fn replies(text: &str) -> Option<u32> {
+    let (before, _) = text.split_once(" received")?;
+    before.rsplit([' ', ',']).next()?.parse().ok()
+}
+
+/// Waits until the client gets echo replies from `address` again; seconds.
+///
+/// # Errors
+/// When it does not in 30 s.
+pub fn flows_again(world: &World, client: &Domain, address: &str) -> Result<f32> {
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(30) {
+        if client.exec(&world.lab, &format!("ping -q -c 1 -W 1 {address}"))?.success() {
+            return Ok(begun.elapsed().as_secs_f32());
+        }
+    }
+    fail!("{}: no answer from {address} for 30 s", client.name)
+}
+
+/// The value of `key=` in a console line.
+pub fn field<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+}
+
+/// The numeric value of `key=` in a console line.
+///
+/// # Errors
+/// When it is missing or no number.
+pub fn number(line: &str, key: &str) -> Result<u64> {
+    let found = field(line, key).and_then(|text| text.trim_end_matches(',').parse().ok());
+    found.ok_or_else(|| Error::Failed(format!("no number {key}= in the console line {line:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_of_ping() {
+        assert_eq!(replies("5 packets transmitted, 4 received, 20% packet loss"), Some(4));
+        assert_eq!(
+            replies("3 packets transmitted, 0 received, +3 errors, 100% packet loss"),
+            Some(0)
+        );
+        assert_eq!(replies("nothing"), None);
+    }
+
+    #[test]
+    fn times_of_the_guest() {
+        assert_eq!(elapsed_ms("status 1\nfrom 12.34 to 12.41\n"), Some(70));
+        assert_eq!(elapsed_ms("no times"), None);
+    }
+
+    #[test]
+    fn fields_of_console_lines() {
+        let line = "fw: rule edit ip=10.0.0.1 generation=3 committed_at_ns=5 first_judged_at_ns=9";
+        assert_eq!(number(line, "first_judged_at_ns").unwrap(), 9);
+        assert_eq!(field(line, "ip"), Some("10.0.0.1"));
+        assert!(number(line, "ip").is_err());
+    }
+}

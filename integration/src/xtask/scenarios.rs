@@ -1,0 +1,170 @@
+//! Runs the scenarios: one line for each, with its time and what it measured.
+
+use std::time::Instant;
+
+use super::image::{self, Image};
+use crate::error::{Error, Result};
+use crate::lab::world::{Kind, World};
+use crate::lab::{Lab, cache, dom0d};
+use crate::scenarios::{GROUPS, Group, Scenario};
+use crate::{command, fail, paths, progress};
+
+/// How often a scenario is repeated on a fresh boot because the emulator failed.
+const EMULATOR_TRIES: u32 = 3;
+
+/// Counts of a run.
+#[derive(Default)]
+struct Tally {
+    passed: u32,
+    failed: Vec<String>,
+    emulator_faults: u32,
+}
+
+/// Runs every scenario on `image`.
+///
+/// # Errors
+/// When one does not hold; the logs of all domains are kept.
+pub fn run_all(image: &Image) -> Result<()> {
+    run_matching(image, "")
+}
+
+/// Runs the scenarios whose name or group contains `filter`.
+///
+/// # Errors
+/// As [`run_all`]; also when the filter matches nothing.
+pub fn run_matching(image: &Image, filter: &str) -> Result<()> {
+    build_dom0d()?;
+    let images = cache::images(false)?;
+    let mut tally = Tally::default();
+    for group in GROUPS {
+        let chosen: Vec<&Scenario> = group
+            .scenarios
+            .iter()
+            .filter(|scenario| scenario.name.contains(filter) || group.name == filter)
+            .collect();
+        if !chosen.is_empty() {
+            run_group(&images, image, group, &chosen, &mut tally);
+        }
+    }
+    let faults = match tally.emulator_faults {
+        0 => String::new(),
+        count => format!(" (repeated because of emulator faults: {count})"),
+    };
+    progress::say(format!("{} passed, {} failed{faults}", tally.passed, tally.failed.len()));
+    if !tally.failed.is_empty() {
+        fail!("scenarios that did not hold: {}", tally.failed.join("; "));
+    }
+    if tally.passed == 0 {
+        fail!("no scenario is named like {filter:?}");
+    }
+    Ok(())
+}
+
+/// Builds the dom0 side of the lab, which links what apt has just installed.
+///
+/// # Errors
+/// When it does not build.
+pub fn build_dom0d() -> Result<()> {
+    progress::step("building dom0d", || {
+        let args =
+            ["build", "--release", "-p", "integration", "--features", "lab", "--bin", "dom0d"];
+        command::output(&mut image::cargo(&args)).map(drop)
+    })?;
+    if !dom0d::binary().exists() {
+        fail!("{} was not built", dom0d::binary().display());
+    }
+    Ok(())
+}
+
+/// A booted world of a group.
+///
+/// # Errors
+/// When dom0 does not come up.
+pub fn boot(images: &cache::Images, image: &Image, group: &Group) -> Result<World> {
+    let lab = Lab::boot(images, &group.machine())?;
+    World::new(lab, (group.plan)(), Kind::Image(image.path.clone()))
+}
+
+fn run_group(
+    images: &cache::Images,
+    image: &Image,
+    group: &Group,
+    chosen: &[&Scenario],
+    tally: &mut Tally,
+) {
+    let mut world = None;
+    for scenario in chosen {
+        let begun = Instant::now();
+        match run_scenario(images, image, group, scenario, &mut world, tally) {
+            Ok(note) => {
+                tally.passed += 1;
+                let note = if note.is_empty() { note } else { format!(": {note}") };
+                progress::say(format!(
+                    "ok     {} ({:.0} s){note}",
+                    scenario.name,
+                    begun.elapsed().as_secs_f32()
+                ));
+            }
+            Err(error) => {
+                tally.failed.push(scenario.name.to_owned());
+                progress::say(format!(
+                    "FAILED {} ({:.0} s): {error}",
+                    scenario.name,
+                    begun.elapsed().as_secs_f32()
+                ));
+                save_logs(world.as_ref(), scenario.name);
+                // The next one finds an empty world; a dom0 that does not answer is replaced.
+                if world.as_mut().is_some_and(|world| world.clear().is_err()) {
+                    world = None;
+                }
+            }
+        }
+    }
+}
+
+fn run_scenario(
+    images: &cache::Images,
+    image: &Image,
+    group: &Group,
+    scenario: &Scenario,
+    world: &mut Option<World>,
+    tally: &mut Tally,
+) -> Result<String> {
+    let mut tries = 1;
+    loop {
+        let current = match world {
+            Some(world) => world,
+            None => world.insert(boot(images, image, group)?),
+        };
+        let result = (scenario.run)(current).and_then(|note| current.check_dom0().map(|()| note));
+        let Err(error) = result else { return result };
+        let Some(fault) = current.lab.fault() else { return Err(error) };
+        tally.emulator_faults += 1;
+        progress::say(format!(
+            "emulator fault {} during \"{}\": {fault}",
+            tally.emulator_faults, scenario.name
+        ));
+        save_logs(Some(current), &format!("emulator-fault-{}", tally.emulator_faults));
+        *world = None;
+        if tries == EMULATOR_TRIES {
+            return Err(Error::EmulatorFault(fault));
+        }
+        tries += 1;
+        progress::say("booting anew and repeating it");
+    }
+}
+
+/// Keeps the logs and says where.
+pub fn save_logs(world: Option<&World>, label: &str) {
+    let label: String =
+        label.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(60).collect();
+    let saved = world.map(|world| world.lab.save_logs(&label));
+    match saved {
+        Some(Ok(dir)) => progress::say(format!("console logs of all domains: {}", dir.display())),
+        Some(Err(error)) => progress::say(format!("the logs could not be saved: {error}")),
+        None => progress::say(format!(
+            "the lab did not boot; see {}",
+            paths::target().join("lab/run").display()
+        )),
+    }
+}

@@ -1,0 +1,114 @@
+//! `cargo xtask test`: every tier in its short form. Steps go on after a failure, so that one run tells all.
+
+use std::time::Instant;
+
+use super::image::cargo;
+use super::{apt, audit, image, scenarios, smoke};
+use crate::error::Result;
+use crate::{command, fail, paths, progress};
+
+/// Parts of `test --long` that the project plans; none is there yet.
+const PARTS: &[&str] = &["diff", "fuzz", "sim", "mutants", "lifecycle", "abuse", "soak"];
+
+/// Runs the checks; without the lab when `fast`.
+///
+/// # Errors
+/// When one of them fails; all are named.
+pub fn run(fast: bool) -> Result<()> {
+    let begun = Instant::now();
+    let mut failures = Vec::new();
+    let mut check = |name: &str, work: &mut dyn FnMut() -> Result<()>| {
+        if let Err(error) = progress::step(name, work) {
+            progress::say(format!("FAILED {name}: {error}"));
+            failures.push(name.to_owned());
+            return false;
+        }
+        true
+    };
+    check("fmt", &mut || command::output(&mut cargo(&["fmt", "--all", "--check"])).map(drop));
+    check("clippy: workspace, the core without platform", &mut || {
+        clippy(&["--workspace", "--all-targets"])
+    });
+    check("clippy: image", &mut || {
+        clippy(&["--profile", "image", "--features", "platform", "--bin", "vmlinuz"])
+    });
+    check("tests", &mut || {
+        command::output(&mut cargo(&["test", "--workspace", "--quiet"])).map(drop)
+    });
+    check("docs", &mut || {
+        let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
+        command::output(doc.env("RUSTDOCFLAGS", "-D warnings")).map(drop)
+    });
+    check("licences, dependency directions, unsafe code", &mut audit::run);
+    let packaging = paths::root().join("packaging/test");
+    if packaging.exists() {
+        check("packaging", &mut || command::output(&mut command::new(&packaging, &[])).map(drop));
+    }
+    let mut built = None;
+    check("image", &mut || {
+        built = Some(image::build()?);
+        Ok(())
+    });
+    if let Some(image) = &built {
+        check("image in plain QEMU", &mut || smoke::run(image));
+    }
+    match (&built, fast) {
+        (Some(image), false) => {
+            let ready = check("lab: packages", &mut || apt::ensure(apt::LAB))
+                && check("clippy: lab", &mut || {
+                    clippy(&["-p", "integration", "--features", "lab", "--all-targets"])
+                })
+                && check("tests: lab", &mut || {
+                    command::output(&mut cargo(&[
+                        "test",
+                        "-p",
+                        "integration",
+                        "--features",
+                        "lab",
+                        "--quiet",
+                    ]))
+                    .map(drop)
+                });
+            if !ready || scenarios::run_all(image).is_err() {
+                failures.push("lab".into());
+            }
+        }
+        (None, false) => failures.push("lab (no image to run)".into()),
+        (_, true) => {}
+    }
+    let seconds = begun.elapsed().as_secs();
+    match failures.as_slice() {
+        [] => {
+            progress::say(format!(
+                "all checks passed in {} min {:02} s",
+                seconds / 60,
+                seconds % 60
+            ));
+            Ok(())
+        }
+        failures => fail!("{} of the checks failed: {}", failures.len(), failures.join("; ")),
+    }
+}
+
+/// `test --long PART`.
+///
+/// # Errors
+/// Always, by now: says which parts there will be.
+pub fn long(part: Option<&str>) -> Result<()> {
+    match part {
+        Some(part) if PARTS.contains(&part) => {
+            fail!("test --long {part} does not exist yet; nothing was tested")
+        }
+        Some(part) => fail!("test --long knows no part {part:?} (planned: {})", PARTS.join(", ")),
+        None => fail!(
+            "none of the parts of test --long exists yet ({}); nothing was tested",
+            PARTS.join(", ")
+        ),
+    }
+}
+
+fn clippy(args: &[&str]) -> Result<()> {
+    let mut line = cargo(&["clippy", "--quiet"]);
+    line.args(args).args(["--", "-D", "warnings"]);
+    command::output(&mut line).map(drop)
+}
