@@ -303,11 +303,6 @@ impl Clients {
         if host.is_connected || host.port.is_some() || !matches!(host.rules, RulesState::None) {
             return;
         }
-        let is_bound =
-            |attached: &Attached| attached.host4 == Some(id) || attached.host6 == Some(id);
-        if self.slots.iter().flatten().any(is_bound) {
-            return;
-        }
         let hash = self.hash(host.address);
         self.by_address.remove(hash, id.0);
         self.hosts.remove(id.0);

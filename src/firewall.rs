@@ -78,6 +78,11 @@ impl Firewall {
         })
     }
 
+    /// Mixes `seed` into the generator of ports and identifiers. The keys of the tables stay: they were drawn at boot.
+    pub fn add_entropy(&mut self, seed: &[u8]) {
+        self.nat.add_entropy(seed);
+    }
+
     /// Attaches a vif: from now on its frames are handled and it can be sent to.
     ///
     /// # Errors

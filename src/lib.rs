@@ -46,8 +46,11 @@ pub mod verdict;
 pub mod config;
 pub mod control;
 
+pub mod event_loop;
 pub mod log;
 
+#[cfg(feature = "platform")]
+pub mod platform;
 pub mod qrexec;
 
 #[cfg(test)]

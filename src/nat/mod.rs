@@ -62,6 +62,10 @@ impl Nat {
         })
     }
 
+    pub(crate) fn add_entropy(&mut self, seed: &[u8]) {
+        self.random.mix(seed);
+    }
+
     /// The mapping of an endpoint, made if there is none, for one more flow.
     pub(crate) fn acquire(
         &mut self,

@@ -5,6 +5,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::hash::Hasher;
 use core::ops::RangeInclusive;
 
 use siphasher::sip::SipHasher24;
@@ -23,6 +24,18 @@ pub(crate) struct Random {
 impl Random {
     pub(crate) fn new(k0: u64, k1: u64) -> Self {
         Self { prf: SipHasher24::new_with_keys(k0, k1), counter: 0 }
+    }
+
+    /// Goes on from a state that depends on the old one and on `seed`: a bad seed takes nothing away.
+    pub(crate) fn mix(&mut self, seed: &[u8]) {
+        let [k0, k1] = [0u8, 1].map(|half| {
+            let mut hasher = self.prf;
+            hasher.write(seed);
+            hasher.write(&self.counter.to_le_bytes());
+            hasher.write(&[half]);
+            hasher.finish()
+        });
+        self.prf = SipHasher24::new_with_keys(k0, k1);
     }
 
     fn below(&mut self, bound: u32) -> u32 {

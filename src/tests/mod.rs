@@ -1,1 +1,8 @@
-//! Tests of the whole core.
+//! Tests of the whole core, packet in and packet out.
+
+mod drops;
+mod nat;
+mod offload;
+mod robust;
+mod rule_change;
+mod vectors;
