@@ -1,0 +1,163 @@
+//! Bounds and time.
+
+use super::{Bench, HELLO_3, HELLO_4, NOW, STDIN_END, cat, ends, execute, exit_code, terminated};
+use crate::qrexec::{
+    Action, MAX_CHANNELS, MAX_FOREIGN_CALLS, MAX_SERVED_CALLS, OPEN_TIMEOUT, PEER_TIMEOUT,
+};
+use core::time::Duration;
+
+const TEST: &[u8] = b"user:QUBESRPC qubes.Test dom0";
+const TOO_MANY: &[u8] = b"\x92\x01\0\0\x17\0\0\0too many calls at once\n";
+
+#[test]
+fn fifth_call_is_refused_fast_over_its_own_data_channel() {
+    let mut bench = Bench::ready();
+    for port in 1..=MAX_SERVED_CALLS as u8 {
+        bench.call(&execute(0, 0, [port, 2], TEST));
+    }
+    let fifth = bench.call(&execute(0, 0, [5, 2], TEST));
+    bench.data(fifth, &HELLO_4);
+    assert_eq!(bench.data_sent(fifth), cat(&[&HELLO_3, TOO_MANY, &ends(126)]));
+    bench.assert_closed(fifth, 0, [5, 2]);
+    assert_eq!(bench.agent.counters().over_limit, 1);
+}
+
+#[test]
+fn call_beyond_all_channels_is_ended_on_the_control_channel() {
+    let mut bench = Bench::ready();
+    for port in 1..=MAX_CHANNELS as u8 {
+        bench.call(&execute(0, 0, [port, 2], TEST));
+    }
+    bench.control(&execute(0, 0, [9, 2], TEST));
+    assert_eq!(bench.agent.poll_action(), None);
+    assert_eq!(bench.control_sent(), terminated(0, [9, 2]));
+    assert_eq!(bench.agent.channels(), MAX_CHANNELS);
+}
+
+#[test]
+fn other_domains_cannot_keep_dom0_out() {
+    let mut bench = Bench::ready();
+    for port in 1..=6 {
+        let call = bench.call(&execute(0, 5, [port, 2], b"user:QUBESRPC qubes.Test work"));
+        bench.data(call, &HELLO_4);
+        let sent = bench.data_sent(call);
+        if usize::from(port) <= MAX_FOREIGN_CALLS {
+            assert_eq!(sent, HELLO_3, "served: waits for its input");
+        } else {
+            assert!(sent.ends_with(&exit_code(126)));
+            bench.assert_closed(call, 5, [port, 2]);
+        }
+    }
+    let call = bench.call(&execute(0, 0, [50, 2], TEST));
+    bench.data(call, &cat(&[&HELLO_4, &STDIN_END]));
+    assert!(bench.data_sent(call).ends_with(&exit_code(7)));
+}
+
+#[test]
+fn place_is_free_again_after_a_call() {
+    let mut bench = Bench::ready();
+    for round in 0..100 {
+        let call = bench.call(&execute(0, 0, [1, 2], TEST));
+        bench.data(call, &cat(&[&HELLO_4, &STDIN_END]));
+        assert!(bench.data_sent(call).ends_with(&exit_code(7)), "round {round}");
+        bench.assert_closed(call, 0, [1, 2]);
+    }
+    assert_eq!(bench.agent.channels(), 0);
+    assert_eq!(bench.agent.counters().calls, 100);
+}
+
+#[test]
+fn number_that_is_no_domain_is_ended_at_once() {
+    for domain in [[0xf0, 0x7f, 0, 0], [0xff, 0xff, 0, 0], [0, 0, 1, 0], [0xff; 4]] {
+        let mut bench = Bench::ready();
+        let order = cat(&[&[0, 2, 0, 0, 14, 0, 0, 0], &domain, &[1, 2, 0, 0], b"u:abc\0"]);
+        bench.control(&order);
+        assert_eq!(bench.agent.poll_action(), None);
+        let expected = cat(&[&[0x11, 2, 0, 0, 8, 0, 0, 0], &domain, &[1, 2, 0, 0]]);
+        assert_eq!(bench.control_sent(), expected);
+    }
+}
+
+#[test]
+fn channel_that_is_never_offered_is_given_up_after_120_seconds() {
+    let mut bench = Bench::ready();
+    bench.control(&execute(0, 0, [1, 2], TEST));
+    let call = bench.opened(0, 513);
+    let deadline = NOW.after(Duration::from_secs(120));
+    assert_eq!((bench.agent.next_deadline(), OPEN_TIMEOUT), (Some(deadline), deadline.since(NOW)));
+    bench.agent.on_timer(NOW.after(Duration::from_secs(119)));
+    assert_eq!(bench.agent.poll_action(), None);
+    bench.agent.on_timer(deadline);
+    bench.assert_closed(call, 0, [1, 2]);
+    assert_eq!((bench.agent.next_deadline(), bench.agent.counters().timeouts), (None, 1));
+}
+
+#[test]
+fn caller_that_is_silent_for_10_seconds_is_closed() {
+    let mut bench = Bench::ready();
+    let call = bench.call(&execute(0, 0, [1, 2], TEST));
+    assert_eq!(bench.agent.next_deadline(), Some(NOW.after(PEER_TIMEOUT)));
+    bench.agent.on_timer(NOW.after(Duration::from_secs(10)));
+    bench.assert_closed(call, 0, [1, 2]);
+}
+
+#[test]
+fn every_movement_of_the_caller_gives_it_new_time() {
+    let mut bench = Bench::ready();
+    let call = bench.call(&execute(0, 0, [1, 2], b"user:QUBESRPC x.Flood dom0"));
+    let second = |n| NOW.after(Duration::from_secs(n));
+    bench.agent.data_bytes(second(9), call, &HELLO_4, &mut bench.services);
+    assert_eq!(bench.agent.next_deadline(), Some(second(19)));
+    let pending = bench.agent.data_transmit(call, &mut bench.services).len();
+    bench.agent.data_transmitted(second(18), call, pending);
+    assert_eq!(bench.agent.next_deadline(), Some(second(28)));
+    bench.agent.data_transmit(call, &mut bench.services);
+    bench.agent.data_transmitted(second(27), call, 0);
+    bench.agent.on_timer(second(28));
+    assert_eq!(bench.agent.poll_action(), Some(Action::CloseData { call }), "it reads nothing");
+}
+
+#[test]
+fn refusal_waits_only_10_seconds_for_its_channel() {
+    let mut bench = Bench::ready();
+    for port in 1..=5 {
+        bench.control(&execute(0, 0, [port, 2], TEST));
+    }
+    assert_eq!(bench.agent.next_deadline(), Some(NOW.after(PEER_TIMEOUT)));
+    bench.agent.on_timer(NOW.after(PEER_TIMEOUT));
+    assert_eq!(bench.agent.channels(), 4);
+    assert_eq!(bench.control_sent(), terminated(0, [5, 2]));
+}
+
+#[test]
+fn output_is_pulled_only_as_far_as_it_is_taken() {
+    let mut bench = Bench::ready();
+    let call = bench.call(&execute(0, 0, [1, 2], b"user:QUBESRPC x.Echo dom0"));
+    bench.data(call, &HELLO_4);
+    assert_eq!(bench.data_sent(call), HELLO_3);
+    let input = cat(&[&[0x90, 0x01, 0, 0, 0x10, 0x27, 0, 0], &[b'e'; 10_000]]);
+    bench.data(call, &input);
+    let first = bench.agent.data_transmit(call, &mut bench.services).to_vec();
+    assert_eq!(first.len(), 8 + 4096);
+    let again = bench.agent.data_transmit(call, &mut bench.services).to_vec();
+    assert_eq!(again, first, "the same bytes until they are taken");
+    bench.agent.data_transmitted(NOW, call, 100);
+    assert_eq!(bench.agent.data_transmit(call, &mut bench.services), &first[100..]);
+    bench.data(call, &STDIN_END);
+    let rest = bench.data_sent(call);
+    assert_eq!(rest.len(), 8 + 4096 - 100 + 8 + 4096 + 8 + 1808 + 28);
+}
+
+#[test]
+fn orders_wait_while_answers_are_not_taken() {
+    let mut bench = Bench::ready();
+    let order = cat(&[&[2, 2, 0, 0, 8, 0, 0, 0], &[5, 0, 0, 0, 1, 2, 0, 0]]);
+    let flood = order.repeat(1000);
+    let taken = bench.agent.control_bytes(NOW, &flood, &mut bench.services);
+    assert!(taken < flood.len());
+    let answers = bench.control_sent().len() / 16;
+    assert_eq!(answers, 513, "bounded");
+    let taken_later = bench.agent.control_bytes(NOW, &flood[taken..], &mut bench.services);
+    assert_eq!(taken + taken_later, flood.len());
+    assert_eq!(bench.control_sent().len() / 16, 1000 - answers);
+}
