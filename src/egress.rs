@@ -1,7 +1,8 @@
 //! The last stage: does the packet fit the port, and what has to be done to it so that it does.
 
 use crate::frame::{Checksum, Frame, GsoKind};
-use crate::ingress::{L3, Packet, Upper};
+use crate::ingress::L3;
+use crate::packet::{Packet, Upper};
 use crate::port::PortCaps;
 use crate::verdict::{DropReason, Refusal, Verdict};
 use crate::wire::checksum::{Sum, udp_field};

@@ -4,7 +4,8 @@ use core::net::{IpAddr, Ipv4Addr};
 use core::time::Duration;
 
 use crate::frame::{Checksum, Frame, Offload};
-use crate::ingress::{L3, Packet, Upper};
+use crate::ingress::L3;
+use crate::packet::{Packet, Upper};
 use crate::time::Instant;
 use crate::verdict::Refusal;
 use crate::wire::checksum::{Sum, update_full};

@@ -4,7 +4,7 @@
 //! once, in [`Firewall::new`] and by control calls; a packet never allocates. The modules follow a packet:
 //!
 //! 1. [`frame`]: the bytes, in a private buffer, with their offload state; [`port`]: where they come from and go to;
-//! 2. `ingress`: parse and check; spoofed sources end here; `arp` answers neighbours;
+//! 2. `ingress`: parse (to a `packet`) and check; spoofed sources end here; `arp` answers neighbours;
 //! 3. `conntrack` and `flows`: is it part of a known flow? `judge`: else, what do the rules of its source say?
 //! 4. `nat`: the outside face of the flow, ICMP errors included;
 //! 5. `egress`: TTL, size, checksum and link header for the port it leaves through;
@@ -23,6 +23,7 @@ pub mod wire;
 
 mod arp;
 mod ingress;
+mod packet;
 pub mod uplink;
 
 pub mod clients;

@@ -44,6 +44,11 @@ impl Segment {
         self.sequence.wrapping_add(u32::from(self.payload)).wrapping_add(controls)
     }
 
+    /// Whether the sender waits for something: then a reset can name the sequence number it will accept.
+    pub(crate) fn is_resettable(&self) -> bool {
+        self.flags & (flags::ACK | flags::SYN | flags::RST) == flags::ACK
+    }
+
     /// Whether some stack sends this combination of flags.
     pub(crate) fn has_legal_flags(&self) -> bool {
         use flags::{ACK, FIN, RST, SYN, URG};

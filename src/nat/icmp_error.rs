@@ -5,8 +5,9 @@ use core::net::IpAddr;
 
 use crate::conntrack::Flow;
 use crate::frame::{Checksum, Frame};
-use crate::ingress::{L3, Packet, Quote, Quoted};
+use crate::ingress::L3;
 use crate::nat::rewrite::{self, Ends};
+use crate::packet::{Packet, Quote, Quoted};
 use crate::verdict::DropReason;
 use crate::wire::checksum::{Sum, update_transport};
 use crate::wire::write_u16;

@@ -3,7 +3,8 @@
 use core::net::IpAddr;
 
 use crate::frame::{Checksum, Frame};
-use crate::ingress::{L3, Packet, Upper};
+use crate::ingress::L3;
+use crate::packet::{Packet, Upper};
 use crate::verdict::DropReason;
 use crate::wire::checksum::{Sum, udp_field, update_full, update_transport};
 use crate::wire::ipv4::{self, Side};
