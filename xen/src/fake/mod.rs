@@ -46,6 +46,8 @@
 
 pub(crate) mod hypercalls;
 mod peer;
+pub mod vif;
+pub mod xenstore;
 
 use core::mem::ManuallyDrop;
 use std::boxed::Box;

@@ -271,6 +271,7 @@ impl Frontend {
     /// Does what time or marks ask for, as far as the store takes requests. Call once per turn.
     pub fn advance(&mut self, store: &mut Client, now: u64) {
         self.now = now;
+        self.retry_at = super::retry_quarantine(self.retry_at, now);
         if let Some(device) = &mut self.device {
             if let Some(link) = &mut device.link {
                 link.ready |= link.gate.open_if_due(&link.channel, now);
@@ -303,7 +304,7 @@ impl Frontend {
         let at_once = (marked && !self.store_full).then_some(self.now);
         let look = device.and_then(Device::deadline);
         let gate = self.link().and_then(|link| link.gate.deadline());
-        [at_once, look, gate].into_iter().flatten().min()
+        [at_once, look, gate, self.retry_at].into_iter().flatten().min()
     }
 
     fn ask(&mut self, store: &mut Client, target: Target, request: Request<'_>) -> bool {

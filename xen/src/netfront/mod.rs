@@ -32,6 +32,7 @@ mod to_backend;
 use alloc::collections::{BTreeMap, VecDeque};
 
 use crate::abi::{DomId, EventPort};
+use crate::grant;
 use crate::mem::Page;
 use crate::netif::{Capabilities, Offload};
 use crate::xenbus::State;
@@ -41,6 +42,8 @@ use link::Link;
 
 /// Most received frames that wait for the event loop.
 const MAX_FRAMES: usize = 256;
+/// Pause between attempts to get pages back that a backend still uses, in ns.
+const QUARANTINE_RETRY_NS: u64 = 500_000_000;
 
 /// Bounds, fixed at boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,6 +240,8 @@ pub struct Frontend {
     successor: Option<u32>,
     /// The store's queue had no room for the last marks.
     store_full: bool,
+    /// When to try again to get pages back from backends that still use them.
+    retry_at: Option<u64>,
     asked: BTreeMap<ReqId, Target>,
     generation: u32,
     events: VecDeque<Event>,
@@ -259,6 +264,7 @@ impl Frontend {
             skip: None,
             successor: None,
             store_full: false,
+            retry_at: None,
             asked: BTreeMap::new(),
             generation: 0,
             events: VecDeque::new(),
@@ -385,10 +391,23 @@ impl Frontend {
         device.reason = Some(reason);
         self.totals.down = self.totals.down.saturating_add(1);
         self.frames.clear();
+        // An honest backend, too, unmaps our rings only after we have closed.
+        self.retry_at = Some(self.now.saturating_add(QUARANTINE_RETRY_NS));
         if link.up {
             self.events.push_back(Event::Down { uplink: link.id, reason });
         }
     }
+}
+
+/// Tries to get quarantined pages back when it is time; returns when to try again.
+fn retry_quarantine(due: Option<u64>, now: u64) -> Option<u64> {
+    if due.is_some_and(|due| due > now) {
+        return due;
+    }
+    if due.is_some() {
+        grant::retry_quarantine();
+    }
+    (grant::quarantined() > 0).then(|| now.saturating_add(QUARANTINE_RETRY_NS))
 }
 
 /// One drain of both rings.
