@@ -163,7 +163,11 @@ impl Client {
     }
 
     /// Removes a key of ours or, with trailing slash, everything below it; see [`CommandError::NotOurs`]. It is
-    /// sent when dom0 certainly can answer, and dropped if nothing is there any more at that moment.
+    /// sent when dom0 has room to answer, and dropped if nothing is there any more at that moment.
+    ///
+    /// What remains: dom0 may fill the whole 4096-byte ring between our look at it and its own. Reading at once,
+    /// which the event loop does anyway, was enough in the recordings; overwriting a key with an empty value has no
+    /// such risk.
     ///
     /// # Errors
     /// See [`CommandError`]; nothing is sent then.

@@ -14,15 +14,31 @@ const MAX_INCOMPLETE_TREES: usize = 64;
 pub struct Limits {
     /// Number of entries.
     pub entries: usize,
-    /// Sum of the lengths of keys and values in bytes. What the map itself needs (about 100 bytes per entry) is
-    /// not counted; `entries` bounds it.
+    /// Sum of the lengths of keys and values in bytes. What the map itself needs (up to 170 bytes per entry, the key
+    /// included) is not counted; `entries` bounds it.
     pub bytes: usize,
 }
 
+/// Heap bytes that are reckoned for one entry: its place in the map and a value of 86 bytes.
+const ENTRY_HEAP_BYTES: u64 = 256;
+/// Key and value bytes reckoned for one entry.
+const ENTRY_BYTES: usize = 96;
+/// However much memory there is: several hundred clients with a hundred rules each.
+const MAX_ENTRIES: u64 = 65536;
+
+impl Limits {
+    /// What fits into a sixteenth of the domain's memory (in bytes), with a second copy while a dump is loaded: 4096
+    /// entries in 32 MiB.
+    pub fn for_memory(memory_bytes: u64) -> Self {
+        let entries = (memory_bytes / (16 * 2 * ENTRY_HEAP_BYTES)).min(MAX_ENTRIES) as usize;
+        Self { entries, bytes: entries.saturating_mul(ENTRY_BYTES) }
+    }
+}
+
 impl Default for Limits {
-    /// Enough for several hundred clients with tens of rules, below 3 MiB even while a second copy is loaded.
+    /// For a domain of 32 MiB.
     fn default() -> Self {
-        Self { entries: 8192, bytes: 512 * 1024 }
+        Self::for_memory(32 << 20)
     }
 }
 

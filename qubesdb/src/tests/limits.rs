@@ -207,3 +207,12 @@ fn write_with_a_value_to_the_mark_is_no_commit() {
         "nor is its removal"
     );
 }
+
+#[test]
+fn limits_follow_the_memory() {
+    let small = Limits::for_memory(32 << 20);
+    assert_eq!((small.entries, small.bytes), (4096, 393_216));
+    assert_eq!(Limits::default(), small);
+    assert_eq!(Limits::for_memory(u64::MAX).entries, 65536);
+    assert_eq!(Limits::for_memory(0), Limits { entries: 0, bytes: 0 });
+}
