@@ -306,3 +306,41 @@ fn captures_8_ends_output_survives_a_slow_caller() {
     assert!(sent.windows(6).any(|window| window == b"hello\n"));
     bench.assert_closed(call, 0, [1, 2]);
 }
+
+#[test]
+fn captures_8_ends_only_known_messages_of_legal_length_are_sent() {
+    // The recorded caller gives up on type 0x1ff and on a header of 65537 bytes; an exit code has four.
+    for text in ["x.Echo", "qubes.Test", "qubes.WaitForSession", "no.Such"] {
+        let mut bench = Bench::ready();
+        let text = alloc::format!("user:QUBESRPC {text} dom0");
+        let call = bench.call(&execute(0, 0, [1, 2], text.as_bytes()));
+        bench.data(call, &cat(&[&HELLO_4, &[0x90, 0x01, 0, 0, 0x10, 0x27, 0, 0], &[1; 10_000]]));
+        bench.data(call, &STDIN_END);
+        let sent = bench.data_sent(call);
+        let mut rest = sent.as_slice();
+        let mut kinds = Vec::new();
+        while let Some((header, tail)) = rest.split_at_checked(8) {
+            let kind = u32::from_le_bytes(header[..4].try_into().unwrap());
+            let len = u32::from_le_bytes(header[4..].try_into().unwrap()) as usize;
+            match kind {
+                0x300 | 0x193 => assert_eq!(len, 4),
+                0x191 | 0x192 => assert!(len <= 4096),
+                _ => panic!("type {kind:#x}"),
+            }
+            kinds.push(kind);
+            rest = &tail[len..];
+        }
+        assert_eq!(rest, [], "whole messages");
+        assert_eq!((kinds[0], *kinds.last().unwrap()), (0x300, 0x193));
+    }
+}
+
+#[test]
+fn captures_8_ends_nothing_is_what_a_caller_gets_that_broke_the_protocol() {
+    // The caller sees status 255.
+    let (mut bench, call) = test_call();
+    bench.data_sent(call);
+    bench.data(call, &cat(&[&HELLO_4, &[0xff, 0x01, 0, 0, 0, 0, 0, 0]]));
+    assert_eq!(bench.data_sent(call), []);
+    bench.assert_closed(call, 0, [1, 2]);
+}
