@@ -11,7 +11,9 @@ pub fn in_hypervisor_log(log: &str) -> Option<String> {
         }
         if line.contains("Triple fault - invoking HVM shutdown") {
             let mut dump = lines.clone().take(40);
-            if let Some(state) = dump.find(|line| line.contains("RIP:")).filter(|line| is_xens(line)) {
+            if let Some(state) =
+                dump.find(|line| line.contains("RIP:")).filter(|line| is_xens(line))
+            {
                 return Some(format!("{}; {}", line.trim(), state.trim()));
             }
         }

@@ -100,9 +100,6 @@ pub fn build(dir: &Path, base: &Base, scripts: &Path) -> Result<()> {
         let vmlinux = base.guest_kernel(kernel)?.vmlinux;
         fs::hard_link(&vmlinux, &file).doing(|| format!("cannot link {}", vmlinux.display()))?;
         for role in [Role::Client, Role::NetVm, Role::LinuxFirewall] {
-            if kernel == GuestKernel::Newer && role == Role::LinuxFirewall {
-                continue;
-            }
             let tree = guest(base, scripts, role, kernel)?;
             write(&dir.join(ramdisk_name(role, kernel)), &tree)?;
         }

@@ -79,6 +79,32 @@ pub fn stuck_twin(world: &mut World) -> Result<String> {
     Ok(String::new())
 }
 
+/// The firewall dies and a new one takes its place; dom0 attaches the vifs of the clients that run.
+pub fn firewall_restart(world: &mut World) -> Result<String> {
+    world.set_rules(BOB, ACCEPT_ALL)?;
+    world.need_firewall(Some(0))?;
+    world.need_client(BOB)?;
+    let name = world.plan.firewall.name.clone();
+    world.destroy(&name)?;
+    let client = world.client_of_plan(BOB)?.clone();
+    // Its backend is gone: xl may complain.
+    world.lab.detach_vif(&client.name, client.devid)?;
+    // The guest waits for the device as Qubes' udev rule does.
+    let configure = format!(
+        "/lab/uplink {} {} 3000; until ping -q -c 1 -W 1 {}; do :; done",
+        client.ip, world.plan.firewall.ip, world.plan.internet
+    );
+    let waits = world.client(BOB)?.spawn(&world.lab, &configure)?;
+    world.need_firewall(Some(0))?;
+    world.lab.attach_vif(&client.name, &world.plan.client_vif(&client))?;
+    waits
+        .finish(&world.lab, world.client(BOB)?, MOMENT)?
+        .ok("ping after the firewall's restart")?;
+    steps::page(world, world.client(BOB)?, 0)?;
+    let line = world.firewall()?.wait_console(&world.lab, "fw: first packet forwarded", MOMENT)?;
+    Ok(format!("first packet {} ms after the new one's entry", steps::number(&line, "wall_ms")?))
+}
+
 /// Both clients shut down by themselves; a third one starts and works.
 pub fn third_client(world: &mut World) -> Result<String> {
     need_both(world)?;

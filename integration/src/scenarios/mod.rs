@@ -69,6 +69,7 @@ pub const GROUPS: &[Group] = &[
             "NetVM restart while clients run" => lifecycle::netvm_restart,
             "netvm change, none, and back while clients run" => lifecycle::netvm_change,
             "two vifs with one address: the stuck one harms nobody" => lifecycle::stuck_twin,
+            "firewall restart while clients run" => lifecycle::firewall_restart,
             "clients shut down, a third one works" => lifecycle::third_client,
             "powers off on request" => lifecycle::powers_off,
             "reboots on request" => lifecycle::reboots,

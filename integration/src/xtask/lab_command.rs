@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::apt;
 use crate::error::Result;
 use crate::lab::domain::DomainSpec;
+use crate::lab::plan::Plan;
 use crate::lab::qemu::MachineOptions;
 use crate::lab::{Lab, cache};
 use crate::{command, fail, progress};
@@ -17,7 +18,7 @@ usage: cargo xtask lab build [--fresh]      the images (--fresh: from newly down
        cargo xtask lab console DOMAIN       what a domain wrote to its console, and what it writes
        cargo xtask lab boot IMAGE           boot IMAGE as a PVH domain without devices and show its console
        cargo xtask lab scenario [PART]      the scenarios whose name contains PART (or of that group)
-       cargo xtask lab prove                the lab alone, with a Linux firewall in the place of ours
+       cargo xtask lab prove [unusual]      the lab alone, with a Linux firewall in the place of ours
        cargo xtask lab down                 end it";
 
 /// Instance of the lab that `up` leaves running.
@@ -43,7 +44,8 @@ pub fn run(args: &[&str]) -> Result<()> {
             apt::ensure(apt::LAB)?;
             super::scenarios::run_matching(&super::image::build()?, &filter.join(" "))
         }
-        ["prove"] => super::prove::run(),
+        ["prove"] => super::prove::run(Plan::usual()),
+        ["prove", "unusual"] => super::prove::run(Plan::unusual()),
         ["boot", image] => boot(Path::new(image)),
         _ => fail!("{USAGE}"),
     }

@@ -9,6 +9,7 @@ pub mod lab_command;
 pub mod prove;
 pub mod scenarios;
 pub mod smoke;
+pub mod story;
 pub mod test;
 
 use std::process::ExitCode;
@@ -39,6 +40,8 @@ pub fn main() -> ExitCode {
 
 fn dispatch(args: &[&str]) -> Result<()> {
     match args {
+        ["run"] => story::run(false),
+        ["run", "--keep"] => story::run(true),
         ["test"] => test::run(false),
         ["test", "--fast"] => test::run(true),
         ["test", "--long"] => test::long(None),

@@ -12,15 +12,15 @@ use crate::lab::world::{Kind, World};
 use crate::lab::{Lab, cache};
 use crate::{fail, progress};
 
-/// Boots the usual network with a Linux firewall and tries what the scenarios build on.
+/// Boots the network with a Linux firewall and tries what the scenarios build on.
 ///
 /// # Errors
 /// When something of it does not work; the logs are kept.
-pub fn run() -> Result<()> {
+pub fn run(plan: Plan) -> Result<()> {
     apt::ensure(apt::LAB)?;
     let images = cache::images(false)?;
     let lab = Lab::boot(&images, &MachineOptions { name: "prove".into(), ..Default::default() })?;
-    let mut world = World::new(lab, Plan::usual(), Kind::Linux)?;
+    let mut world = World::new(lab, plan, Kind::Linux)?;
     let result = prove(&mut world);
     if result.is_err() {
         let dir = world.lab.save_logs("prove")?;
