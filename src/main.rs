@@ -1,29 +1,44 @@
-//! The image: what Xen starts.
+//! The image: what Xen starts. Builds the parts and hands over to the event loop.
 #![no_std]
 #![no_main]
 
-use xen::boot::BootInfo;
-use xen::{console_line, event, mem, power, time};
+use firewall::event_loop::EventLoop;
+use firewall::platform::{ConsoleSink, XenMachine};
+use firewall::{Firewall, Limits};
+use xen::boot::{BootInfo, selftest};
+use xen::{console_line, entropy};
 
 xen::entry!(run);
 
-/// First instruction of the firewall proper. Interrupts are off, memory and console are up.
+/// The first instruction of the firewall proper. Interrupts are off, memory and console are up.
 fn run(info: BootInfo) -> ! {
     let (major, minor) = info.xen_version;
-    let since_entry_us = time::system_time_ns().saturating_sub(info.entry_ns) / 1000;
-    let running_us = time::vcpu_running_ns().saturating_sub(info.entry_running_ns) / 1000;
-    console_line!("qubes-rust-firewall {} on Xen {major}.{minor}", env!("CARGO_PKG_VERSION"));
     console_line!(
-        "memory {} KiB: heap {} KiB, {} pages; up {since_entry_us} us after entry ({running_us} us running)",
+        "fw: qubes-rust-firewall {} booting on Xen {major}.{minor}, memory {} KiB, domid {}",
+        env!("CARGO_PKG_VERSION"),
         info.memory_bytes / 1024,
-        mem::heap_size() / 1024,
-        mem::total_pages()
+        xen::toolstack::own_domain().map_or(-1, |own| i32::from(own.0))
     );
-    if info.value("fw-selftest") == Some("poweroff") {
-        power::poweroff();
+    if let Some(name) = info.value("fw-selftest") {
+        selftest::run(name);
     }
-    loop {
-        event::wait(None);
-        event::take_pending(|_| {});
-    }
+    let limits = Limits::for_memory(info.memory_bytes);
+    console_line!(
+        "fw: limits clients={} addresses={} flows={} flows_per_client={}",
+        limits.clients,
+        limits.addresses,
+        limits.flows,
+        limits.flows_per_client
+    );
+    let command_line = info.cmdline;
+    let firewall = match Firewall::new(limits, entropy::seed()) {
+        Ok(firewall) => firewall,
+        Err(error) => panic!("{error}"),
+    };
+    let mut machine = match XenMachine::start(info, &limits) {
+        Ok(machine) => machine,
+        Err(error) => panic!("{error}"),
+    };
+    let stop = EventLoop::new(firewall, command_line, ConsoleSink).run(&mut machine);
+    machine.stop(stop)
 }

@@ -52,6 +52,10 @@ pub(crate) struct Nat {
 }
 
 impl Nat {
+    /// What one mapping costs in bytes, hash cells included.
+    #[cfg(test)]
+    pub(crate) const MAPPING_BYTES: usize = Slab::<Mapping>::SLOT_BYTES + Index::MAX_ENTRY_BYTES;
+
     pub(crate) fn new(limits: &Limits, key: HashKey, random: Random) -> Result<Self, OutOfMemory> {
         Ok(Self {
             mappings: Slab::with_capacity(limits.flows)?,

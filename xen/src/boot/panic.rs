@@ -31,3 +31,13 @@ pub(super) fn die(reason: fmt::Arguments<'_>) -> ! {
     }
     power::crash()
 }
+
+/// Named by the prebuilt `core` and `alloc`, which were compiled for unwinding. Never called: a panic aborts.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}
+
+/// As [`rust_eh_personality`]; were it ever called, the domain must stop.
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    power::crash()
+}

@@ -1,0 +1,154 @@
+//! The one loop: wait, drain the ports, serve dom0, run the timers, flush.
+//!
+//! One thread, nothing blocks but `Machine::sleep`, and every drain has a budget, so that no client and no daemon can
+//! keep the others waiting. [`machine`] says what the loop needs of the machine below it; `data_plane` takes frames
+//! through the packet path, `control_plane` serves QubesDB and qrexec, `report` writes the log.
+
+mod control_plane;
+mod data_plane;
+pub mod machine;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::config::features::LogLevel;
+use crate::control::{self, Control};
+use crate::firewall::Firewall;
+use crate::log::{Log, Sink, Source};
+use crate::qrexec::{self, Agent, CallId, StandardServices, StandardSession};
+use crate::time::Instant;
+use machine::{Change, Machine, Stop};
+use report::DropSummary;
+
+/// Bytes read from a link at once.
+const BUFFER_BYTES: usize = 4096;
+
+/// The state of the whole appliance, apart from the devices below it.
+pub struct EventLoop<S: Sink> {
+    firewall: Firewall,
+    control: Control,
+    database: qubesdb::Client,
+    agent: Agent<StandardSession>,
+    services: StandardServices,
+    log: Log<S>,
+    log_level: LogLevel,
+    /// The time of this turn.
+    now: Instant,
+    buffer: Box<[u8; BUFFER_BYTES]>,
+    /// Bytes of the qrexec control channel that the agent has not taken yet; at most a buffer's worth.
+    agent_input: Vec<u8>,
+    /// Data channels that are open or being opened; at most `qrexec::MAX_CHANNELS`.
+    calls: Vec<CallId>,
+    database_heard_at: Instant,
+    has_database: bool,
+    is_agent_ready: bool,
+    is_agent_offered: bool,
+    has_forwarded: bool,
+    is_ready: bool,
+    drops: DropSummary,
+}
+
+impl<S: Sink> EventLoop<S> {
+    /// A loop around `firewall`; `command_line` is that of the kernel.
+    pub fn new(firewall: Firewall, command_line: &str, sink: S) -> Self {
+        Self {
+            firewall,
+            control: Control::new(command_line, control::Limits::default()),
+            database: qubesdb::Client::new(qubesdb::Limits::default()),
+            agent: Agent::new(),
+            services: StandardServices::default(),
+            log: Log::new(sink),
+            log_level: LogLevel::Off,
+            now: Instant::default(),
+            buffer: Box::new([0; BUFFER_BYTES]),
+            agent_input: Vec::with_capacity(BUFFER_BYTES),
+            calls: Vec::with_capacity(qrexec::MAX_CHANNELS),
+            database_heard_at: Instant::default(),
+            has_database: false,
+            is_agent_ready: false,
+            is_agent_offered: false,
+            has_forwarded: false,
+            is_ready: false,
+            drops: DropSummary::default(),
+        }
+    }
+
+    /// Runs until dom0 asks us to stop.
+    pub fn run<M: Machine>(&mut self, machine: &mut M) -> Stop {
+        self.now = machine.now();
+        self.run_actions(machine);
+        loop {
+            if let Some(stop) = self.turn(machine) {
+                self.report_stop(machine, stop);
+                return stop;
+            }
+        }
+    }
+
+    /// One turn, the wait at its end included.
+    fn turn<M: Machine>(&mut self, machine: &mut M) -> Option<Stop> {
+        machine.advance();
+        self.now = machine.now();
+        while let Some(change) = machine.next_change() {
+            if let Some(stop) = self.on_change(machine, change) {
+                return Some(stop);
+            }
+        }
+
+        self.forward(machine);
+        let database_has_more = self.serve_database(machine);
+        let agent_has_more = self.serve_agent(machine);
+        self.firewall.on_timer(self.now);
+        self.generate(machine);
+        machine.flush();
+
+        self.report_turn(machine);
+        let deadline = if database_has_more || agent_has_more {
+            Some(self.now)
+        } else {
+            let deadlines =
+                [self.firewall.next_deadline(), self.links_deadline(), self.report_deadline()];
+            deadlines.into_iter().flatten().min()
+        };
+        machine.sleep(deadline);
+        None
+    }
+
+    fn on_change<M: Machine>(&mut self, machine: &mut M, change: Change) -> Option<Stop> {
+        match change {
+            Change::ClientUp { id, port, devid } => self.client_up(id, port, devid),
+            Change::ClientDown { id, reason } => self.client_down(id, reason),
+            Change::UplinkUp { port, backend } => self.uplink_up(machine, port, backend),
+            Change::UplinkDown { reason } => self.uplink_down(machine, reason),
+            Change::DatabaseUp => {
+                self.database.connected();
+                self.database_heard_at = self.now;
+            }
+            Change::DatabaseDown => {
+                self.log.line(self.now, Source::Control, format_args!("qubesdb lost"));
+                self.end_database(machine);
+            }
+            Change::AgentUp => {
+                self.agent.control_opened();
+                self.is_agent_offered = true;
+            }
+            Change::AgentDown => {
+                self.log.line(self.now, Source::Qrexec, format_args!("qrexec daemon gone"));
+                self.lose_agent(machine);
+            }
+            Change::CallUp(call) => self.call_up(call),
+            Change::CallDown(call) => self.call_down(machine, call),
+            Change::Note(reason) => {
+                self.log.line(self.now, Source::Store, format_args!("{reason}"));
+            }
+            Change::Resumed => {
+                self.log.line(self.now, Source::System, format_args!("resumed after a suspend"));
+            }
+            Change::Stop(stop) => return Some(stop),
+        }
+        None
+    }
+}

@@ -1,0 +1,260 @@
+//! What the log says: devices that come and go, the moments that people wait for, and where packets ended.
+
+use core::fmt;
+use core::time::Duration;
+
+use super::EventLoop;
+use super::machine::{Machine, Reason, Stop};
+use crate::clients::ClientPort;
+use crate::log::{Sink, Source};
+use crate::port::ClientId;
+use crate::stats::{Counter, PortStats};
+use crate::time::Instant;
+use crate::uplink::UplinkPort;
+use crate::verdict::DropReason;
+
+/// Time between two summaries of dropped packets.
+const SUMMARY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What the last summary said, to tell what has moved since.
+#[derive(Debug)]
+pub(super) struct DropSummary {
+    clients: [u64; DropReason::COUNT],
+    uplink: [u64; DropReason::COUNT],
+    next_at: Option<Instant>,
+}
+
+impl Default for DropSummary {
+    fn default() -> Self {
+        Self { clients: [0; DropReason::COUNT], uplink: [0; DropReason::COUNT], next_at: None }
+    }
+}
+
+impl<S: Sink> EventLoop<S> {
+    pub(super) fn client_up(&mut self, id: ClientId, port: ClientPort, devid: u32) {
+        let (domid, ip4, ip6) = (port.domid, port.ip4, port.ip6);
+        let source = Source::Client(id.0);
+        match self.firewall.attach_client(id, port) {
+            Ok(()) => self.log.line(
+                self.now,
+                source,
+                format_args!(
+                    "client connected domid={domid} devid={devid} ip={} ip6={}",
+                    OrNone(ip4),
+                    OrNone(ip6)
+                ),
+            ),
+            Err(error) => self.log.line(
+                self.now,
+                source,
+                format_args!("client refused domid={domid} devid={devid} reason=\"{error}\""),
+            ),
+        }
+    }
+
+    pub(super) fn client_down(&mut self, id: ClientId, reason: Reason) {
+        self.firewall.detach_client(id);
+        self.log.line(self.now, Source::Client(id.0), format_args!("client gone {reason}"));
+    }
+
+    pub(super) fn uplink_up<M: Machine>(
+        &mut self,
+        machine: &mut M,
+        port: UplinkPort,
+        backend: u16,
+    ) {
+        let mac = port.mac;
+        self.firewall.set_uplink(self.now, Some(port));
+        self.control.on_uplink_connected(self.database.store());
+        self.run_actions(machine);
+        let v4 = &self.firewall.network().v4;
+        self.log.line(
+            self.now,
+            Source::Uplink,
+            format_args!(
+                "uplink connected backend={backend} mac={mac} ip={} gateway={}",
+                OrNone(v4.address),
+                OrNone(v4.gateway)
+            ),
+        );
+    }
+
+    pub(super) fn uplink_down<M: Machine>(&mut self, machine: &mut M, reason: Reason) {
+        self.firewall.set_uplink(self.now, None);
+        self.control.on_uplink_gone();
+        self.run_actions(machine);
+        self.log.line(self.now, Source::Uplink, format_args!("uplink gone reason=\"{reason}\""));
+    }
+
+    pub(super) fn report_first_packet<M: Machine>(&mut self, machine: &M) {
+        let (wall_us, running_us) = machine.uptime_us();
+        self.log.line(
+            self.now,
+            Source::System,
+            format_args!(
+                "first packet forwarded wall_ms={} vcpu_ms={}",
+                Millis(wall_us),
+                Millis(running_us)
+            ),
+        );
+    }
+
+    /// The lines of the end of a turn.
+    pub(super) fn report_turn<M: Machine>(&mut self, machine: &M) {
+        // Ready: dom0 can call us and, unless it has no database for us, its rules are in force.
+        if !self.is_ready && self.is_agent_offered && self.has_database {
+            self.is_ready = true;
+            self.report_ready(machine);
+        }
+        while let Some(edit) = self.firewall.take_rule_edit_report() {
+            self.log.line(
+                self.now,
+                Source::Control,
+                format_args!(
+                    "rule edit ip={} generation={} committed_at_ns={} first_judged_at_ns={}",
+                    edit.address,
+                    edit.generation.0,
+                    machine.shared_clock_ns(edit.committed_at),
+                    machine.shared_clock_ns(edit.first_judged_at)
+                ),
+            );
+        }
+        self.summarise_drops();
+    }
+
+    fn report_ready<M: Machine>(&mut self, machine: &M) {
+        let (wall_us, running_us) = machine.uptime_us();
+        let memory = machine.memory();
+        self.log.line(
+            self.now,
+            Source::System,
+            format_args!(
+                "ready wall_ms={} vcpu_ms={} heap_kib={}/{} pages={}/{}",
+                Millis(wall_us),
+                Millis(running_us),
+                memory.heap_used / 1024,
+                memory.heap_size / 1024,
+                memory.pages_used,
+                memory.pages
+            ),
+        );
+    }
+
+    /// When the next summary may be due.
+    pub(super) fn report_deadline(&self) -> Option<Instant> {
+        self.drops.next_at
+    }
+
+    fn summarise_drops(&mut self) {
+        if !self.logs_drops() {
+            return;
+        }
+        match self.drops.next_at {
+            Some(due) if due > self.now => return,
+            Some(_) => self.drops.next_at = None,
+            None => {}
+        }
+        let (clients, uplink) = self.drop_totals();
+        let mut has_moved = false;
+        for reason in DropReason::ALL {
+            let index = reason as usize;
+            let pairs = [
+                ("client", clients.get(index), self.drops.clients.get_mut(index)),
+                ("uplink", uplink.get(index), self.drops.uplink.get_mut(index)),
+            ];
+            for (origin, now, before) in pairs {
+                let (Some(now), Some(before)) = (now, before) else { continue };
+                if now == before {
+                    continue;
+                }
+                has_moved = true;
+                let new = now.saturating_sub(*before);
+                *before = *now;
+                self.log.line(
+                    self.now,
+                    Source::Traffic,
+                    format_args!(
+                        "drop reason={} origin={origin} new={new} count={now}",
+                        reason.name()
+                    ),
+                );
+            }
+        }
+        if has_moved {
+            self.drops.next_at = Some(self.now.after(SUMMARY_INTERVAL));
+        }
+    }
+
+    /// Drops since the start: of all clients, those that left included, and of the uplink.
+    fn drop_totals(&self) -> ([u64; DropReason::COUNT], [u64; DropReason::COUNT]) {
+        let stats = self.firewall.stats();
+        (drops_of(&stats.all_clients()), drops_of(stats.uplink()))
+    }
+
+    pub(super) fn report_stop<M: Machine>(&mut self, machine: &M, stop: Stop) {
+        let (wall_us, running_us) = machine.uptime_us();
+        let memory = machine.memory();
+        self.log.line(
+            self.now,
+            Source::System,
+            format_args!(
+                "stats wall_ms={} vcpu_ms={} heap_kib={}/{} pages={}/{} flows={}",
+                Millis(wall_us),
+                Millis(running_us),
+                memory.heap_used / 1024,
+                memory.heap_size / 1024,
+                memory.pages_used,
+                memory.pages,
+                self.firewall.flow_count()
+            ),
+        );
+        let clients = self.firewall.stats().all_clients();
+        self.log.line(self.now, Source::System, format_args!("stats clients {}", Counts(&clients)));
+        self.log.line(
+            self.now,
+            Source::System,
+            format_args!("stats uplink {}", Counts(self.firewall.stats().uplink())),
+        );
+        self.log.line(self.now, Source::System, format_args!("shutdown reason={}", stop.name()));
+    }
+}
+
+fn drops_of(stats: &PortStats) -> [u64; DropReason::COUNT] {
+    DropReason::ALL.map(|reason| stats.dropped(reason))
+}
+
+/// A port's counters that are not zero, as `name=value`.
+struct Counts<'a>(&'a PortStats);
+
+impl fmt::Display for Counts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counters = Counter::ALL.map(|counter| (counter.name(), self.0.get(counter)));
+        let drops = DropReason::ALL.map(|reason| (reason.name(), self.0.dropped(reason)));
+        let moved = counters.into_iter().chain(drops).filter(|(_, count)| *count > 0);
+        for (index, (name, count)) in moved.enumerate() {
+            let space = if index == 0 { "" } else { " " };
+            write!(f, "{space}{name}={count}")?;
+        }
+        Ok(())
+    }
+}
+
+struct OrNone<T>(Option<T>);
+
+impl<T: fmt::Display> fmt::Display for OrNone<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(value) => value.fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+/// Microseconds, shown as milliseconds with one decimal.
+struct Millis(u64);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0 / 1000, self.0 % 1000 / 100)
+    }
+}

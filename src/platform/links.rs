@@ -1,0 +1,378 @@
+//! The vchans of this domain: QubesDB (client of dom0), the qrexec control channel (server for dom0) and the data
+//! channels of calls (client of the caller). Each has a state machine for its way through xenstore; here their requests
+//! and replies, and the events of the links, find their way.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use xen::vchan::{Connector, Link, LinkState, Outcome, Server, ServerOutcome, Sizes};
+use xen::xenstore::{self, Owner, ReqId, Token, WatchEvent};
+use xen::{DomId, EventPort, time};
+
+use super::requests;
+use crate::event_loop::machine::{Change, Pipe, Reason};
+use crate::qrexec::CallId;
+
+/// vchan port of dom0's QubesDB daemon for this domain.
+const QUBESDB_PORT: u32 = 111;
+/// vchan port of the qrexec control channel.
+const QREXEC_PORT: u32 = 512;
+/// Numbers of our watches; those of calls follow.
+const DATABASE_WATCH: u32 = requests::WATCH + 1;
+const FIRST_CALL_WATCH: u32 = DATABASE_WATCH + 1;
+/// Pause before another server is tried, in nanoseconds.
+const RETRY_NS: u64 = 1_000_000_000;
+
+type Changes = VecDeque<Change>;
+
+impl Pipe for Link {
+    fn read(&mut self, buffer: &mut [u8]) -> usize {
+        Link::read(self, buffer)
+    }
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        Link::write(self, bytes)
+    }
+    fn unread(&self) -> usize {
+        self.data_ready()
+    }
+    fn space(&self) -> usize {
+        Link::space(self)
+    }
+}
+
+/// A link as client, and the way to it.
+struct Client {
+    connector: Connector,
+    request: Option<ReqId>,
+    link: Option<Link>,
+    has_event: bool,
+}
+
+/// What became of a client's way to its link.
+enum Step {
+    Connected,
+    Unusable(Reason),
+    Refused(Reason),
+}
+
+impl Client {
+    fn new(connector: Connector) -> Self {
+        Self { connector, request: None, link: None, has_event: false }
+    }
+
+    /// Sends the next request of the connector, if there is one and the store has room.
+    fn ask(&mut self, store: &mut xenstore::Client) {
+        if self.request.is_none()
+            && store.has_room(1)
+            && let Some(request) = self.connector.next_request()
+        {
+            self.request = store.request(Owner::Platform, request).ok();
+        }
+    }
+
+    fn on_reply(&mut self, reply: &xenstore::Reply) -> Option<Step> {
+        if self.request != Some(reply.id) {
+            return None;
+        }
+        self.request = None;
+        let result = reply.result.as_ref().map(Vec::as_slice).map_err(Clone::clone);
+        match self.connector.on_reply(result)? {
+            Outcome::Connected(link) => {
+                self.link = Some(link);
+                // What the server wrote before we came has no event of its own.
+                self.has_event = true;
+                Some(Step::Connected)
+            }
+            Outcome::Unusable(error) => Some(Step::Unusable(Reason::new(format_args!("{error}")))),
+            Outcome::WatchRefused(error) => {
+                Some(Step::Refused(Reason::new(format_args!("{error}"))))
+            }
+        }
+    }
+
+    /// Takes note of an event of this link.
+    fn on_event(&mut self, port: EventPort) -> bool {
+        let is_ours = self.link.as_ref().is_some_and(|link| link.port() == port);
+        self.has_event |= is_ours;
+        is_ours
+    }
+
+    /// Whether the peer has gone since the last look.
+    fn has_ended(&self) -> bool {
+        self.has_event && self.link.as_ref().is_some_and(|link| !link.is_open())
+    }
+
+    /// Lets the next event through.
+    fn rearm(&mut self) {
+        if core::mem::take(&mut self.has_event)
+            && let Some(link) = &self.link
+        {
+            link.unmask();
+        }
+    }
+}
+
+/// A data channel.
+struct Call {
+    /// Nothing: closed, only its watch has to end.
+    id: Option<CallId>,
+    watch: u32,
+    generation: u32,
+    client: Client,
+}
+
+/// The control channel.
+#[derive(Default)]
+struct Agent {
+    server: Option<Server>,
+    request: Option<ReqId>,
+    has_event: bool,
+    /// A link that ended is reported once.
+    is_down: bool,
+    retry_at: Option<u64>,
+}
+
+/// All links.
+pub(super) struct Links {
+    own: DomId,
+    database: Client,
+    /// The loop was told that the database's link ended.
+    is_database_down: bool,
+    agent: Agent,
+    calls: Vec<Call>,
+    generation: u32,
+}
+
+impl Links {
+    pub(super) fn new(own: DomId) -> Self {
+        let token = Token { owner: Owner::Platform, id: DATABASE_WATCH, generation: 0 };
+        Self {
+            own,
+            database: Client::new(Connector::new(DomId::DOM0, own, QUBESDB_PORT, token)),
+            is_database_down: false,
+            agent: Agent::default(),
+            calls: Vec::new(),
+            generation: 0,
+        }
+    }
+
+    /// Offers the control channel and looks for QubesDB. The hello goes out before anything is waited for.
+    pub(super) fn start(&mut self, store: &mut xenstore::Client, changes: &mut Changes) {
+        self.serve_agent(changes);
+        self.ask_agent(store);
+        self.database.ask(store);
+    }
+
+    pub(super) fn on_event(&mut self, port: EventPort) {
+        let links = self.calls.iter_mut().map(|call| &mut call.client);
+        for client in core::iter::once(&mut self.database).chain(links) {
+            if client.on_event(port) {
+                return;
+            }
+        }
+        if self.agent.server.as_ref().is_some_and(|server| server.link().port() == port) {
+            self.agent.has_event = true;
+        }
+    }
+
+    pub(super) fn on_watch(&mut self, watch: &WatchEvent, store: &mut xenstore::Client) {
+        let Token { id, generation, .. } = watch.token;
+        if id == DATABASE_WATCH {
+            self.database.connector.on_watch();
+            self.database.ask(store);
+        }
+        let is_same = |call: &&mut Call| call.watch == id && call.generation == generation;
+        if let Some(call) = self.calls.iter_mut().find(is_same) {
+            call.client.connector.on_watch();
+            call.client.ask(store);
+        }
+    }
+
+    pub(super) fn on_reply(
+        &mut self,
+        reply: &xenstore::Reply,
+        store: &mut xenstore::Client,
+        changes: &mut Changes,
+    ) {
+        match self.database.on_reply(reply) {
+            None => {}
+            Some(Step::Connected) => {
+                self.is_database_down = false;
+                changes.push_back(Change::DatabaseUp);
+            }
+            Some(Step::Unusable(why)) => changes.push_back(Change::Note(Reason::new(
+                format_args!("qubesdb offer unusable: {why}"),
+            ))),
+            Some(Step::Refused(why)) => changes.push_back(Change::Note(Reason::new(format_args!(
+                "qubesdb cannot be watched for, no rules can arrive: {why}"
+            )))),
+        }
+        self.database.ask(store);
+        for call in &mut self.calls {
+            let step = call.client.on_reply(reply);
+            call.client.ask(store);
+            let (Some(step), Some(id)) = (step, call.id) else { continue };
+            match step {
+                Step::Connected => changes.push_back(Change::CallUp(id)),
+                // The agent's time-out ends the wait for a better offer.
+                Step::Unusable(why) => changes.push_back(Change::Note(Reason::new(format_args!(
+                    "qrexec data channel unusable: {why}"
+                )))),
+                Step::Refused(_) => changes.push_back(Change::CallDown(id)),
+            }
+        }
+        self.agent_reply(reply, store, changes);
+    }
+
+    fn agent_reply(
+        &mut self,
+        reply: &xenstore::Reply,
+        store: &mut xenstore::Client,
+        changes: &mut Changes,
+    ) {
+        if self.agent.request != Some(reply.id) {
+            return;
+        }
+        self.agent.request = None;
+        let Some(server) = &mut self.agent.server else { return };
+        let result = reply.result.as_ref().map(Vec::as_slice).map_err(Clone::clone);
+        if let Some(ServerOutcome::Refused(error)) = server.on_reply(result) {
+            changes.push_back(Change::Note(Reason::new(format_args!(
+                "qrexec control channel cannot be announced: {error}"
+            ))));
+            self.agent.server = None;
+            self.agent.retry_at = Some(time::system_time_ns().saturating_add(RETRY_NS));
+        }
+        self.ask_agent(store);
+    }
+
+    /// Looks at the links that had an event, and goes on with what waits.
+    pub(super) fn advance(&mut self, store: &mut xenstore::Client, changes: &mut Changes) {
+        if self.database.has_ended() && !self.is_database_down {
+            self.is_database_down = true;
+            changes.push_back(Change::DatabaseDown);
+        }
+        self.database.ask(store);
+        for call in &mut self.calls {
+            if call.client.has_ended()
+                && let Some(id) = call.id
+            {
+                changes.push_back(Change::CallDown(id));
+            }
+            call.client.ask(store);
+        }
+        self.calls.retain(|call| call.id.is_some() || !call.client.connector.is_stopped());
+        self.advance_agent(store, changes);
+    }
+
+    fn advance_agent(&mut self, store: &mut xenstore::Client, changes: &mut Changes) {
+        if self.agent.has_event
+            && let Some(server) = &self.agent.server
+            && matches!(server.link().state(), LinkState::Closed | LinkState::Broken)
+            && !core::mem::replace(&mut self.agent.is_down, true)
+        {
+            changes.push_back(Change::AgentDown);
+        }
+        if self.agent.retry_at.is_some_and(|at| at <= time::system_time_ns()) {
+            self.agent.retry_at = None;
+        }
+        if self.agent.server.is_none() && self.agent.retry_at.is_none() {
+            self.serve_agent(changes);
+        }
+        self.ask_agent(store);
+    }
+
+    fn serve_agent(&mut self, changes: &mut Changes) {
+        match Server::new(DomId::DOM0, self.own, QREXEC_PORT, Sizes::QREXEC_CONTROL) {
+            Ok(server) => {
+                server.link().unmask();
+                self.agent = Agent { server: Some(server), ..Agent::default() };
+                changes.push_back(Change::AgentUp);
+            }
+            Err(error) => {
+                self.agent.retry_at = Some(time::system_time_ns().saturating_add(RETRY_NS));
+                changes.push_back(Change::Note(Reason::new(format_args!(
+                    "qrexec control channel cannot be offered: {error}"
+                ))));
+            }
+        }
+    }
+
+    fn ask_agent(&mut self, store: &mut xenstore::Client) {
+        let Agent { server: Some(server), request, .. } = &mut self.agent else { return };
+        if request.is_none()
+            && store.has_room(1)
+            && let Some((transaction, next)) = server.next_request()
+        {
+            *request = store.request_in(transaction, Owner::Platform, next).ok();
+        }
+    }
+
+    /// When a server is tried again.
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        self.agent.retry_at
+    }
+
+    /// After everybody has read: lets the next events through.
+    pub(super) fn rearm(&mut self) {
+        self.database.rearm();
+        self.calls.iter_mut().for_each(|call| call.client.rearm());
+        if core::mem::take(&mut self.agent.has_event)
+            && let Some(server) = &self.agent.server
+        {
+            server.link().unmask();
+        }
+    }
+
+    pub(super) fn database(&mut self) -> Option<&mut dyn Pipe> {
+        self.database.link.as_mut().map(|link| link as &mut dyn Pipe)
+    }
+
+    pub(super) fn close_database(&mut self, store: &mut xenstore::Client) {
+        self.database.link = None;
+        self.database.has_event = false;
+        self.database.connector.reconnect();
+        self.database.ask(store);
+    }
+
+    pub(super) fn agent(&mut self) -> Option<&mut dyn Pipe> {
+        self.agent.server.as_mut().map(|server| server.link_mut() as &mut dyn Pipe)
+    }
+
+    /// Drops the control channel; `advance` offers the next one.
+    pub(super) fn reset_agent(&mut self) {
+        // A reply that is still under way belongs to nobody then.
+        self.agent = Agent::default();
+    }
+
+    pub(super) fn open_call(
+        &mut self,
+        store: &mut xenstore::Client,
+        id: CallId,
+        domain: DomId,
+        port: u32,
+    ) {
+        self.generation = self.generation.wrapping_add(1);
+        let used = |watch| self.calls.iter().any(|call| call.watch == watch);
+        // There are fewer calls than numbers.
+        let watch = (FIRST_CALL_WATCH..).find(|watch| !used(*watch)).unwrap_or(FIRST_CALL_WATCH);
+        let token = Token { owner: Owner::Platform, id: watch, generation: self.generation };
+        let connector = Connector::new(domain, self.own, port, token);
+        let mut client = Client::new(connector);
+        client.ask(store);
+        self.calls.push(Call { id: Some(id), watch, generation: self.generation, client });
+    }
+
+    pub(super) fn call(&mut self, id: CallId) -> Option<&mut dyn Pipe> {
+        let call = self.calls.iter_mut().find(|call| call.id == Some(id))?;
+        call.client.link.as_mut().map(|link| link as &mut dyn Pipe)
+    }
+
+    pub(super) fn close_call(&mut self, store: &mut xenstore::Client, id: CallId) {
+        let Some(call) = self.calls.iter_mut().find(|call| call.id == Some(id)) else { return };
+        call.id = None;
+        call.client.link = None;
+        call.client.connector.stop();
+        call.client.ask(store);
+    }
+}

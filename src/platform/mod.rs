@@ -1,0 +1,440 @@
+//! The machine of the image: Xen's devices and links behind the loop's [`Machine`] trait. Adapters only, no policy.
+//!
+//! `links` are the vchans (QubesDB, qrexec), `requests` what dom0 asks for through xenstore (stop, suspend), `clock`
+//! the time without pauses.
+
+mod clock;
+mod links;
+mod requests;
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::fmt;
+use core::net::IpAddr;
+
+use xen::boot::BootInfo;
+use xen::mem::Page;
+use xen::netback::{self, Backend, Budget, VifId};
+use xen::netfront::{self, Frontend};
+use xen::xenstore::{self, Owner};
+use xen::{DomId, console, event, mem, netif, time};
+
+use crate::clients::ClientPort;
+use crate::event_loop::machine::{Arrival, Change, Machine, MemoryUse, Pipe, Reason, Stop};
+use crate::frame::{Checksum, Gso, GsoKind, Offload};
+use crate::limits::Limits;
+use crate::log::Sink;
+use crate::port::{ClientId, Origin, PortCaps, PortId};
+use crate::qrexec::CallId;
+use crate::time::Instant;
+use crate::uplink::UplinkPort;
+use crate::wire::Mac;
+use clock::Clock;
+use links::Links;
+use requests::Requests;
+
+/// Messages of xenstore handled in one turn.
+const STORE_MESSAGES_PER_TURN: usize = 64;
+/// Frames taken from the uplink in one turn.
+const UPLINK_FRAMES_PER_TURN: usize = 128;
+/// Frames taken from one client in one turn.
+const FRAMES_PER_CLIENT: usize = 32;
+/// Frames taken from all clients in one turn while there is no uplink: they are only answered or dropped.
+const FRAMES_WITHOUT_UPLINK: usize = 64;
+/// Pages that stay free for control: rings and links of devices to come.
+const RESERVED_PAGES: usize = 64;
+
+/// Lines on the Xen console.
+#[derive(Debug, Default)]
+pub struct ConsoleSink;
+
+impl Sink for ConsoleSink {
+    fn line(&mut self, text: fmt::Arguments<'_>) {
+        console::write_line(text);
+    }
+}
+
+/// Why the machine cannot start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// The toolstack made no xenstore page.
+    #[error("the toolstack gave no xenstore connection")]
+    NoStore,
+    /// Xen does not tell our domain number.
+    #[error("Xen does not tell the number of this domain")]
+    NoDomain,
+}
+
+/// The devices and links of this domain.
+pub struct XenMachine {
+    boot: BootInfo,
+    clock: Clock,
+    store: xenstore::Client,
+    back: Backend,
+    front: Frontend,
+    /// The connection in each slot, to turn a `ClientId` back into the driver's id.
+    vifs: Vec<Option<VifId>>,
+    links: Links,
+    requests: Requests,
+    changes: VecDeque<Change>,
+}
+
+impl XenMachine {
+    /// Takes over the devices; the first turn of the loop begins to talk to xenstore.
+    ///
+    /// # Errors
+    /// If the toolstack left something out.
+    pub fn start(boot: BootInfo, limits: &Limits) -> Result<Self, StartError> {
+        let (page, channel) = xen::toolstack::xenstore().ok_or(StartError::NoStore)?;
+        let own = xen::toolstack::own_domain().ok_or(StartError::NoDomain)?;
+        let mut store = xenstore::Client::new(page, channel);
+        // Watches of an earlier kernel in this domain; a store that knows no such request has none.
+        let _ = store.request(Owner::Platform, xenstore::Request::ResetWatches);
+        let pages = mem::total_pages();
+        let slots = usize::from(limits.clients);
+        let config = netback::Config { max_vifs: slots, ..netback::Config::for_pages(pages) };
+        let mut machine = Self {
+            boot,
+            clock: Clock::new(),
+            back: Backend::new(config),
+            front: Frontend::new(netfront::Config::for_pages(pages)),
+            vifs: alloc::vec![None; slots],
+            links: Links::new(own),
+            requests: Requests::new(),
+            changes: VecDeque::new(),
+            store,
+        };
+        machine.requests.start(&mut machine.store);
+        machine.links.start(&mut machine.store, &mut machine.changes);
+        machine.front.start(&mut machine.store);
+        machine.back.start(&mut machine.store);
+        machine.store.flush();
+        Ok(machine)
+    }
+
+    fn take_port_events(&mut self) {
+        let Self { store, back, front, links, .. } = self;
+        event::take_pending(|port| {
+            if port == store.port() || back.on_event(port) || front.on_event(port) {
+                return;
+            }
+            links.on_event(port);
+        });
+    }
+
+    fn take_store_messages(&mut self, now: u64) {
+        for _ in 0..STORE_MESSAGES_PER_TURN {
+            match self.store.poll() {
+                Some(xenstore::Event::Reply(reply)) => match reply.owner {
+                    Owner::Netback => self.back.on_reply(reply, &mut self.store, now),
+                    Owner::Netfront => self.front.on_reply(reply, &mut self.store, now),
+                    Owner::Platform => self.on_reply(&reply),
+                },
+                Some(xenstore::Event::Watch(watch)) => match watch.token.owner {
+                    Owner::Netback => self.back.on_watch(&watch),
+                    Owner::Netfront => self.front.on_watch(&watch),
+                    Owner::Platform => {
+                        self.requests.on_watch(&watch, &mut self.store);
+                        self.links.on_watch(&watch, &mut self.store);
+                    }
+                },
+                None => return,
+            }
+        }
+    }
+
+    fn on_reply(&mut self, reply: &xenstore::Reply) {
+        if let Some(change) = self.requests.on_reply(reply, &mut self.store) {
+            self.changes.push_back(change);
+        }
+        self.links.on_reply(reply, &mut self.store, &mut self.changes);
+    }
+
+    fn take_device_events(&mut self) {
+        while let Some(event) = self.back.next_event() {
+            let change = self.on_backend_event(event);
+            self.changes.push_back(change);
+        }
+        while let Some(event) = self.front.next_event() {
+            self.changes.push_back(on_frontend_event(event));
+        }
+    }
+
+    fn on_backend_event(&mut self, event: netback::Event) -> Change {
+        match event {
+            netback::Event::Connected { vif, identity, capabilities } => {
+                if let Some(slot) = self.vifs.get_mut(vif.slot()) {
+                    *slot = Some(vif);
+                }
+                let port = client_port(&identity, capabilities);
+                Change::ClientUp { id: client_id(vif), port, devid: identity.devid }
+            }
+            netback::Event::Disconnected { vif, reason } => {
+                if let Some(slot) = self.vifs.get_mut(vif.slot()) {
+                    *slot = None;
+                }
+                let id = client_id(vif);
+                let status = Reason::new(format_args!("slot={} reason=\"{reason}\"", vif.slot()));
+                Change::ClientDown { id, reason: status }
+            }
+            netback::Event::Refused { dom, devid, reason } => Change::Note(Reason::new(
+                format_args!("client refused domid={} devid={devid} reason=\"{reason}\"", dom.0),
+            )),
+        }
+    }
+
+    /// Work that an event will not announce again.
+    fn has_work(&self) -> bool {
+        let is_uplink_bound = self.front.is_up() && self.front.send_room() == 0;
+        self.front.has_work() || (self.back.has_work() && !is_uplink_bound)
+    }
+}
+
+impl Machine for XenMachine {
+    type Page = Page;
+
+    fn now(&self) -> Instant {
+        self.clock.instant(time::system_time_ns())
+    }
+
+    fn shared_clock_ns(&self, instant: Instant) -> u64 {
+        self.clock.shared_ns(instant)
+    }
+
+    fn uptime_us(&self) -> (u64, u64) {
+        let wall = time::system_time_ns().saturating_sub(self.boot.entry_ns) / 1000;
+        let running = time::vcpu_running_ns().saturating_sub(self.boot.entry_running_ns) / 1000;
+        (wall, running)
+    }
+
+    fn memory(&self) -> MemoryUse {
+        let pages = mem::total_pages();
+        MemoryUse {
+            heap_used: mem::heap_used(),
+            heap_size: mem::heap_size(),
+            pages_used: pages.saturating_sub(mem::free_pages()),
+            pages,
+        }
+    }
+
+    fn sleep(&mut self, until: Option<Instant>) {
+        if !self.changes.is_empty() || self.has_work() {
+            return;
+        }
+        let loop_deadline = until.map(|instant| self.clock.shared_ns(instant));
+        let deadlines = [
+            loop_deadline,
+            self.back.next_deadline(),
+            self.front.next_deadline(),
+            self.requests.next_deadline(),
+            self.links.next_deadline(),
+        ];
+        let deadline = deadlines.into_iter().flatten().min();
+        event::wait(deadline);
+        self.clock.woke(deadline, time::system_time_ns());
+    }
+
+    fn advance(&mut self) {
+        let now = time::system_time_ns();
+        self.clock.turn(now);
+        self.take_port_events();
+        self.take_store_messages(now);
+        self.back.advance(&mut self.store, now);
+        self.front.advance(&mut self.store, now);
+        self.take_device_events();
+        self.links.advance(&mut self.store, &mut self.changes);
+        if let Some(change) = self.requests.advance(&mut self.store, now) {
+            self.changes.push_back(change);
+        }
+        self.store.flush();
+        assert!(
+            self.store.health() == xenstore::Health::Good,
+            "the xenstore ring is corrupt: this domain can no longer be managed"
+        );
+        xen::grant::retry_quarantine();
+    }
+
+    fn next_change(&mut self) -> Option<Change> {
+        self.changes.pop_front()
+    }
+
+    fn receive(&mut self) {
+        let now = time::system_time_ns();
+        self.front.receive(UPLINK_FRAMES_PER_TURN, now);
+        let room =
+            if self.front.is_up() { self.front.send_room() } else { FRAMES_WITHOUT_UPLINK };
+        let spare = mem::free_pages().saturating_sub(RESERVED_PAGES);
+        let budget = Budget { per_vif: FRAMES_PER_CLIENT, total: room.min(spare) };
+        self.back.receive(budget, now);
+    }
+
+    fn next_frame(&mut self) -> Option<Arrival<Page>> {
+        if let Some(frame) = self.front.next_frame() {
+            return Some(Arrival {
+                origin: Origin::Uplink,
+                page: frame.page,
+                len: usize::from(frame.len),
+                offload: from_driver(frame.offload),
+            });
+        }
+        let frame = self.back.next_frame()?;
+        Some(Arrival {
+            origin: Origin::Client(client_id(frame.vif)),
+            page: frame.page,
+            len: usize::from(frame.len),
+            offload: from_driver(frame.offload),
+        })
+    }
+
+    fn spare_page(&mut self) -> Option<Page> {
+        Page::alloc()
+    }
+
+    fn bytes(page: &mut Page) -> &mut [u8] {
+        page.bytes_mut()
+    }
+
+    fn send(&mut self, to: PortId, page: Page, len: usize, offload: Offload) {
+        let Ok(len) = u16::try_from(len) else { return };
+        let offload = to_driver(offload);
+        // A refused frame is counted by the driver, its page is free again.
+        match to {
+            PortId::Uplink => {
+                let _ = self.front.send(page, len, offload);
+            },
+            PortId::Client(id) => {
+                let vif = self.vifs.get(usize::from(id.0)).copied().flatten();
+                if let Some(vif) = vif {
+                    let _ = self.back.send(vif, page, len, offload);
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        let now = time::system_time_ns();
+        self.back.flush(now);
+        self.front.flush(now);
+        self.links.rearm();
+        self.take_device_events();
+        self.store.flush();
+    }
+
+    fn database(&mut self) -> Option<&mut dyn Pipe> {
+        self.links.database()
+    }
+
+    fn close_database(&mut self) {
+        self.links.close_database(&mut self.store);
+    }
+
+    fn agent(&mut self) -> Option<&mut dyn Pipe> {
+        self.links.agent()
+    }
+
+    fn reset_agent(&mut self) {
+        self.links.reset_agent();
+    }
+
+    fn open_call(&mut self, call: CallId, domain: u16, port: u32) {
+        self.links.open_call(&mut self.store, call, DomId(domain), port);
+    }
+
+    fn call(&mut self, call: CallId) -> Option<&mut dyn Pipe> {
+        self.links.call(call)
+    }
+
+    fn close_call(&mut self, call: CallId) {
+        self.links.close_call(&mut self.store, call);
+    }
+}
+
+impl XenMachine {
+    /// Stops the domain as dom0 asked.
+    pub fn stop(self, stop: Stop) -> ! {
+        console::drain();
+        match stop {
+            Stop::Poweroff | Stop::Halt => xen::power::poweroff(),
+            Stop::Reboot => xen::power::reboot(),
+        }
+    }
+}
+
+fn on_frontend_event(event: netfront::Event) -> Change {
+    match event {
+        netfront::Event::Up { mac, backend, mtu, capabilities, .. } => Change::UplinkUp {
+            port: UplinkPort { mac: Mac(mac), caps: caps(capabilities, mtu) },
+            backend: backend.0,
+        },
+        netfront::Event::Down { reason, .. } => {
+            Change::UplinkDown { reason: Reason::new(format_args!("{reason}")) }
+        }
+    }
+}
+
+/// The vif's slot; `netback` is given no more slots than fit.
+fn client_id(vif: VifId) -> ClientId {
+    ClientId(u16::try_from(vif.slot()).unwrap_or(u16::MAX))
+}
+
+/// The first address of each family counts: dom0 writes one of each.
+fn client_port(identity: &netback::Identity, capabilities: netif::Capabilities) -> ClientPort {
+    ClientPort {
+        domid: identity.dom.0,
+        mac: Mac(identity.mac),
+        ip4: identity.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        }),
+        ip6: identity.addresses.iter().find_map(|address| match address {
+            IpAddr::V6(v6) => Some(*v6),
+            IpAddr::V4(_) => None,
+        }),
+        caps: caps(capabilities, identity.mtu),
+    }
+}
+
+/// Super-frames are not negotiated, so that no port takes them.
+fn caps(capabilities: netif::Capabilities, mtu: u16) -> PortCaps {
+    PortCaps {
+        accepts_blank_v4: capabilities.blank_ipv4,
+        accepts_blank_v6: capabilities.blank_ipv6,
+        accepts_gso_v4: false,
+        accepts_gso_v6: false,
+        mtu,
+    }
+}
+
+fn from_driver(offload: netif::Offload) -> Offload {
+    Offload {
+        checksum: match offload.checksum {
+            netif::Checksum::Full => Checksum::Full,
+            netif::Checksum::Validated => Checksum::Validated,
+            netif::Checksum::Blank => Checksum::Blank,
+        },
+        gso: offload.gso.map(|gso| Gso {
+            kind: match gso.kind {
+                netif::GsoKind::TcpV4 => GsoKind::TcpV4,
+                netif::GsoKind::TcpV6 => GsoKind::TcpV6,
+            },
+            size: gso.size,
+        }),
+    }
+}
+
+fn to_driver(offload: Offload) -> netif::Offload {
+    netif::Offload {
+        checksum: match offload.checksum {
+            Checksum::Full => netif::Checksum::Full,
+            Checksum::Validated => netif::Checksum::Validated,
+            Checksum::Blank => netif::Checksum::Blank,
+        },
+        gso: offload.gso.map(|gso| netif::Gso {
+            kind: match gso.kind {
+                GsoKind::TcpV4 => netif::GsoKind::TcpV4,
+                GsoKind::TcpV6 => netif::GsoKind::TcpV6,
+            },
+            size: gso.size,
+        }),
+    }
+}
