@@ -101,9 +101,12 @@ impl PvClock {
     }
 
     /// System time in ns when the counter was `tsc`. A counter before the time stamp counts as the time stamp.
+    ///
+    /// The difference is one of 64-bit counters that wrap: Xen's stamp may be older than the domain, and with an
+    /// emulated counter, which starts at 0 with the domain, it is then "negative".
     fn at(self, tsc: u64) -> u64 {
-        let delta = tsc.saturating_sub(self.tsc_timestamp);
-        self.system_time_ns.saturating_add(self.scale(delta))
+        let delta = (tsc.wrapping_sub(self.tsc_timestamp) as i64).max(0);
+        self.system_time_ns.saturating_add(self.scale(delta.unsigned_abs()))
     }
 
     fn scale(self, ticks: u64) -> u64 {
@@ -145,6 +148,13 @@ mod tests {
     }
 
     #[test]
+    fn a_time_stamp_older_than_the_domain_is_negative() {
+        let clock = PvClock { tsc_timestamp: 1_000_u64.wrapping_neg(), ..AT_2_GHZ };
+        assert_eq!(clock.at(0), 5_500);
+        assert_eq!(clock.at(1_000), 6_000);
+    }
+
+    #[test]
     fn extreme_parameters_do_not_overflow() {
         for shift in [i8::MIN, -64, 0, 63, i8::MAX] {
             let clock = PvClock {
@@ -153,7 +163,7 @@ mod tests {
                 multiplier: u32::MAX,
                 shift,
             };
-            assert!(clock.at(u64::MAX) >= u64::MAX - 1);
+            assert!(clock.at(i64::MAX as u64) >= u64::MAX - 1);
         }
     }
 

@@ -67,6 +67,11 @@ pub const CPUID_STEP: u32 = 0x100;
 /// "XenVMMXenVMM" in EBX, ECX, EDX.
 pub const CPUID_SIGNATURE: [u32; 3] = [0x566e_6558, 0x6558_4d4d, 0x4d4d_566e];
 
+/// Distance of the leaf with HVM properties from the first leaf.
+pub const CPUID_HVM_LEAF: u32 = 4;
+/// `XEN_HVM_CPUID_DOMID_PRESENT` in EAX of that leaf: ECX is our domain.
+pub const CPUID_HVM_DOMID_PRESENT: u32 = 1 << 4;
+
 /// Console page: bytes of the output ring (`xencons_interface.out`).
 pub const CONSOLE_OUT_BYTES: u32 = 2048;
 /// Offset of the output ring.

@@ -27,10 +27,14 @@ mod paging;
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
 mod panic;
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
+pub mod selftest;
+#[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
 mod stacks;
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
 mod start;
 
+#[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
+pub(crate) use exceptions::idle;
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
 pub use panic::panic;
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]

@@ -28,6 +28,10 @@ pub(crate) fn console() -> Option<(SharedPage, EventPort)> {
     with(|xen| Some((xen.console.alias(), super::CONSOLE_PORT)))
 }
 
+pub(crate) fn own_domain() -> Option<DomId> {
+    Some(super::OWN_DOMAIN)
+}
+
 /// Records the reason. A suspension "returns" at once with 1, resumed in the same domain; every other reason returns
 /// as well, and the caller ends the thread.
 pub(crate) fn shutdown(reason: u32) -> Result<u64, Errno> {

@@ -81,6 +81,11 @@ pub(crate) fn shared_info() -> SharedPage {
     shared_page(WINDOW.load(Ordering::Relaxed))
 }
 
+/// Address of `shared_info`; the page after it is not mapped.
+pub(crate) fn shared_info_address() -> usize {
+    WINDOW.load(Ordering::Relaxed) as usize
+}
+
 pub(crate) fn grant_frame(index: u32) -> Option<SharedPage> {
     if index >= max_grant_frames() {
         return None;
@@ -170,12 +175,9 @@ fn vcpu_call<T>(command: u32, argument: &mut T) -> Result<(), Errno> {
     unsafe { trap::hypercall(VCPU_OP, [command.into(), 0, pointer]) }.map(drop)
 }
 
-/// Sleeps until Xen has an upcall for us. Interrupts are enabled for the one instruction only: an upcall that is
-/// pending already ends the HLT at once, so none is lost between the caller's last look and the sleep.
+/// Sleeps until Xen has an upcall for us; none is lost between the caller's last look and the sleep.
 pub(crate) fn block() {
-    // SAFETY: the interrupt descriptor table is loaded (the first channel or timer exists only after that); the upcall
-    // handler changes nothing but the upcall flag in `shared_info`.
-    unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
+    crate::boot::idle();
 }
 
 pub(crate) fn system_time_ns() -> u64 {
@@ -265,10 +267,21 @@ pub(crate) fn memory_map(buffer: &mut [[u32; 5]]) -> Result<usize, Errno> {
     Ok(request.entries.min(entries) as usize)
 }
 
-/// Finds Xen's CPUID leaves. They need not be the first ones (Viridian), so all are looked at.
+/// Whether Xen is there.
 pub(crate) fn is_on_xen() -> bool {
-    (CPUID_FIRST..CPUID_LIMIT).step_by(CPUID_STEP as usize).any(|leaf| {
-        let [highest, signature @ ..] = cpu::cpuid(leaf);
+    first_leaf().is_some()
+}
+
+/// Our number, if Xen tells it.
+pub(crate) fn own_domain() -> Option<DomId> {
+    let [flags, _, domain, _] = cpu::cpuid(first_leaf()? + CPUID_HVM_LEAF);
+    (flags & CPUID_HVM_DOMID_PRESENT != 0).then_some(DomId(domain as u16))
+}
+
+/// Finds Xen's CPUID leaves. They need not be the first ones (Viridian), so all are looked at.
+fn first_leaf() -> Option<u32> {
+    (CPUID_FIRST..CPUID_LIMIT).step_by(CPUID_STEP as usize).find(|leaf| {
+        let [highest, signature @ ..] = cpu::cpuid(*leaf);
         signature == CPUID_SIGNATURE && highest >= leaf + 2
     })
 }
