@@ -4,6 +4,8 @@
 pub mod command;
 pub mod dom0;
 pub mod error;
+#[cfg(feature = "lab")]
+pub mod ffi;
 pub mod lab;
 pub mod paths;
 pub mod progress;
