@@ -2,7 +2,7 @@
 
 use core::net::IpAddr;
 
-use crate::clients::HostId;
+use crate::clients::{Generation, HostId};
 use crate::conntrack::table::{FlowId, NoRoom};
 use crate::conntrack::tcp::{Sender, Step, Tracker};
 use crate::conntrack::{Class, Hold, NewFlow, Standing, Tuple};
@@ -11,8 +11,9 @@ use crate::frame::Frame;
 use crate::icmp;
 use crate::judge::judge;
 use crate::nat::rewrite::{self, Ends};
-use crate::nat::{self, Endpoint, icmp_error};
+use crate::nat::{self, Endpoint, MappingId, icmp_error};
 use crate::packet::{Packet, Quote, Quoted, Upper};
+use crate::port::PortId;
 use crate::stats::Counter;
 use crate::time::Instant;
 use crate::verdict::{DropReason, Refusal, Verdict};
@@ -252,24 +253,12 @@ impl Firewall {
         let inside = packet.outbound();
         let local = self.network.own_address(packet.source).ok_or(DropReason::NoUplink)?;
         // The local port follows once the rules have accepted the flow.
-        let mut outside = Tuple { local, remote, local_port: 0, ..inside };
-        let generation = {
-            let Some(owner) = self.clients.host(host) else {
-                return Err(DropReason::NoRules.into());
-            };
-            let judged = judge(owner, &self.network, &outside);
-            let generation = owner.generation;
-            self.clients.judged(now, host);
-            judged.map_err(|reason| forbidden(reason, packet, IsKnown::No))?;
-            generation
-        };
+        let outside = Tuple { local, remote, local_port: 0, ..inside };
+        let generation = self.accept(now, host, packet, &outside)?;
         self.reclaim(now, RECLAIM_PER_NEW_FLOW);
         self.make_room(host)?;
-        let mapping = self.lease(packet, remote)?;
-        if let Some((_, port)) = mapping {
-            outside.local_port = port;
-        }
-        let mapping = mapping.map(|(id, _)| id);
+        let (mapping, local_port) = self.lease(packet, remote)?;
+        let outside = Tuple { local_port, ..outside };
         let is_ambiguous = self.table.find_outside(&outside).is_some();
         let new = NewFlow { inside, outside, host, mapping, generation, class, tcp };
         let opened = if is_ambiguous { None } else { self.table.insert(now, new) };
@@ -279,6 +268,22 @@ impl Firewall {
         };
         self.count_opened(host);
         Ok(id)
+    }
+
+    /// Asks the rules about a new flow.
+    fn accept(
+        &mut self,
+        now: Instant,
+        host: HostId,
+        packet: &Packet,
+        outside: &Tuple,
+    ) -> Result<Generation, Verdict> {
+        let owner = self.clients.host(host).ok_or(DropReason::NoRules)?;
+        let judged = judge(owner, &self.network, outside);
+        let generation = owner.generation;
+        self.clients.judged(now, host);
+        judged.map_err(|reason| forbidden(reason, packet, IsKnown::No))?;
+        Ok(generation)
     }
 
     /// A client over its quota loses its own oldest flow that nobody answered; another one's flow is never touched.
@@ -295,13 +300,14 @@ impl Firewall {
         }
     }
 
+    /// The port that the flow gets on our address, if its protocol has ports.
     fn lease(
         &mut self,
         packet: &Packet,
         remote: IpAddr,
-    ) -> Result<Option<(nat::MappingId, u16)>, Verdict> {
+    ) -> Result<(Option<MappingId>, u16), Verdict> {
         if !nat::has_ports(packet.protocol) {
-            return Ok(None);
+            return Ok((None, 0));
         }
         let endpoint = Endpoint {
             protocol: packet.protocol,
@@ -309,15 +315,17 @@ impl Firewall {
             port: packet.source_port,
             redirected_from: (remote != packet.destination).then_some(packet.destination),
         };
-        let lease = self.nat.acquire(endpoint);
-        lease
-            .map(Some)
-            .map_err(|_| Verdict::Reject(DropReason::PortsExhausted, Refusal::Prohibited))
+        match self.nat.acquire(endpoint) {
+            Ok((id, port)) => Ok((Some(id), port)),
+            Err(nat::PortsExhausted) => {
+                Err(Verdict::Reject(DropReason::PortsExhausted, Refusal::Prohibited))
+            }
+        }
     }
 
     fn count_opened(&mut self, host: HostId) {
         if let Some(port) = self.clients.host(host).and_then(|host| host.port) {
-            self.stats.count(crate::port::PortId::Client(port), Counter::FlowsOpened, 1);
+            self.stats.count(PortId::Client(port), Counter::FlowsOpened, 1);
         }
     }
 }

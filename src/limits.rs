@@ -30,3 +30,24 @@ impl Limits {
         Self { clients: 128, addresses: 512, flows, flows_per_client: flows / 4 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conntrack::table::Table;
+    use crate::nat::Nat;
+
+    #[test]
+    fn a_flow_costs_no_more_than_it_says() {
+        let cost = Table::FLOW_BYTES + Nat::MAPPING_BYTES;
+        assert!(cost <= Limits::FLOW_BYTES as usize, "{cost} bytes");
+    }
+
+    #[test]
+    fn the_smallest_domain_gets_useful_tables() {
+        let limits = Limits::for_memory(32 << 20);
+        assert!(limits.flows >= 8192 && limits.flows_per_client >= 2048, "{limits:?}");
+        assert!(u64::from(limits.flows) * u64::from(Limits::FLOW_BYTES) <= 4 << 20);
+        assert_eq!(Limits::for_memory(u64::MAX).flows, 131_072);
+    }
+}

@@ -41,6 +41,10 @@ pub(crate) struct Index {
 }
 
 impl Index {
+    /// Bytes per entry when rounding up to a power of two costs most: nearly four cells.
+    #[cfg(test)]
+    pub(crate) const MAX_ENTRY_BYTES: usize = 4 * size_of::<Cell>();
+
     /// Room for `entries` entries.
     pub(crate) fn with_capacity(entries: u32) -> Result<Self, OutOfMemory> {
         let wanted = (entries as usize).max(4).checked_mul(2).ok_or(OutOfMemory)?;

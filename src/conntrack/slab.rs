@@ -22,6 +22,10 @@ pub(crate) struct Slab<T> {
 }
 
 impl<T> Slab<T> {
+    /// Bytes of one slot.
+    #[cfg(test)]
+    pub(crate) const SLOT_BYTES: usize = size_of::<Slot<T>>();
+
     /// Room for `capacity` values.
     pub(crate) fn with_capacity(capacity: u32) -> Result<Self, OutOfMemory> {
         let capacity = usize::try_from(capacity).map_err(|_| OutOfMemory)?;

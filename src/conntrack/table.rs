@@ -57,6 +57,10 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    /// What one flow costs in bytes, hash cells included.
+    #[cfg(test)]
+    pub(crate) const FLOW_BYTES: usize = Slab::<Flow>::SLOT_BYTES + 2 * Index::MAX_ENTRY_BYTES;
+
     pub(crate) fn new(limits: &Limits, key: HashKey) -> Result<Self, OutOfMemory> {
         let mut owners = Vec::new();
         owners.try_reserve_exact(usize::from(limits.addresses)).map_err(|_| OutOfMemory)?;

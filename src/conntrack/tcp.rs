@@ -114,6 +114,8 @@ pub(crate) struct Tracker {
     client_isn: u32,
     /// The client's SYN offered window scaling.
     is_scaling_offered: bool,
+    /// A SYN of the client on a connection that we take for open: it takes the place of the old one if answered.
+    restart: Option<Segment>,
     /// The handshake was not seen, so acknowledgements of earlier bytes cannot be judged.
     is_picked_up: bool,
 }
@@ -143,6 +145,7 @@ impl Tracker {
             client_acked: segment.acknowledgement,
             client_isn: segment.sequence,
             is_scaling_offered: segment.scale.is_some(),
+            restart: None,
             is_picked_up: false,
         };
         match segment.flags & (FIN | SYN | RST | ACK) {
@@ -197,8 +200,11 @@ impl Tracker {
                 Step::Pass
             }
             State::Closing | State::Reset => Step::Reopen,
-            // The client lost its state; the far side will challenge it (RFC 5961, 4).
-            State::SynBoth | State::Established => Step::Pass,
+            // The client lost its state. A far side that did not will challenge it (RFC 5961, 4).
+            State::SynBoth | State::Established => {
+                self.restart = Some(*segment);
+                Step::Pass
+            }
         }
     }
 
@@ -212,6 +218,14 @@ impl Tracker {
 
     fn syn_of_remote(&mut self, segment: &Segment) -> Step {
         let answers = segment.has(flags::ACK);
+        if let Some(mut anew) = self.restart.and_then(|syn| Self::first(&syn))
+            && answers
+            && anew.acknowledges_syn(segment)
+        {
+            anew.meet_remote(segment);
+            *self = anew;
+            return Step::Pass;
+        }
         let is_expected = match self.state {
             State::SynSent => !answers || self.acknowledges_syn(segment),
             // Sent again: nothing new in it.
@@ -469,6 +483,25 @@ mod tests {
         let reset = segment(RST | ACK, 0, CLIENT_ISN.wrapping_add(1), 0);
         assert_eq!(tracker.step(Sender::Remote, &reset), Step::Pass);
         assert_eq!(tracker.step(Sender::Client, &segment(SYN, 1, 0, 0)), Step::Reopen);
+    }
+
+    #[test]
+    fn a_connection_that_both_sides_start_anew_replaces_the_old_one() {
+        let mut tracker = opened();
+        let syn = segment(SYN, 0x5000_0000, 0, 0);
+        assert_eq!(tracker.step(Sender::Client, &syn), Step::Pass);
+        // The old connection still stands: the far side may challenge the SYN.
+        assert_eq!(tracker.step(Sender::Remote, &remote(ACK, 0, 0, 0)), Step::Pass);
+        let far_isn = REMOTE_ISN.wrapping_add(0x4000_0000);
+        let guess = segment(SYN | ACK, far_isn, 0x5000_0002, 0);
+        assert_eq!(tracker.step(Sender::Remote, &guess), Step::OutOfWindow);
+        let answer = segment(SYN | ACK, far_isn, 0x5000_0001, 0);
+        assert_eq!(tracker.step(Sender::Remote, &answer), Step::Pass);
+        let ack = segment(ACK, 0x5000_0001, far_isn.wrapping_add(1), 10);
+        assert_eq!(tracker.step(Sender::Client, &ack), Step::Pass);
+        let data = segment(ACK, far_isn.wrapping_add(1), 0x5000_000b, 100);
+        assert_eq!(tracker.step(Sender::Remote, &data), Step::Pass);
+        assert_eq!(tracker.class(), Class::TcpEstablished);
     }
 
     #[test]

@@ -588,7 +588,7 @@ fn endpoint() -> impl Strategy<Value = (Ipv4Addr, u16)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(250))]
 
     /// NAT and then un-NAT is identity: an answer to what left comes back as the answer to what was sent.
     #[test]

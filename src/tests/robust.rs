@@ -77,7 +77,7 @@ fn busy() -> Kit {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn arbitrary_bytes_never_panic(origin in origin(), bytes in vec(any::<u8>(), 0..200), offload in offload()) {
