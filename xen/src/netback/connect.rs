@@ -71,9 +71,14 @@ impl Node {
     }
 }
 
-/// A node of the backend's directory of a vif, relative to our home.
+/// The backend's directory of a vif, relative to our home.
+pub(super) fn vif_path(dom: DomId, devid: u32) -> String {
+    alloc::format!("backend/vif/{}/{devid}", dom.0)
+}
+
+/// A node in it.
 pub(super) fn backend_path(dom: DomId, devid: u32, name: &str) -> String {
-    alloc::format!("backend/vif/{}/{devid}/{name}", dom.0)
+    alloc::format!("{}/{name}", vif_path(dom, devid))
 }
 
 /// What a look found.
@@ -222,15 +227,14 @@ pub(super) fn setting_path(dom: DomId, devid: u32, setting: Setting) -> String {
 #[derive(Debug)]
 pub(super) struct Vifs {
     slots: Vec<Option<Vif>>,
+    most: usize,
     names: BTreeMap<(DomId, u32), usize>,
     free: Vec<usize>,
 }
 
 impl Vifs {
-    pub(super) fn new(bound: usize) -> Vifs {
-        let mut slots = Vec::new();
-        slots.resize_with(bound, || None);
-        Vifs { slots, names: BTreeMap::new(), free: (0..bound).rev().collect() }
+    pub(super) fn new(most: usize) -> Vifs {
+        Vifs { slots: Vec::new(), most, names: BTreeMap::new(), free: Vec::new() }
     }
 
     pub(super) fn find(&self, dom: DomId, devid: u32) -> Option<usize> {
@@ -244,7 +248,13 @@ impl Vifs {
         devid: u32,
         token: impl FnOnce(u32) -> Token,
     ) -> Option<usize> {
-        let slot = self.free.pop()?;
+        let slot = self.free.pop().or_else(|| {
+            let next = self.slots.len();
+            (next < self.most).then(|| {
+                self.slots.push(None);
+                next
+            })
+        })?;
         let place = self.slots.get_mut(slot)?;
         *place = Some(Vif::new(dom, devid, token(u32::try_from(slot).ok()?)));
         self.names.insert((dom, devid), slot);
@@ -279,6 +289,7 @@ impl Vifs {
         self.slots.iter().enumerate().filter_map(|(slot, vif)| Some((slot, vif.as_ref()?)))
     }
 
+    /// Slots that were ever in use at the same time; all numbers are below.
     pub(super) fn bound(&self) -> usize {
         self.slots.len()
     }

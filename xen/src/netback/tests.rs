@@ -1,6 +1,6 @@
 use super::*;
-use crate::abi::GrantRef;
 use crate::abi::grant_table::GrantStatus;
+use crate::abi::{DomId, GrantRef};
 use crate::fake::vif::{Guest, attach_client, detach_client};
 use crate::fake::xenstore::Store;
 use crate::netif::{
@@ -528,6 +528,80 @@ fn budgets_are_kept_and_nobody_is_starved() {
 }
 
 #[test]
+fn more_than_one_batch_of_copies_is_taken_in_one_turn() {
+    let mut rig = Rig::new();
+    let (mut a, _) = rig.connect(A);
+    let (mut b, _) = rig.connect(B);
+    let data = frame(17 + 40);
+    for guest in [&mut a, &mut b] {
+        let gref = guest.buffer(0, &data);
+        for packet in 0..14u16 {
+            for piece in 0..18u16 {
+                let (offset, size) = if piece == 0 { (0, 57) } else { (39 + piece, 1) };
+                let flags = TxFlags(if piece == 17 { 0 } else { TxFlags::MORE_DATA });
+                let id = packet * 18 + piece;
+                guest.write_slot(&TxRequest { gref, offset, flags, id, size }.encode());
+            }
+        }
+        guest.push_tx();
+    }
+    rig.turn();
+    assert_eq!(rig.frames.len(), 28);
+    assert!(rig.frames.iter().all(|frame| frame.page.bytes()[..57] == data));
+    for guest in [&mut a, &mut b] {
+        let ids: Vec<u16> = guest.responses().iter().map(|response| response.id).collect();
+        assert_eq!(ids, (0..14 * 18).collect::<Vec<u16>>());
+    }
+}
+
+#[test]
+fn queues_longer_than_one_batch_are_copied_in_one_flush() {
+    let mut rig = Rig::new();
+    rig.back.config.queue_per_vif = 100;
+    rig.back.config.queue_total = 1000;
+    let (mut a, vif_a) = rig.connect(A);
+    let (mut b, vif_b) = rig.connect(B);
+    a.post(100);
+    b.post(100);
+    for len in 60..160 {
+        for vif in [vif_a, vif_b] {
+            rig.back.send(vif, Rig::page(&frame(len)), len as u16, Offload::NONE).unwrap();
+        }
+    }
+    rig.back.flush(fake::now_ns());
+    for guest in [&mut a, &mut b] {
+        let got = guest.received();
+        assert!(got.iter().map(|(_, bytes)| bytes.len()).eq(60..160));
+    }
+    assert_eq!(mem::free_pages(), mem::total_pages());
+}
+
+#[test]
+fn slow_clients_share_the_memory_for_waiting_frames() {
+    let mut rig = Rig::new();
+    rig.back.config = Config { max_vifs: 16, queue_per_vif: 100, queue_total: 40 };
+    let (_a, vif_a) = rig.connect(A);
+    let (_b, vif_b) = rig.connect(B);
+    let fill = |rig: &mut Rig, vif| {
+        let send = || rig.back.send(vif, Rig::page(&frame(60)), 60, Offload::NONE);
+        core::iter::repeat_with(send).take_while(Result::is_ok).count()
+    };
+    assert_eq!((fill(&mut rig, vif_a), fill(&mut rig, vif_b)), (20, 20));
+}
+
+#[test]
+fn vifs_beyond_the_bound_are_left_alone() {
+    let mut rig = Rig::new();
+    for number in 0..18 {
+        attach_client(&mut rig.store, DomId(20 + number), 0, "10.137.0.11");
+        rig.settle();
+    }
+    let offered = (20..38).filter(|dom| rig.state(DomId(*dom)).as_deref() == Some("2")).count();
+    assert_eq!((offered, rig.back.vifs().count()), (16, 16));
+    assert!(rig.back.totals().too_many > 0);
+}
+
+#[test]
 fn without_a_free_page_requests_stay_with_the_guest() {
     fake::reset_with_pages(4);
     let mut rig = Rig::new();
@@ -824,13 +898,8 @@ proptest! {
 #[test]
 fn r13_a_hundred_connects_and_disconnects_leave_everything_as_it_was() {
     let mut rig = Rig::new();
-    let ports = || {
-        let mut count = 0;
-        while event::Channel::alloc_unbound(DomId(3)).is_err() {
-            count += 1;
-        }
-        count
-    };
+    // Ports are numbered from the lowest free one.
+    let ports = || event::Channel::alloc_unbound(DomId(3)).unwrap().port();
     fake::peer(DomId(3));
     let start = (grant::grants_in_use(), mem::free_pages(), ports(), rig.store.watches());
     for cycle in 0..100u32 {

@@ -3,7 +3,8 @@
 //! [`Frontend`] follows `device/vif` in xenstore, whatever the device's number, connects to the backend that dom0
 //! names there, and starts again when the backend restarts, is replaced or goes away. No uplink is a normal state.
 //!
-//! * `connect`: look, decide (`xenbus::frontend_action`), act
+//! * `device`: the device and what a look at its nodes found; `connect`: what leads to a look; `act`: decision
+//!   (`xenbus::frontend_action`) and deed
 //! * `link`: rings, event channel and every page that the backend may access
 //! * `to_backend`, `from_backend`: the two directions
 //!
@@ -24,209 +25,30 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod act;
 mod connect;
+mod device;
 mod from_backend;
 mod link;
 mod to_backend;
+mod types;
 
 use alloc::collections::{BTreeMap, VecDeque};
 
-use crate::abi::{DomId, EventPort};
+use crate::abi::EventPort;
 use crate::grant;
 use crate::mem::Page;
-use crate::netif::{Capabilities, Offload};
-use crate::xenbus::State;
+use crate::netif::Offload;
 use crate::xenstore::ReqId;
-use connect::{Device, Target};
+use connect::Target;
+use device::Device;
 use link::Link;
+pub use types::{Config, Counters, DownReason, Event, Frame, SendError, Status, Totals, UplinkId};
 
 /// Most received frames that wait for the event loop.
 const MAX_FRAMES: usize = 256;
 /// Pause between attempts to get pages back that a backend still uses, in ns.
 const QUARANTINE_RETRY_NS: u64 = 500_000_000;
-
-/// Bounds, fixed at boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Receive buffers that the backend gets, at most 256.
-    pub rx_buffers: usize,
-    /// Frames that may be with the backend at a time, at most 256.
-    pub tx_in_flight: u16,
-}
-
-impl Config {
-    /// Bounds for a pool of `pages` pages: an eighth each way, within the size of the rings.
-    pub fn for_pages(pages: usize) -> Config {
-        let share = (pages / 8).clamp(32, 256);
-        Config { rx_buffers: share, tx_in_flight: u16::try_from(share).unwrap_or(256) }
-    }
-}
-
-/// One connection of the uplink; a reconnected uplink has a new id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct UplinkId(u32);
-
-/// Why the uplink is down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DownReason {
-    /// The backend closes or restarts.
-    #[error("closed by the backend")]
-    Backend,
-    /// The device's directory is gone.
-    #[error("the device is gone")]
-    Vanished,
-    /// Dom0 gave the device another backend.
-    #[error("the backend was replaced")]
-    Replaced,
-    /// A node in the device's directory is missing or malformed.
-    #[error("the device's nodes are malformed")]
-    Malformed,
-    /// The backend lacks `feature-rx-copy`.
-    #[error("the backend cannot copy")]
-    NoRxCopy,
-    /// Memory, grants or ports are short, or the store refuses our nodes.
-    #[error("out of resources")]
-    Resources,
-    /// The backend's index in the TX ring is impossible.
-    #[error("the TX ring is corrupt")]
-    TxRing,
-    /// The backend's index in the RX ring is impossible.
-    #[error("the RX ring is corrupt")]
-    RxRing,
-    /// A response to a request that we do not have.
-    #[error("a response to nothing")]
-    UnknownResponse,
-    /// A TX status that does not exist.
-    #[error("a response of unknown status")]
-    BadStatus,
-    /// A received frame reaches beyond its page.
-    #[error("a received frame crosses the end of its page")]
-    BadLength,
-    /// A packet in several slots ends without its last slot.
-    #[error("a received packet ends without its last slot")]
-    TruncatedPacket,
-    /// An extra info of unknown type, or an endless chain of them.
-    #[error("an unusable extra info")]
-    UnknownExtra,
-    /// The backend answered but still uses the page.
-    #[error("the backend still uses a page that it gave back")]
-    StillInUse,
-}
-
-/// What happened to the uplink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Frames can flow. Addresses are to be read from QubesDB now.
-    Up {
-        /// The connection.
-        uplink: UplinkId,
-        /// Our MAC address.
-        mac: [u8; 6],
-        /// The backend's domain.
-        backend: DomId,
-        /// Largest IP packet, in bytes; at most 1500.
-        mtu: u16,
-        /// What the backend accepts.
-        capabilities: Capabilities,
-    },
-    /// The connection is over.
-    Down {
-        /// The connection.
-        uplink: UplinkId,
-        /// Why.
-        reason: DownReason,
-    },
-}
-
-/// A frame from the uplink, in a private page: nobody else can change it any more.
-#[derive(Debug)]
-pub struct Frame {
-    /// Where it came from.
-    pub uplink: UplinkId,
-    /// Holds the frame from byte 0 on; what follows was written by the backend or is zero.
-    pub page: Page,
-    /// Length in bytes, 14 to 1518.
-    pub len: u16,
-    /// What the sender left to us.
-    pub offload: Offload,
-}
-
-/// A frame was not taken for sending; its page is free again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SendError {
-    /// There is no connection.
-    #[error("the uplink is down")]
-    Down,
-    /// As many frames as allowed are with the backend.
-    #[error("the uplink's ring is full")]
-    Full,
-    /// The backend did not offer to complete such a frame.
-    #[error("the backend does not accept this offload")]
-    Unsupported,
-    /// Shorter than 14 or longer than 1518 bytes.
-    #[error("not the length of a frame")]
-    BadLength,
-    /// The grant table is full.
-    #[error("no grant is free")]
-    NoGrant,
-}
-
-/// What was counted on the present connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Frames handed to the backend.
-    pub sent_frames: u64,
-    /// Bytes in them.
-    pub sent_bytes: u64,
-    /// Frames that the backend answered with an error.
-    pub refused: u64,
-    /// Frames received.
-    pub received_frames: u64,
-    /// Bytes in them.
-    pub received_bytes: u64,
-    /// Received: an error status, or not the length of a frame.
-    pub unusable: u64,
-    /// Received: packets in several slots, which we did not offer to take.
-    pub multi_slot: u64,
-    /// Receive buffers not posted for want of memory.
-    pub no_page: u64,
-    /// Events of the channel.
-    pub events: u64,
-}
-
-/// The uplink as it is now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// The device's number.
-    pub devid: u32,
-    /// The backend's domain, once known.
-    pub backend: Option<DomId>,
-    /// Our state node, as last seen or written.
-    pub own: State,
-    /// The backend's state node, as last seen.
-    pub back: State,
-    /// The connection, if frames can flow.
-    pub uplink: Option<UplinkId>,
-    /// Frames that the backend has.
-    pub in_flight: usize,
-    /// Receive buffers that the backend has.
-    pub posted: usize,
-    /// Why it went down last.
-    pub reason: Option<DownReason>,
-}
-
-/// Counters over all connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Times that the uplink came up.
-    pub up: u64,
-    /// Connections given up, also before they came up.
-    pub down: u64,
-    /// Those for which the backend broke the protocol.
-    pub violations: u64,
-    /// Writes that the store refused.
-    pub write_errors: u64,
-}
 
 /// The uplink's network device.
 pub struct Frontend {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::abi::DomId;
 use crate::fake::vif::{NetVm, attach_uplink};
 use crate::fake::xenstore::Store;
 use crate::grant::Access;
@@ -259,6 +260,45 @@ fn packets_in_several_slots_are_dropped_whole() {
     rig.settle();
     assert_eq!((rig.frames.len(), rig.front.counters().multi_slot), (1, 1));
     assert!(rig.front.is_up());
+}
+
+#[test]
+fn r6_unusable_extra_infos_close_the_uplink() {
+    for (extra, count) in [([0, 0], 1), ([6, 0], 1), ([1, 1], 5)] {
+        fake::reset();
+        let mut rig = Rig::new();
+        let mut backend = rig.connect(NETVM, 0);
+        let id = backend.take_buffer().unwrap().id;
+        let flags = RxFlags(RxFlags::EXTRA_INFO);
+        let response = RxResponse { id, offset: 0, flags, status: 60 };
+        backend.rx.respond(&backend.rx_page, &response.encode());
+        for _ in 0..count {
+            backend.take_buffer().unwrap();
+            let [kind, more] = extra;
+            backend.rx.respond(&backend.rx_page, &[kind, more, 0xa8, 5, 1, 0, 0, 0]);
+        }
+        // All published at once.
+        backend.deliver(&frame(60), RxFlags(0));
+        rig.settle();
+        assert_eq!(rig.last_down(), Some(DownReason::UnknownExtra), "type {}", extra[0]);
+        assert!(rig.frames.is_empty());
+        end(rig, backend);
+    }
+}
+
+#[test]
+fn events_without_work_are_taken_at_a_bounded_rate() {
+    let mut rig = Rig::new();
+    let mut backend = rig.connect(NETVM, 0);
+    for _ in 0..1000 {
+        backend.peer.notify(backend.port);
+        rig.settle();
+    }
+    let events = rig.front.counters().events;
+    assert!(events < 20, "{events} events taken without time passing");
+    backend.deliver(&frame(60), RxFlags(0));
+    rig.pass(20);
+    assert_eq!(rig.frames.len(), 1);
 }
 
 #[test]
