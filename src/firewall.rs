@@ -1,4 +1,4 @@
-//! The state of the firewall, and what the control plane does with it. [`crate::pipeline`] uses it per packet.
+//! The state of the firewall, and what the control plane does with it. `pipeline` uses it per packet.
 
 use core::convert::identity;
 use core::net::{IpAddr, Ipv4Addr};
@@ -209,7 +209,7 @@ impl Firewall {
     }
 }
 
-/// Steps of [`crate::pipeline`] that are no stage of their own.
+/// Steps of `pipeline` that are no stage of their own.
 impl Firewall {
     pub(crate) fn count_received(&mut self, origin: Origin, frame: &Frame<'_>) {
         self.stats.count(origin.into(), Counter::ReceivedFrames, 1);

@@ -19,7 +19,7 @@ extern crate alloc;
 pub mod frame;
 pub mod port;
 pub mod time;
-pub mod wire;
+mod wire;
 
 mod arp;
 mod ingress;
