@@ -103,10 +103,11 @@ impl Backend {
 
     /// Offers the device to the frontend.
     ///
-    /// `feature-rx-copy` goes out just before the state, so that no frontend sees state 2 without it; the store
-    /// handles our requests in order. Whether a quota lets us create it does not matter for the state, which dom0
-    /// has created. No more features than needed: every node counts against the quota of our domain. In particular
-    /// no `feature-sg`: without segmentation offload it would only make Linux send each frame in two pieces.
+    /// The features go out just before the state, so that no frontend sees state 2 without them; the store handles
+    /// our requests in order. Whether a quota lets us create them does not matter for the state, which dom0 has
+    /// created. No more features than needed: every node counts against the quota of our domain. In particular no
+    /// `feature-sg`: without segmentation offload it would only make Linux send each frame in two pieces, and what
+    /// Linux sends in two slots without it (a frame across a page boundary) is taken anyway.
     fn offer(&mut self, slot: usize, look: &Look, store: &mut Client) {
         self.detach(slot, CloseReason::Vanished);
         let now = self.now;
@@ -130,8 +131,8 @@ impl Backend {
             Ok(_) => {
                 vif.backoff.note_start(now);
                 self.write(slot, What::Feature, "feature-rx-copy", "1", store);
-                self.write_state(slot, State::InitWait, store);
                 self.write(slot, What::Feature, "feature-ipv6-csum-offload", "1", store);
+                self.write_state(slot, State::InitWait, store);
             }
         }
     }
@@ -237,5 +238,6 @@ impl Backend {
         }
         self.vifs.remove(slot);
         self.dirty.clear(slot);
+        self.scan.slot_freed();
     }
 }

@@ -24,10 +24,17 @@ const MAX_DOMAINS: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Scan {
     root: bool,
+    /// Vifs were left out for want of a slot.
+    overflow: bool,
     domains: BTreeSet<DomId>,
 }
 
 impl Scan {
+    /// A slot is free again: looks for a vif that was left out.
+    pub(super) fn slot_freed(&mut self) {
+        self.root |= core::mem::take(&mut self.overflow);
+    }
+
     pub(super) fn is_pending(&self) -> bool {
         self.root || !self.domains.is_empty()
     }
@@ -112,7 +119,10 @@ impl Backend {
         });
         match found {
             Some(slot) => self.dirty.mark(slot),
-            None => self.totals.too_many = self.totals.too_many.saturating_add(1),
+            None => {
+                self.scan.overflow = true;
+                self.totals.too_many = self.totals.too_many.saturating_add(1);
+            }
         }
     }
 

@@ -155,7 +155,7 @@ fn handshake_with_a_linux_frontend() {
     let mut rig = Rig::new();
     attach_client(&mut rig.store, A, 0, "10.137.0.11 fd09::b");
     rig.settle();
-    let expected = [("feature-rx-copy", "1"), ("state", "2"), ("feature-ipv6-csum-offload", "1")];
+    let expected = [("feature-rx-copy", "1"), ("feature-ipv6-csum-offload", "1"), ("state", "2")];
     let expected = expected.map(|(name, value)| (String::from(name), String::from(value)));
     assert_eq!(writes(&mut rig), expected);
     let guest = Guest::new(A, 0);
@@ -599,6 +599,12 @@ fn vifs_beyond_the_bound_are_left_alone() {
     let offered = (20..38).filter(|dom| rig.state(DomId(*dom)).as_deref() == Some("2")).count();
     assert_eq!((offered, rig.back.vifs().count()), (16, 16));
     assert!(rig.back.totals().too_many > 0);
+    for dom in [20, 21] {
+        detach_client(&mut rig.store, DomId(dom), 0);
+    }
+    rig.pass(300);
+    let offered = (22..38).filter(|dom| rig.state(DomId(*dom)).as_deref() == Some("2")).count();
+    assert_eq!(offered, 16, "they get the slots that became free");
 }
 
 #[test]
