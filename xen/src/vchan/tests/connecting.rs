@@ -364,3 +364,49 @@ fn dead_domain_is_unusable() {
     let outcome = connect_to(&mut connector, GrantRef(8), EventPort(10));
     assert!(matches!(outcome, Outcome::Unusable(ConnectError::Map(_))));
 }
+
+#[test]
+fn captures_1_row_01_announcement_that_was_there_before_us() {
+    let server = FakeServer::new(12, 12);
+    let mut connector = Connector::new(PEER, OWN, 513, TOKEN);
+    connector.next_request();
+    assert!(connector.on_reply(Ok(b"OK\0")).is_none());
+    // No watch event is needed for the first look.
+    let (ring, port) = (server.ring_ref.0.to_string(), server.port.0.to_string());
+    assert!(link(answer_reads(&mut connector, &ring, &port).unwrap()).is_open());
+}
+
+#[test]
+fn captures_1_row_02_only_the_two_leaves_are_touched() {
+    let server = FakeServer::new(12, 12);
+    let mut connector = Connector::new(PEER, OWN, 513, TOKEN);
+    let replies = ["OK\0".into(), server.port.0.to_string(), server.ring_ref.0.to_string()];
+    let mut outcome = None;
+    for reply in replies {
+        let request = alloc::format!("{:?}", connector.next_request().unwrap());
+        assert!(request.contains("/event-channel\"") || request.contains("/ring-ref\""));
+        outcome = connector.on_reply(Ok(reply.as_bytes()));
+    }
+    connector.stop();
+    let last = alloc::format!("{:?}", connector.next_request().unwrap());
+    assert!(last.starts_with("Unwatch") && last.contains("/event-channel\""));
+    assert!(matches!(outcome, Some(Outcome::Connected(_))));
+}
+
+#[test]
+fn captures_1_row_05_nodes_vanish_after_the_connection_and_that_means_nothing() {
+    let server = FakeServer::new(12, 12);
+    let mut connector = Connector::new(PEER, OWN, 513, TOKEN);
+    let connected = link(connect_to(&mut connector, server.ring_ref, server.port));
+    connector.on_watch();
+    assert_eq!(connector.next_request(), None);
+    assert!(connected.is_open());
+    // After the link's end they are looked for, and their absence is waited out.
+    drop(connected);
+    connector.reconnect();
+    assert_eq!(connector.next_request(), Some(Request::Read { path: EVENT_CHANNEL }));
+    assert!(connector.on_reply(Err(StoreError::NotFound)).is_none());
+    assert_eq!(connector.next_request(), None);
+    connector.on_watch();
+    assert!(connector.next_request().is_some());
+}
