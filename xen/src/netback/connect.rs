@@ -15,8 +15,9 @@ use crate::abi::DomId;
 use crate::xenbus::{BackendView, Backoff, Grace, LookLimit, Online, Rings, State};
 use crate::xenstore::{StoreError, Token};
 
-/// How long an unresponsive frontend may delay the removal of its device, in ns.
-pub(super) const GRACE_NS: u64 = 1_500_000_000;
+/// How long an unresponsive frontend may delay the removal of its device, in ns. A client that dom0 destroys is paused
+/// at this point and cannot react, so that every `destroy` takes as long; a running one reacts within milliseconds.
+pub(super) const GRACE_NS: u64 = 1_000_000_000;
 /// How long state 6 stays visible before the directory goes, in ns: libxl waits for the value, not for the absence.
 pub(super) const REMOVE_NS: u64 = 150_000_000;
 /// Pause before another look where no event announces a change, in ns.

@@ -650,9 +650,9 @@ fn detach_with_an_unresponsive_frontend_is_over_within_two_seconds() {
     let (_guest, _) = rig.connect(A);
     detach_client(&mut rig.store, A, 0);
     rig.settle();
-    rig.pass(1400);
+    rig.pass(900);
     assert!(rig.is_connected(A));
-    rig.pass(600);
+    rig.pass(1100);
     assert_eq!(rig.store.read("backend/vif/5/0"), None);
     assert_eq!(rig.store.watches(), 1);
 }

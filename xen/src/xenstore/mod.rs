@@ -124,6 +124,8 @@ pub struct Client {
     incoming: Incoming,
     next_id: u32,
     notify: bool,
+    /// The last `poll` returned a message; more may wait, and the port is masked.
+    has_more: bool,
     watches: usize,
     health: Health,
     counters: Counters,
@@ -145,6 +147,7 @@ impl Client {
             incoming: Incoming::new(),
             next_id: 1,
             notify: false,
+            has_more: false,
             watches: 0,
             health: Health::Good,
             counters: Counters::default(),
@@ -217,7 +220,8 @@ impl Client {
 
     /// The next message of the store, if one is complete. After `None` the port is open for the next event.
     ///
-    /// Call it with a budget: a store that talks without pause must not keep the packets waiting.
+    /// Call it with a budget: a store that talks without pause must not keep the packets waiting. See
+    /// [`Client::has_work`] for what the budget left over.
     pub fn poll(&mut self) -> Option<Event> {
         while self.health == Health::Good {
             match self.incoming.read(&mut self.transport, &mut self.notify) {
@@ -225,14 +229,22 @@ impl Client {
                 Ok(None) => break,
                 Ok(Some((header, payload))) => {
                     if let Some(event) = self.accept(header, payload) {
+                        self.has_more = true;
                         return Some(event);
                     }
                 }
             }
         }
+        self.has_more = false;
         self.flush();
         self.channel.unmask();
         None
+    }
+
+    /// Whether [`Client::poll`] has to be called again before sleeping: it was left before it returned `None`, so that
+    /// messages may wait for which no event will come.
+    pub fn has_work(&self) -> bool {
+        self.has_more
     }
 
     fn try_send(&mut self) -> Result<(), Corrupt> {
