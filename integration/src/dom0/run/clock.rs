@@ -13,10 +13,12 @@ use super::{Attempt, Failure, Result};
 use crate::dom0::xentime::Calibration;
 use crate::ffi::Hypervisor;
 
-/// Good enough to stop calibrating, nanoseconds.
+/// An error that is good enough at once, and one that is after some time; nanoseconds.
 const GOAL_NS: u64 = 50_000;
-/// When to stop in any case, and when to give up without both bounds.
+const FAIR_NS: u64 = 300_000;
+/// When to be content with a fair error, when with any, and when to give up without one.
 const PATIENCE: Duration = Duration::from_millis(300);
+const IMPATIENCE: Duration = Duration::from_secs(3);
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// The hypervisor, shared by the clock and the link.
@@ -63,9 +65,9 @@ fn calibrate(hypervisor: &SharedHypervisor) -> Result<Calibration> {
         let state = hypervisor.borrow_mut().run_state(0).doing("VCPUOP_get_runstate_info")?;
         calibration.add(state);
         match calibration.error_ns() {
-            Some(error) if error <= GOAL_NS || start.elapsed() > PATIENCE => {
-                return Ok(calibration);
-            }
+            Some(0..=GOAL_NS) => return Ok(calibration),
+            Some(0..=FAIR_NS) if start.elapsed() > PATIENCE => return Ok(calibration),
+            Some(_) if start.elapsed() > IMPATIENCE => return Ok(calibration),
             None if start.elapsed() > LIMIT => {
                 return Err(Failure::Failed(
                     "the vCPU never slept: no bounds for Xen's clock".into(),

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::*;
 use crate::dom0::hex;
 use crate::dom0::qdb::rows::{self, After, Step, message};
+use crate::dom0::qdb::store::LocalError;
 use crate::dom0::ring::fake::FakeRing;
 
 fn server() -> Server {
