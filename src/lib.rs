@@ -10,7 +10,7 @@
 //! 5. `egress`: TTL, size, checksum and link header for the port it leaves through;
 //! 6. [`verdict`] and [`stats`]: how it ended, and the count of it.
 //!
-//! `pipeline` is that path on one screen, [`firewall`] the state and the control calls.
+//! `pipeline` is that path on one screen, `firewall` the state and the control calls.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -38,7 +38,7 @@ mod icmp;
 
 mod pipeline;
 
-pub mod firewall;
+mod firewall;
 pub mod limits;
 pub mod stats;
 pub mod verdict;
