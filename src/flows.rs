@@ -62,7 +62,7 @@ impl Firewall {
         packet: &Packet,
     ) -> Result<FlowId, Verdict> {
         match packet.upper {
-            Upper::IcmpError(quote) => return self.flow_of_uplink_error(now, packet, &quote),
+            Upper::IcmpError(quote) => return self.flow_of_uplink_error(now, &quote),
             Upper::IcmpQuery(_) | Upper::IcmpOther => return Err(DropReason::NoFlow.into()),
             Upper::Tcp(_) | Upper::Udp | Upper::IcmpReply | Upper::Other => {}
         }
@@ -155,13 +155,8 @@ impl Firewall {
     }
 
     /// An error from anywhere about a packet that a flow sent (RFC 5508 REQ-4).
-    fn flow_of_uplink_error(
-        &mut self,
-        now: Instant,
-        packet: &Packet,
-        quote: &Quote,
-    ) -> Result<FlowId, Verdict> {
-        let is_consistent = quote.source == packet.destination && quote.upper != Quoted::IcmpReply;
+    fn flow_of_uplink_error(&mut self, now: Instant, quote: &Quote) -> Result<FlowId, Verdict> {
+        // No flow has another outside address than ours, so the lookup also checks the quoted source.
         let outside = Tuple {
             protocol: quote.protocol,
             local: quote.source,
@@ -169,7 +164,8 @@ impl Firewall {
             remote: quote.destination,
             remote_port: quote.destination_port,
         };
-        let found = self.table.find_outside(&outside).filter(|_| is_consistent);
+        let is_ours = quote.upper != Quoted::IcmpReply;
+        let found = self.table.find_outside(&outside).filter(|_| is_ours);
         self.flow_of_error(now, found)
     }
 

@@ -188,3 +188,29 @@ fn answers_go_to_the_vif_that_sent_last() {
     kit.fw.detach_client(ClientId(2));
     kit.up(up_data(port)).assert_sent(TO_A);
 }
+
+#[test]
+fn a_forbidden_connection_is_forgotten_after_four_minutes() {
+    let mut kit = Kit::new();
+    let port = kit.connect(HERE, WEB);
+    kit.set_rules(A, rules(&["action=drop"]));
+    kit.up(up_data(port)).assert_dropped(DropReason::FlowForbidden);
+    kit.wait(239);
+    kit.up(up_data(port)).assert_dropped(DropReason::FlowForbidden);
+    kit.wait(1);
+    kit.up(up_data(port)).assert_dropped(DropReason::NoFlow);
+}
+
+#[test]
+fn a_forbidden_connection_makes_room_for_an_allowed_one() {
+    let mut kit = Kit::new();
+    for n in 1..LIMITS.flows_per_client as u16 {
+        kit.connect((A, 20_000 + n), WEB);
+    }
+    kit.connect((A, 40_001), SSH);
+    let allowed = Build::tcp((A, 1), WEB, SYN);
+    kit.a(&allowed).assert_refused(ID_A, 3, 13);
+    kit.set_rules(A, rules(&["action=accept proto=tcp dstports=443-443"]));
+    kit.a(&Build::tcp((A, 40_001), SSH, ACK)).assert_sent(TO_A);
+    kit.a(&allowed).assert_sent(PortId::Uplink);
+}
