@@ -90,3 +90,23 @@ impl Input {
 }
 
 const _: () = assert!(CAPACITY_BYTES >= MAX_MESSAGE_BYTES + 4096);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_never_pauses_at_a_message_border_does_not_make_the_buffer_grow() {
+        let mut input = Input::new();
+        let capacity = input.bytes.capacity();
+        let header = crate::message::encode_header(crate::Kind::Ok, None, 0);
+        assert_eq!(input.push(&header[..30]), 30);
+        for _ in 0..1000 {
+            assert_eq!(input.push(&header[30..]), 42);
+            assert_eq!(input.push(&header[..30]), 30);
+            let Front::Message(header) = input.front() else { panic!("a whole message") };
+            input.consume(&header);
+        }
+        assert_eq!((input.bytes.capacity(), input.pending().len()), (capacity, 30));
+    }
+}
