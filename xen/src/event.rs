@@ -9,6 +9,7 @@ use core::cell::Cell;
 use thiserror::Error;
 
 use crate::abi::event_channel::{PORTS, STATUS_INTERDOMAIN};
+use crate::abi::platform::MAX_POLLED_PORTS;
 use crate::abi::vcpu::{EVTCHN_MASK, EVTCHN_PENDING, PENDING_SEL, UPCALL_PENDING};
 use crate::abi::{DomId, Errno, EventPort};
 use crate::mem::global;
@@ -24,6 +25,9 @@ struct Timer {
     /// Deadline that Xen's one-shot timer is set to; `None` once it has fired.
     armed: Cell<Option<u64>>,
 }
+
+/// Open ports that are listed for a sleep: one more than Xen polls says that there are too many.
+const LISTED_PORTS: usize = MAX_POLLED_PORTS + 1;
 
 /// Xen refused a port operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -128,7 +132,25 @@ pub fn wait(deadline: Option<u64>) {
         }
         arm_timer(deadline);
     }
-    hypercall::block();
+    let mut list = [0; LISTED_PORTS];
+    hypercall::block(open_ports(&hypercall::shared_info(), &mut list));
+}
+
+/// The ports that may wake us: all that are not masked. Xen starts with every port masked by us, so that a clear bit
+/// means an open port.
+fn open_ports<'a>(shared: &SharedPage, list: &'a mut [u32; LISTED_PORTS]) -> &'a [u32] {
+    let mut count = 0;
+    for word in 0..PORTS as usize / 64 {
+        let mut open = !shared.load_u64(EVTCHN_MASK + word * 8);
+        while open != 0
+            && let Some(place) = list.get_mut(count)
+        {
+            *place = word as u32 * 64 + open.trailing_zeros();
+            count += 1;
+            open &= open - 1;
+        }
+    }
+    list.get(..count).unwrap_or_default()
 }
 
 /// Sets the one-shot timer unless it will fire in time anyway.

@@ -29,6 +29,10 @@ pub const MAP_SPACE_GRANT_TABLE: u32 = 1;
 pub const VCPU_GET_RUNSTATE: u32 = 4;
 /// `VCPUOP_set_singleshot_timer`.
 pub const VCPU_SET_SINGLESHOT_TIMER: u32 = 8;
+/// `SCHEDOP_poll`.
+pub const SCHED_POLL: u32 = 3;
+/// Most ports that `SCHEDOP_poll` takes.
+pub const MAX_POLLED_PORTS: usize = 128;
 /// `SCHEDOP_shutdown`.
 pub const SCHED_SHUTDOWN: u32 = 2;
 /// `HVMOP_set_param`.
@@ -153,3 +157,18 @@ pub struct HvmParam {
     pub value: u64,
 }
 const _: () = assert!(size_of::<HvmParam>() == 16);
+
+/// Argument of [`SCHED_POLL`] (`sched_poll`, Xen public/sched.h).
+#[repr(C)]
+#[derive(Debug)]
+pub struct Poll {
+    /// Linear address of the port numbers, u32 each.
+    pub ports: u64,
+    /// How many.
+    pub count: u32,
+    /// Padding.
+    pub pad: u32,
+    /// System time in ns at which the sleep ends; 0 for never.
+    pub timeout_ns: u64,
+}
+const _: () = assert!(size_of::<Poll>() == 24);

@@ -7,7 +7,7 @@ use crate::abi::grant_table::{
     COPY_DEST_GREF, COPY_SOURCE_GREF, CopySide, GrantCopy, GrantStatus, MAP_HOST, MAP_READONLY,
     MapGrantRef, UnmapGrantRef,
 };
-use crate::abi::vcpu::UPCALL_PENDING;
+use crate::abi::vcpu::EVTCHN_PENDING;
 use crate::abi::{DomId, Errno, EventPort, Gfn};
 use crate::grant::Access;
 use crate::mem::{PAGE_SIZE, host};
@@ -171,14 +171,16 @@ pub(crate) fn set_timer(deadline_ns: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Lets virtual time run to the next thing that wakes the domain.
-pub(crate) fn block() {
+/// Lets virtual time run to the next event of one of `ports`.
+pub(crate) fn block(ports: &[u32]) {
     loop {
         let wake = with(|xen| {
-            // The upcall handler of the image.
-            let upcall = xen.shared_info.swap_u8(UPCALL_PENDING, 0) != 0;
+            let is_pending = |port: &u32| {
+                let word = xen.shared_info.load_u64(EVTCHN_PENDING + (port / 64) as usize * 8);
+                word & (1 << (port % 64)) != 0
+            };
             let planned = xen.agenda.first_key_value().map(|(key, _)| key.0);
-            (!upcall).then_some((xen.timer_ns, planned))
+            (!ports.iter().any(is_pending)).then_some((xen.timer_ns, planned))
         });
         let Some((timer, planned)) = wake else { return };
         let next = match (timer, planned) {
