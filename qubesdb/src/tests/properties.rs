@@ -26,7 +26,7 @@ fn writable_key() -> impl Strategy<Value = String> {
 }
 
 fn value() -> impl Strategy<Value = Vec<u8>> {
-    prop_oneof![8 => vec(1u8..=0x7f, 0..40), 1 => vec(1u8..=0x7f, 2900..=MAX_VALUE_BYTES)]
+    prop_oneof![8 => vec(1u8..=0x7f, 0..40), 1 => (1u8..=0x7f, 2900..=MAX_VALUE_BYTES).prop_map(|(byte, length)| alloc::vec![byte; length])]
 }
 
 #[derive(Clone, Debug)]
@@ -152,7 +152,7 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..20_000), live in any::<bool>()) {
+    fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..2_000), live in any::<bool>()) {
         let mut client = synchronised(&[("/a", "b")]);
         if !live {
             client.connected();
