@@ -1,7 +1,9 @@
 //! Segments, task state and interrupt descriptors.
 //!
-//! Every vector has a stack of the interrupt stack table: the precompiled core library keeps data below the stack
-//! pointer (the red zone), so that nothing may ever be pushed onto the interrupted stack.
+//! Every exception has a stack of the interrupt stack table: the precompiled core library keeps data below the stack
+//! pointer (the red zone), so that nothing may be pushed onto the interrupted stack. The event upcall is the
+//! exception to that: it can only interrupt `exceptions::idle`, where nothing is kept there, and it must bear being
+//! delivered twice in a row, which on a stack of the table would overwrite its return address.
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
@@ -13,10 +15,10 @@ const DATA: u16 = 0x10;
 const TASK: u16 = 0x18;
 
 /// Stacks of the interrupt stack table.
-const IST_UPCALL: u8 = 1;
-const IST_EXCEPTION: u8 = 2;
-const IST_DOUBLE_FAULT: u8 = 3;
-const IST_NMI: u8 = 4;
+const IST_NONE: u8 = 0;
+const IST_EXCEPTION: u8 = 1;
+const IST_DOUBLE_FAULT: u8 = 2;
+const IST_NMI: u8 = 3;
 
 const VECTORS: usize = 256;
 const NMI: usize = 2;
@@ -152,7 +154,7 @@ fn gates() -> [Gate; VECTORS] {
             _ => IST_EXCEPTION,
         };
         *gate = if vector == usize::from(exceptions::UPCALL_VECTOR) {
-            Gate::new(exceptions::upcall_address(), IST_UPCALL)
+            Gate::new(exceptions::upcall_address(), IST_NONE)
         } else {
             Gate::new(exceptions::stub_address(vector), ist)
         };

@@ -25,7 +25,8 @@ global_asm!(
     // STI takes effect after the next instruction, so that an event either comes before the caller's last look or
     // ends the HLT. But QEMU's emulation of AMD's virtualisation forgets that shadow when a physical interrupt falls
     // between the two: the upcall is then taken ahead of the HLT, which nothing would end any more. So the handler
-    // steps over a HLT that it finds still ahead.
+    // steps over a HLT that it finds still ahead. The same emulation now and then delivers one upcall twice, the
+    // second at the handler's first instruction; on the interrupted stack that is harmless.
     ".text",
     ".globl idle_until_upcall",
     "idle_until_upcall:",
