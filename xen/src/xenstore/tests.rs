@@ -150,7 +150,7 @@ fn a_flood_of_watch_events_is_taken_one_by_one() {
         assert!(client.has_work(), "the port stays masked until nothing is left");
         store.serve();
     }
-    assert!(seen == 200);
+    assert_eq!(seen, 200);
     seen += all(&mut store, &mut client).len();
     assert_eq!(seen, 1000);
     assert!(!client.has_work());
