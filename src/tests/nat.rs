@@ -519,6 +519,14 @@ fn dns_goes_to_the_nth_resolver_and_answers_come_from_where_they_are_expected() 
 }
 
 #[test]
+fn a_resolver_that_refuses_is_seen_under_the_address_that_was_asked() {
+    let mut kit = Kit::new();
+    let out = udp_out(&mut kit, 5353, (CLIENT_DNS[1], 53));
+    let refused = kit.up(Build::error(OWN_DNS[1], OWN, 3, 3, out.packet()));
+    assert_eq!((refused.assert_sent(TO_A).src(), refused.dst()), (CLIENT_DNS[1], A));
+}
+
+#[test]
 fn two_resolvers_that_become_one_can_still_be_told_apart() {
     let mut kit = Kit::new();
     kit.set_network(|config| config.v4.dns.truncate(1));
