@@ -30,7 +30,7 @@ fn run(info: BootInfo) -> ! {
         limits.flows,
         limits.flows_per_client
     );
-    let command_line = info.cmdline;
+    let (command_line, memory_bytes) = (info.cmdline, info.memory_bytes);
     let firewall = match Firewall::new(limits, entropy::seed()) {
         Ok(firewall) => firewall,
         Err(error) => panic!("{error}"),
@@ -39,6 +39,6 @@ fn run(info: BootInfo) -> ! {
         Ok(machine) => machine,
         Err(error) => panic!("{error}"),
     };
-    let stop = EventLoop::new(firewall, command_line, ConsoleSink).run(&mut machine);
+    let stop = EventLoop::new(firewall, memory_bytes, command_line, ConsoleSink).run(&mut machine);
     machine.stop(stop)
 }

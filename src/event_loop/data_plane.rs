@@ -22,7 +22,7 @@ impl<S: Sink> EventLoop<S> {
     fn forward_one<M: Machine>(&mut self, machine: &mut M, arrival: Arrival<M::Page>) {
         let Arrival { origin, mut page, len, offload } = arrival;
         // No page is shorter than its frame; a machine that says so gets its page back.
-        let Some(mut frame) = Frame::new(M::bytes(&mut page), len, offload) else { return };
+        let Some(mut frame) = Frame::new(M::bytes(&mut page, len), len, offload) else { return };
         let Fate::Send(to) = self.firewall.handle(self.now, origin, &mut frame) else { return };
         let (len, offload) = (frame.len(), frame.offload);
         machine.send(to, page, len, offload);
@@ -36,7 +36,7 @@ impl<S: Sink> EventLoop<S> {
     pub(super) fn generate<M: Machine>(&mut self, machine: &mut M) {
         for _ in 0..OWN_FRAMES_PER_TURN {
             let Some(mut page) = machine.spare_page() else { return };
-            let Some(mut frame) = Frame::new(M::bytes(&mut page), 0, Offload::default()) else {
+            let Some(mut frame) = Frame::new(M::bytes(&mut page, 0), 0, Offload::default()) else {
                 return;
             };
             let Some(to) = self.firewall.poll_generate(self.now, &mut frame) else { return };

@@ -197,8 +197,8 @@ pub trait Machine {
     fn next_frame(&mut self) -> Option<Arrival<Self::Page>>;
     /// A page for a frame of our own; `None` if memory is short.
     fn spare_page(&mut self) -> Option<Self::Page>;
-    /// The bytes of a page.
-    fn bytes(page: &mut Self::Page) -> &mut [u8];
+    /// The beginning of a page: `len` bytes or, where that is more, what an answer of our own needs.
+    fn bytes(page: &mut Self::Page, len: usize) -> &mut [u8];
     /// Queues a frame. One that cannot be taken is dropped and counted by the port.
     fn send(&mut self, to: PortId, page: Self::Page, len: usize, offload: Offload);
     /// Sends what was queued and tells the peers.

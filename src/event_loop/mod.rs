@@ -52,12 +52,12 @@ pub struct EventLoop<S: Sink> {
 }
 
 impl<S: Sink> EventLoop<S> {
-    /// A loop around `firewall`; `command_line` is that of the kernel.
-    pub fn new(firewall: Firewall, command_line: &str, sink: S) -> Self {
+    /// A loop around `firewall` in a domain with `memory_bytes`; `command_line` is that of the kernel.
+    pub fn new(firewall: Firewall, memory_bytes: u64, command_line: &str, sink: S) -> Self {
         Self {
             firewall,
             control: Control::new(command_line, control::Limits::default()),
-            database: qubesdb::Client::new(qubesdb::Limits::default()),
+            database: qubesdb::Client::new(qubesdb::Limits::for_memory(memory_bytes)),
             agent: Agent::new(),
             services: StandardServices::default(),
             log: Log::new(sink),

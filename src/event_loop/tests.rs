@@ -1,1 +1,503 @@
+//! The loop on a scripted machine: what dom0 and the devices do goes in, frames, bytes and log lines come out.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::rc::Rc;
+
+use super::machine::{Arrival, Change, Machine, MemoryUse, Pipe, Reason, Stop};
+use super::*;
+use crate::frame::Offload;
+use crate::limits::Limits;
+use crate::port::{ClientId, Origin, PortId};
+use crate::testing::{self, A, Build, FROM_A, ID_A, MAC_A, MAC_UP, NETVM, OWN, SERVER};
+use crate::uplink::UplinkPort;
+use crate::{Instant, PortCaps};
+
+const PAGE: usize = 4096;
+const HEADER: usize = 72;
+
+/// Both ends of a byte pipe. `room` bytes fit towards the peer.
+#[derive(Default)]
+struct TestPipe {
+    inbound: VecDeque<u8>,
+    outbound: Vec<u8>,
+    room: usize,
+}
+
+impl Pipe for TestPipe {
+    fn read(&mut self, buffer: &mut [u8]) -> usize {
+        let count = buffer.len().min(self.inbound.len());
+        for (place, byte) in buffer.iter_mut().zip(self.inbound.drain(..count)) {
+            *place = byte;
+        }
+        count
+    }
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        let count = bytes.len().min(self.room);
+        self.room -= count;
+        self.outbound.extend(&bytes[..count]);
+        count
+    }
+    fn unread(&self) -> usize {
+        self.inbound.len()
+    }
+    fn space(&self) -> usize {
+        self.room
+    }
+}
+
+fn pipe() -> TestPipe {
+    TestPipe { room: 1 << 20, ..TestPipe::default() }
+}
+
+#[derive(Default)]
+struct TestMachine {
+    now_ns: u64,
+    changes: VecDeque<Change>,
+    frames: VecDeque<(Origin, Vec<u8>)>,
+    sent: Vec<(PortId, Vec<u8>)>,
+    database: Option<TestPipe>,
+    agent: Option<TestPipe>,
+    calls: Vec<(CallId, TestPipe)>,
+    opened: Vec<(u16, u32)>,
+    deadlines: Vec<Option<Instant>>,
+    database_closes: usize,
+    agent_resets: usize,
+    has_no_pages: bool,
+}
+
+impl Machine for TestMachine {
+    type Page = Vec<u8>;
+
+    fn now(&self) -> Instant {
+        Instant::from_nanos(self.now_ns)
+    }
+    fn shared_clock_ns(&self, instant: Instant) -> u64 {
+        instant.as_nanos() + 1_000_000
+    }
+    fn uptime_us(&self) -> (u64, u64) {
+        (self.now_ns / 1000, 42_000)
+    }
+    fn memory(&self) -> MemoryUse {
+        MemoryUse { heap_used: 1024, heap_size: 4096, pages_used: 3, pages: 9 }
+    }
+    fn sleep(&mut self, until: Option<Instant>) {
+        self.deadlines.push(until);
+    }
+    fn advance(&mut self) {}
+    fn next_change(&mut self) -> Option<Change> {
+        self.changes.pop_front()
+    }
+    fn receive(&mut self) {}
+    fn next_frame(&mut self) -> Option<Arrival<Vec<u8>>> {
+        let (origin, bytes) = self.frames.pop_front()?;
+        let mut page = vec![0; PAGE];
+        page[..bytes.len()].copy_from_slice(&bytes);
+        Some(Arrival { origin, page, len: bytes.len(), offload: Offload::default() })
+    }
+    fn spare_page(&mut self) -> Option<Vec<u8>> {
+        (!self.has_no_pages).then(|| vec![0; PAGE])
+    }
+    fn bytes(page: &mut Vec<u8>, len: usize) -> &mut [u8] {
+        &mut page[..len.max(1024)]
+    }
+    fn send(&mut self, to: PortId, page: Vec<u8>, len: usize, _: Offload) {
+        self.sent.push((to, page[..len].to_vec()));
+    }
+    fn flush(&mut self) {}
+    fn database(&mut self) -> Option<&mut dyn Pipe> {
+        self.database.as_mut().map(|pipe| pipe as &mut dyn Pipe)
+    }
+    fn close_database(&mut self) {
+        self.database = None;
+        self.database_closes += 1;
+    }
+    fn agent(&mut self) -> Option<&mut dyn Pipe> {
+        self.agent.as_mut().map(|pipe| pipe as &mut dyn Pipe)
+    }
+    fn reset_agent(&mut self) {
+        self.agent = None;
+        self.agent_resets += 1;
+    }
+    fn open_call(&mut self, call: CallId, domain: u16, port: u32) {
+        self.opened.push((domain, port));
+        self.calls.push((call, pipe()));
+    }
+    fn call(&mut self, call: CallId) -> Option<&mut dyn Pipe> {
+        let found = self.calls.iter_mut().find(|(id, _)| *id == call)?;
+        Some(&mut found.1)
+    }
+    fn close_call(&mut self, call: CallId) {
+        self.calls.retain(|(id, _)| *id != call);
+    }
+}
+
+#[derive(Clone, Default)]
+struct Lines(Rc<RefCell<Vec<String>>>);
+
+impl Sink for Lines {
+    fn line(&mut self, text: fmt::Arguments<'_>) {
+        self.0.borrow_mut().push(text.to_string());
+    }
+}
+
+struct Rig {
+    machine: TestMachine,
+    lines: Lines,
+    event_loop: EventLoop<Lines>,
+}
+
+impl Rig {
+    fn new(command_line: &str) -> Self {
+        let lines = Lines::default();
+        let firewall = Firewall::new(Limits::for_memory(16 << 20), [7; 32]).unwrap();
+        let mut event_loop = EventLoop::new(firewall, 16 << 20, command_line, lines.clone());
+        let mut machine = TestMachine { now_ns: 1_000_000_000, ..TestMachine::default() };
+        event_loop.run_actions(&mut machine);
+        Self { machine, lines, event_loop }
+    }
+
+    /// A rig with QubesDB, uplink, client A that may use tcp/443, and the qrexec control channel.
+    fn up() -> Self {
+        let mut rig = Self::new("fw-log=drops");
+        rig.connect_database(&rules_of_a("action=accept proto=tcp dstports=443-443"));
+        rig.machine.agent = Some(pipe());
+        rig.machine.changes.push_back(Change::AgentUp);
+        rig.machine.changes.push_back(Change::UplinkUp {
+            port: UplinkPort { mac: MAC_UP, caps: PortCaps::PLAIN },
+            backend: 1,
+        });
+        let port = testing::vif(5, MAC_A, A);
+        rig.machine.changes.push_back(Change::ClientUp { id: ID_A, port, devid: 0 });
+        rig.turn();
+        rig
+    }
+
+    fn connect_database(&mut self, entries: &[(&str, &str)]) {
+        let mut database = pipe();
+        let mut sorted = entries.to_vec();
+        sorted.sort_unstable();
+        for (path, value) in sorted.iter().rev() {
+            database.inbound.extend(message(11, path, value));
+        }
+        database.inbound.extend(message(11, "", ""));
+        self.machine.database = Some(database);
+        self.machine.changes.push_back(Change::DatabaseUp);
+    }
+
+    fn write(&mut self, path: &str, value: &str) {
+        let database = self.machine.database.as_mut().unwrap();
+        database.inbound.extend(message(1, path, value));
+    }
+
+    fn turn(&mut self) -> Option<Stop> {
+        self.machine.now_ns += 1_000_000;
+        self.event_loop.turn(&mut self.machine)
+    }
+
+    fn from_a(&mut self, build: &Build) -> Vec<(PortId, Vec<u8>)> {
+        self.machine.frames.push_back((FROM_A, build.frame()));
+        self.machine.sent.clear();
+        self.turn();
+        // ARP requests of our own are not what the test is about.
+        self.machine.sent.iter().filter(|(_, frame)| frame[12..14] == [8, 0]).cloned().collect()
+    }
+
+    fn has_line(&self, start: &str) -> bool {
+        self.lines.0.borrow().iter().any(|line| line.starts_with(start))
+    }
+}
+
+fn message(kind: u8, path: &str, value: &str) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER];
+    bytes[0] = kind;
+    bytes[1..1 + path.len()].copy_from_slice(path.as_bytes());
+    bytes[68..].copy_from_slice(&(value.len() as u32).to_le_bytes());
+    bytes.extend(value.as_bytes());
+    bytes
+}
+
+fn rules_of_a(rule: &str) -> Vec<(&'static str, &str)> {
+    vec![
+        ("/name", "fw"),
+        ("/qubes-ip", "10.137.0.6"),
+        ("/qubes-netmask", "255.255.255.255"),
+        ("/qubes-gateway", "10.137.0.5"),
+        ("/qubes-primary-dns", "10.139.1.1"),
+        ("/qubes-secondary-dns", "10.139.1.2"),
+        ("/qubes-netvm-gateway", "10.137.0.6"),
+        ("/qubes-netvm-primary-dns", "10.139.1.1"),
+        ("/qubes-netvm-secondary-dns", "10.139.1.2"),
+        ("/connected-ips", "10.137.0.10"),
+        ("/connected-ips6", ""),
+        ("/qubes-firewall/10.137.0.10", ""),
+        ("/qubes-firewall/10.137.0.10/policy", "drop"),
+        ("/qubes-firewall/10.137.0.10/0000", rule),
+    ]
+}
+
+fn syn(port: u16) -> Build {
+    Build::tcp((A, 40_000 + port), (SERVER, port), testing::SYN)
+}
+
+#[test]
+fn test_addresses_are_those_of_the_keys() {
+    assert_eq!((A.to_string(), OWN.to_string(), NETVM.to_string()), {
+        ("10.137.0.10".into(), "10.137.0.6".into(), "10.137.0.5".into())
+    });
+}
+
+#[test]
+fn an_allowed_packet_leaves_and_a_forbidden_one_is_answered() {
+    let mut rig = Rig::up();
+    let sent = rig.from_a(&syn(443));
+    assert_eq!(sent.iter().map(|(port, _)| *port).collect::<Vec<_>>(), [PortId::Uplink]);
+    let sent = rig.from_a(&syn(80));
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].0, PortId::Client(ID_A));
+    // ICMP, type 3, code 13.
+    assert_eq!((sent[0].1[23], &sent[0].1[34..36]), (1, &[3u8, 13][..]));
+}
+
+#[test]
+fn nothing_passes_before_rules_arrive() {
+    let mut rig = Rig::new("");
+    rig.machine.changes.push_back(Change::UplinkUp {
+        port: UplinkPort { mac: MAC_UP, caps: PortCaps::PLAIN },
+        backend: 1,
+    });
+    let port = testing::vif(5, MAC_A, A);
+    rig.machine.changes.push_back(Change::ClientUp { id: ID_A, port, devid: 0 });
+    assert!(rig.from_a(&syn(443)).is_empty());
+}
+
+#[test]
+fn a_rule_edit_is_acknowledged_and_reported_with_its_first_packet() {
+    let mut rig = Rig::up();
+    rig.machine.database.as_mut().unwrap().outbound.clear();
+    rig.write("/qubes-firewall/10.137.0.10/0000", "action=accept proto=tcp dstports=80-80");
+    rig.turn();
+    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Uplink, "not committed yet");
+    rig.write("/qubes-firewall/10.137.0.10", "");
+    rig.turn();
+    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Client(ID_A), "flow ended");
+    assert_eq!(rig.from_a(&syn(80))[0].0, PortId::Uplink);
+
+    let outbound = &rig.machine.database.as_ref().unwrap().outbound;
+    let written: Vec<u8> = outbound.chunks(HEADER).map(|header| header[0]).take(2).collect();
+    assert_eq!(written, [7, 7], "both writes are answered before ours");
+    let handled = b"/qubes-firewall-handled/10.137.0.10\0";
+    assert!(outbound.windows(handled.len()).any(|bytes| bytes == handled));
+    assert_eq!(outbound.last(), Some(&b'2'), "second commit of this tree");
+    assert!(rig.has_line("fw: rules ip=10.137.0.10 generation=3 rules=1 state=set spent_us="));
+    assert!(rig.has_line("fw: rule edit ip=10.137.0.10 generation=3 committed_at_ns="));
+}
+
+#[test]
+fn a_malformed_rule_is_named_and_rejects_everything() {
+    let mut rig = Rig::up();
+    rig.write("/qubes-firewall/10.137.0.10/0001", "action=accept proto=sctp");
+    rig.write("/qubes-firewall/10.137.0.10", "");
+    rig.turn();
+    assert!(
+        rig.has_line("fw: rules ip=10.137.0.10 generation=3 rules=0 state=refused reason="),
+        "{:?}",
+        rig.lines.0.borrow()
+    );
+    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Client(ID_A));
+}
+
+#[test]
+fn ready_is_said_once_with_times_and_memory() {
+    let mut rig = Rig::up();
+    rig.turn();
+    let lines = rig.lines.0.borrow();
+    let ready: Vec<_> = lines.iter().filter(|line| line.starts_with("fw: ready")).collect();
+    assert_eq!(ready, ["fw: ready wall_ms=1001.0 vcpu_ms=42.0 heap_kib=1/4 pages=3/9"]);
+}
+
+#[test]
+fn the_first_forwarded_packet_is_reported_once() {
+    let mut rig = Rig::up();
+    rig.from_a(&syn(80));
+    assert!(!rig.has_line("fw: first packet forwarded"), "an answer is not forwarded");
+    rig.from_a(&syn(443));
+    rig.from_a(&syn(443));
+    let lines = rig.lines.0.borrow();
+    assert_eq!(lines.iter().filter(|line| line.starts_with("fw: first packet")).count(), 1);
+}
+
+#[test]
+fn drops_are_summarised_and_not_one_by_one() {
+    let mut rig = Rig::up();
+    for port in 0..50 {
+        let forged = Build::udp((SERVER, 1000 + port), (NETVM, 9)).frame();
+        rig.machine.frames.push_back((FROM_A, forged));
+    }
+    rig.turn();
+    let lines = rig.lines.0.borrow();
+    let drops: Vec<_> = lines.iter().filter(|line| line.starts_with("fw: drop")).collect();
+    assert_eq!(drops, ["fw: drop reason=source-spoofed origin=client new=50 count=50"]);
+}
+
+#[test]
+fn a_client_that_goes_loses_its_port() {
+    let mut rig = Rig::up();
+    let reason = Reason::new(format_args!("slot=0 reason=\"gone\""));
+    rig.machine.changes.push_back(Change::ClientDown { id: ClientId(0), reason });
+    assert!(rig.from_a(&syn(443)).is_empty());
+    assert!(rig.has_line("fw: client gone slot=0"));
+}
+
+#[test]
+fn without_an_uplink_the_client_is_told_and_with_a_new_one_it_goes_on() {
+    let mut rig = Rig::up();
+    let reason = Reason::new(format_args!("closed by the backend"));
+    rig.machine.changes.push_back(Change::UplinkDown { reason });
+    // ICMP, type 3: destination unreachable.
+    let sent = rig.from_a(&syn(443));
+    assert_eq!((sent[0].0, sent[0].1[34]), (PortId::Client(ID_A), 3));
+    rig.machine.changes.push_back(Change::UplinkUp {
+        port: UplinkPort { mac: MAC_UP, caps: PortCaps::PLAIN },
+        backend: 9,
+    });
+    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Uplink);
+    assert!(rig.has_line("fw: uplink connected backend=9"));
+}
+
+#[test]
+fn rules_stay_when_qubesdb_goes_and_are_replaced_when_it_comes_back() {
+    let mut rig = Rig::up();
+    rig.machine.changes.push_back(Change::DatabaseDown);
+    rig.turn();
+    assert_eq!(rig.machine.database_closes, 1);
+    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Uplink);
+    rig.connect_database(&rules_of_a("action=accept proto=tcp dstports=80-80"));
+    rig.turn();
+    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Client(ID_A));
+    assert_eq!(rig.from_a(&syn(80))[0].0, PortId::Uplink);
+}
+
+#[test]
+fn what_qubesdb_sent_before_it_closed_still_counts() {
+    let mut rig = Rig::up();
+    rig.write("/qubes-firewall/10.137.0.10/0000", "action=accept proto=tcp dstports=80-80");
+    rig.write("/qubes-firewall/10.137.0.10", "");
+    rig.machine.changes.push_back(Change::DatabaseDown);
+    rig.turn();
+    assert_eq!(rig.from_a(&syn(80))[0].0, PortId::Uplink);
+}
+
+#[test]
+fn a_long_dump_does_not_keep_frames_waiting() {
+    let mut rig = Rig::up();
+    let big = "x".repeat(3000);
+    for number in 0..60 {
+        rig.write(&format!("/vm-config/big{number}"), &big);
+    }
+    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Uplink);
+    assert!(!rig.machine.database.as_ref().unwrap().inbound.is_empty(), "one turn is not enough");
+    let deadline = rig.machine.deadlines.last().copied().flatten();
+    assert!(deadline.is_some_and(|at| at.as_nanos() <= rig.machine.now_ns), "no sleep");
+    rig.turn();
+    rig.turn();
+    assert!(rig.machine.database.as_ref().unwrap().inbound.is_empty());
+}
+
+#[test]
+fn the_hello_goes_out_before_anything_is_received_and_calls_are_answered() {
+    let mut rig = Rig::new("");
+    rig.machine.agent = Some(pipe());
+    rig.machine.changes.push_back(Change::AgentUp);
+    rig.turn();
+    let hello = [0, 3, 0, 0, 4, 0, 0, 0, 3, 0, 0, 0];
+    assert_eq!(rig.machine.agent.as_ref().unwrap().outbound, hello);
+
+    let agent = rig.machine.agent.as_mut().unwrap();
+    agent.outbound.clear();
+    agent.inbound.extend(hello);
+    let text = b"user:QUBESRPC qubes.WaitForSession dom0\0";
+    agent.inbound.extend([0, 2, 0, 0, 8 + text.len() as u8, 0, 0, 0]);
+    agent.inbound.extend([0, 0, 0, 0, 1, 2, 0, 0]);
+    agent.inbound.extend(text);
+    rig.turn();
+    assert!(rig.has_line("fw: qrexec ready version=3"));
+    assert_eq!(rig.machine.opened, [(0, 513)]);
+
+    let call = rig.machine.calls[0].0;
+    rig.machine.changes.push_back(Change::CallUp(call));
+    rig.turn();
+    rig.machine.calls[0].1.inbound.extend([0, 3, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0]);
+    // End of standard input.
+    rig.machine.calls[0].1.inbound.extend([0x90, 1, 0, 0, 0, 0, 0, 0]);
+    rig.turn();
+    rig.turn();
+    assert!(rig.machine.calls.is_empty(), "the call is over");
+    let terminated = [0x11, 2, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0];
+    assert_eq!(rig.machine.agent.as_ref().unwrap().outbound, terminated);
+}
+
+#[test]
+fn a_call_whose_caller_never_comes_is_ended_on_the_control_channel() {
+    let mut rig = Rig::new("");
+    rig.machine.agent = Some(pipe());
+    rig.machine.changes.push_back(Change::AgentUp);
+    let agent = rig.machine.agent.as_mut().unwrap();
+    agent.inbound.extend([0, 3, 0, 0, 4, 0, 0, 0, 3, 0, 0, 0]);
+    let text = b"user:QUBESRPC qubes.Nothing dom0\0";
+    agent.inbound.extend([0, 2, 0, 0, 8 + text.len() as u8, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0]);
+    agent.inbound.extend(text);
+    rig.turn();
+    let call = rig.machine.calls[0].0;
+    rig.machine.changes.push_back(Change::CallDown(call));
+    rig.machine.agent.as_mut().unwrap().outbound.clear();
+    rig.turn();
+    assert!(rig.machine.calls.is_empty());
+    assert_eq!(rig.machine.agent.as_ref().unwrap().outbound[..4], [0x11, 2, 0, 0]);
+}
+
+#[test]
+fn a_daemon_that_breaks_the_protocol_gets_a_new_control_channel() {
+    let mut rig = Rig::new("");
+    rig.machine.agent = Some(pipe());
+    rig.machine.changes.push_back(Change::AgentUp);
+    rig.machine.agent.as_mut().unwrap().inbound.extend([0x99, 9, 0, 0, 0, 0, 0, 0]);
+    rig.turn();
+    assert_eq!(rig.machine.agent_resets, 1);
+    assert!(rig.has_line("fw: qrexec control channel reset"));
+}
+
+#[test]
+fn a_request_to_stop_ends_the_loop_with_statistics() {
+    for stop in [Stop::Poweroff, Stop::Halt, Stop::Reboot] {
+        let mut rig = Rig::up();
+        rig.machine.changes.push_back(Change::Stop(stop));
+        assert_eq!(rig.event_loop.run(&mut rig.machine), stop);
+        assert!(rig.has_line("fw: stats clients"));
+        assert!(rig.has_line(&format!("fw: shutdown reason={}", stop.name())));
+    }
+}
+
+#[test]
+fn short_memory_delays_own_frames_only() {
+    let mut rig = Rig::new("");
+    rig.machine.has_no_pages = true;
+    rig.connect_database(&rules_of_a("action=accept"));
+    rig.machine.changes.push_back(Change::UplinkUp {
+        port: UplinkPort { mac: MAC_UP, caps: PortCaps::PLAIN },
+        backend: 1,
+    });
+    rig.turn();
+    rig.turn();
+    assert!(rig.machine.sent.is_empty());
+    rig.machine.has_no_pages = false;
+    rig.turn();
+    // An ARP request for the gateway.
+    assert!(
+        rig.machine
+            .sent
+            .iter()
+            .any(|(to, frame)| { *to == PortId::Uplink && frame[12..14] == [8, 6] })
+    );
+}

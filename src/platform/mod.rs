@@ -41,6 +41,10 @@ const UPLINK_FRAMES_PER_TURN: usize = 128;
 const FRAMES_PER_CLIENT: usize = 32;
 /// Frames taken from all clients in one turn while there is no uplink: they are only answered or dropped.
 const FRAMES_WITHOUT_UPLINK: usize = 64;
+/// Longest frame that the packet path makes in place of one that it got: an ICMP error of 576 bytes (RFC 1812).
+const ANSWER_BYTES: usize = 14 + 576;
+/// Pause until memory is looked for again when clients' frames wait for want of it, in nanoseconds.
+const NO_PAGES_PAUSE_NS: u64 = 1_000_000;
 /// Pages that stay free for control: rings and links of devices to come.
 const RESERVED_PAGES: usize = 64;
 
@@ -77,6 +81,8 @@ pub struct XenMachine {
     links: Links,
     requests: Requests,
     changes: VecDeque<Change>,
+    /// No page was free for clients' frames in this turn.
+    is_starved: bool,
 }
 
 impl XenMachine {
@@ -102,6 +108,7 @@ impl XenMachine {
             links: Links::new(own),
             requests: Requests::new(),
             changes: VecDeque::new(),
+            is_starved: false,
             store,
         };
         machine.requests.start(&mut machine.store);
@@ -186,7 +193,8 @@ impl XenMachine {
     /// Work that an event will not announce again.
     fn has_work(&self) -> bool {
         let is_uplink_bound = self.front.is_up() && self.front.send_room() == 0;
-        self.front.has_work() || (self.back.has_work() && !is_uplink_bound)
+        let is_bound = is_uplink_bound || self.is_starved;
+        self.store.has_work() || self.front.has_work() || (self.back.has_work() && !is_bound)
     }
 }
 
@@ -222,8 +230,11 @@ impl Machine for XenMachine {
             return;
         }
         let loop_deadline = until.map(|instant| self.clock.shared_ns(instant));
+        let pages_deadline = (self.is_starved && self.back.has_work())
+            .then(|| time::system_time_ns().saturating_add(NO_PAGES_PAUSE_NS));
         let deadlines = [
             loop_deadline,
+            pages_deadline,
             self.back.next_deadline(),
             self.front.next_deadline(),
             self.requests.next_deadline(),
@@ -251,7 +262,6 @@ impl Machine for XenMachine {
             self.store.health() == xenstore::Health::Good,
             "the xenstore ring is corrupt: this domain can no longer be managed"
         );
-        xen::grant::retry_quarantine();
     }
 
     fn next_change(&mut self) -> Option<Change> {
@@ -264,6 +274,7 @@ impl Machine for XenMachine {
         let room =
             if self.front.is_up() { self.front.send_room() } else { FRAMES_WITHOUT_UPLINK };
         let spare = mem::free_pages().saturating_sub(RESERVED_PAGES);
+        self.is_starved = spare == 0;
         let budget = Budget { per_vif: FRAMES_PER_CLIENT, total: room.min(spare) };
         self.back.receive(budget, now);
     }
@@ -290,8 +301,9 @@ impl Machine for XenMachine {
         Page::alloc()
     }
 
-    fn bytes(page: &mut Page) -> &mut [u8] {
-        page.bytes_mut()
+    fn bytes(page: &mut Page, len: usize) -> &mut [u8] {
+        // No more than needed: what was handed out is cleared before another domain may see the page.
+        page.prefix_mut(len.max(ANSWER_BYTES))
     }
 
     fn send(&mut self, to: PortId, page: Page, len: usize, offload: Offload) {
