@@ -15,8 +15,11 @@ use crate::time;
 const HARDWARE_VALUES: usize = 8;
 /// Tries per value: the instructions may have none ready.
 const TRIES: usize = 16;
-/// Samples of the time-stamp counter. Each gives a fraction of a bit to a few bits.
+/// Samples of the time-stamp counter where there is no other source. Each gives a fraction of a bit to a few bits, and
+/// costs an exit where Xen emulates the counter.
 const JITTER_SAMPLES: usize = 512;
+/// Samples beside a hardware source.
+const JITTER_SAMPLES_MORE: usize = 32;
 
 /// 32 bytes, different at each call.
 pub fn seed() -> [u8; 32] {
@@ -26,14 +29,15 @@ pub fn seed() -> [u8; 32] {
 /// The same with `extra` mixed in, which can only make it better.
 pub fn seed_with(extra: &[u8]) -> [u8; 32] {
     let mut mixer = Mixer::new();
+    let mut hardware = 0;
     for _ in 0..HARDWARE_VALUES {
-        mixer.add_if_ready(cpu::rdseed);
-        mixer.add_if_ready(cpu::rdrand);
+        hardware += mixer.add_if_ready(cpu::rdseed) + mixer.add_if_ready(cpu::rdrand);
     }
     mixer.add(time::system_time_ns());
     mixer.add(time::wall_clock_s());
     mixer.add(time::vcpu_running_ns());
-    mixer.add_jitter();
+    let enough = hardware >= HARDWARE_VALUES;
+    mixer.add_jitter(if enough { JITTER_SAMPLES_MORE } else { JITTER_SAMPLES });
     mixer.add_bytes(extra);
     mixer.finish()
 }
@@ -55,15 +59,15 @@ impl Mixer {
         self.0.iter_mut().for_each(|lane| lane.write(bytes));
     }
 
-    fn add_if_ready(&mut self, source: fn() -> Option<u64>) {
-        if let Some(value) = (0..TRIES).find_map(|_| source()) {
-            self.add(value);
-        }
+    /// Number of values added.
+    fn add_if_ready(&mut self, source: fn() -> Option<u64>) -> usize {
+        let value = (0..TRIES).find_map(|_| source());
+        value.into_iter().map(|value| self.add(value)).count()
     }
 
     /// How long hashing takes varies with caches, interrupts and the other domains.
-    fn add_jitter(&mut self) {
-        for _ in 0..JITTER_SAMPLES {
+    fn add_jitter(&mut self, samples: usize) {
+        for _ in 0..samples {
             self.add(cpu::rdtsc());
         }
     }
