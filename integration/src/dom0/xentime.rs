@@ -13,6 +13,10 @@
 //!
 //! Both become tight when the thread sleeps between calls and calls right before and after. Half the distance of
 //! the bounds is the error, and it is known. No page is mapped and no clock of the kernel is trusted.
+//!
+//! The time is that of the physical CPU which the vCPU runs on. On real machines all agree within microseconds;
+//! under software emulation on a busy host they differ by milliseconds (`xl debug-keys t` prints the skew), which
+//! is to be added when times from domains on different CPUs are compared.
 #![forbid(unsafe_code)]
 
 /// What the hypercall tells of a vCPU that runs (it makes the call itself). Nanoseconds.
@@ -62,6 +66,11 @@ impl Calibration {
         let error = u64::try_from((upper - lower + 1) / 2).ok()?;
         let now = u64::try_from(state.sum_ns() + (lower + upper) / 2).ok()?;
         Some((now, error))
+    }
+
+    /// The constant itself, nanoseconds: the same for every calibration with one vCPU, within their errors.
+    pub fn constant_ns(&self) -> Option<i128> {
+        Some((self.lower? + self.upper?) / 2)
     }
 
     /// Half the distance of the bounds, nanoseconds.
@@ -116,6 +125,8 @@ mod tests {
             calibration.add(model.state);
             let (now, error) = calibration.now_ns(&model.state).unwrap();
             assert!(now.abs_diff(model.now) <= error, "{now} {} {error}", model.now);
+            let constant = calibration.constant_ns().unwrap();
+            assert!(constant.abs_diff(1_000_000_007) <= u128::from(error), "{constant}");
             assert!(error <= last_error);
             last_error = error;
         }

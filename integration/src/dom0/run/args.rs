@@ -72,3 +72,26 @@ impl Args {
             .ok_or_else(|| Failure::Usage(format!("{what} is missing")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Args> {
+        Args::parse(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn options_flags_and_the_rest() {
+        let args = parse(&["--socket", "/s", "write", "--json", "/k", "--", "--v"]).unwrap();
+        assert_eq!(args.needed("socket").unwrap(), "/s");
+        assert!(args.has("json") && !args.has("detach"));
+        assert_eq!(args.positional(), ["write", "/k", "--v"]);
+        assert!(matches!(args.needed_number("domid"), Err(Failure::Usage(_))));
+        assert!(matches!(parse(&["--socket"]), Err(Failure::Usage(_))));
+        assert!(matches!(
+            parse(&["--domid", "x"]).unwrap().number("domid"),
+            Err(Failure::Usage(_))
+        ));
+    }
+}

@@ -115,3 +115,14 @@ fn pass_on(to: &mut impl Write, bytes: &mut Vec<u8>) {
         bytes.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_is_before_the_first_space() {
+        assert!(has_user("user:QUBESRPC qubes.Test+arg dom0"));
+        assert!(!has_user("QUBESRPC qubes.Test+a:b dom0"));
+    }
+}

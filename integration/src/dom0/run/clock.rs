@@ -87,7 +87,11 @@ pub(crate) fn print(args: &Args) -> Result {
     let mut clock = XenClock::new(open()?)?;
     let (now_ns, error_ns) = clock.read().doing("VCPUOP_get_runstate_info")?;
     if args.has("json") {
-        println!("{}", json!({"xen_ns": now_ns, "error_ns": error_ns}));
+        let constant_ns = clock.calibration.constant_ns().and_then(|ns| i64::try_from(ns).ok());
+        println!(
+            "{}",
+            json!({"xen_ns": now_ns, "error_ns": error_ns, "vcpu_made_ns": constant_ns})
+        );
     } else {
         println!("{now_ns}");
     }

@@ -216,3 +216,17 @@ pub(crate) fn print_keys(args: &Args) -> Result {
     println!("{}", Value::Object(writes.collect()));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_multi() {
+        let op = |line| parse_op(line).unwrap();
+        assert_eq!(op("write /a b c"), Op::Write("/a".into(), "b c".into()));
+        assert_eq!(op("write /a"), Op::Write("/a".into(), String::new()));
+        assert_eq!(op("rm /a/"), Op::Remove("/a/".into()));
+        assert!(parse_op("read /a").is_err() && parse_op("rm").is_err());
+    }
+}

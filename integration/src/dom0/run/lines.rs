@@ -141,3 +141,42 @@ pub(crate) fn ask(socket: &str, request: &Value) -> Result<Value> {
     }
     serde_json::from_slice(&answer).doing("the server's answer")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_answered_in_order_and_pieces_are_joined() {
+        let path = std::env::temp_dir().join(format!("dom0d-lines-{}", std::process::id()));
+        let path = path.to_str().unwrap();
+        let mut lines = Lines::bind(path).unwrap();
+        let mut client = UnixStream::connect(path).unwrap();
+        client.write_all(b"{\"a\":1}\n{\"b\"").unwrap();
+        let first = lines.service();
+        assert_eq!(first.len(), 1);
+        assert_eq!(first[0].1, "{\"a\":1}");
+        client.write_all(b":2}\n").unwrap();
+        let second = lines.service();
+        assert_eq!(second[0], (first[0].0, "{\"b\":2}".to_owned()));
+        lines.reply(second[0].0, &serde_json::json!({"ok": true}));
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"{\"ok\":true}\n");
+        drop(client);
+        assert!(lines.service().is_empty());
+        assert!(!lines.has(first[0].0));
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn server_that_has_ended_tells_why() {
+        let path = std::env::temp_dir().join(format!("dom0d-end-{}", std::process::id()));
+        let path = path.to_str().unwrap();
+        let end = format!("{path}.exit");
+        fs::write(&end, r#"{"code":24,"reason":"why"}"#).unwrap();
+        let failure = ask(path, &serde_json::json!({"cmd": "stats"}));
+        fs::remove_file(&end).unwrap();
+        assert!(matches!(failure, Err(Failure::Code(24, text)) if text.contains("why")));
+    }
+}

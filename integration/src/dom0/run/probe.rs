@@ -10,7 +10,7 @@ use super::clock::{self, SharedHypervisor, XenClock};
 use super::link::VchanLink;
 use super::qubesdb::{PORT, directory};
 use super::xenstore::Xenstore;
-use super::{Failure, Result};
+use super::{Attempt, Failure, Result};
 use crate::dom0::hex;
 use crate::dom0::qdb::rows::{self, After, Row, Step, message};
 use crate::dom0::qdb::wire::{HEADER_LEN, Header, kind};
@@ -254,7 +254,11 @@ impl Probe {
     fn serve(&mut self, time: Duration) -> Result {
         let mut clock = XenClock::new(self.hypervisor.clone())?;
         let entries = self.synchronise()?;
-        println!("synchronised {} entries at {}", entries.len(), clock.now_ns());
+        let (now_ns, error_ns) = clock.read().doing("Xen's clock")?;
+        println!(
+            "synchronised {} entries at {now_ns}, clock error at most {error_ns} ns",
+            entries.len()
+        );
         let deadline = Instant::now() + time;
         let mut handled = 0;
         while Instant::now() < deadline {
