@@ -115,7 +115,8 @@ impl Server {
             Link::Open => {}
             Link::Closed => return self.on_closed(),
         }
-        // Input first: an RM is judged by the space in the ring before it is filled up again (section 4).
+        // Input first: an RM is judged by the space in the ring before it is filled up again
+        // (recorded flow control).
         self.read_messages(ring)?;
         match self.flush(ring) {
             Ok(()) => Ok(Next::Wait),

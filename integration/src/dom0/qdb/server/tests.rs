@@ -469,3 +469,66 @@ fn reconnect_dumps_what_was_written_in_between() {
     assert_eq!(dump[..expected.len()], expected);
     assert_eq!(dump.len(), expected.len() + 72);
 }
+
+/// The sequence of section 9.2: dump, reload of a tree, mark, the VM's counter.
+#[test]
+fn sequence_of_section_9_2() {
+    let tree = "/qubes-firewall/10.137.0.9";
+    let mut server = loaded(&[
+        ("/type", "StandaloneVM"),
+        ("/qubes-ip", "10.137.0.6"),
+        ("/qubes-firewall/10.137.0.9/policy", "drop"),
+        ("/qubes-firewall/10.137.0.9/0000", "action=accept"),
+        (tree, ""),
+        ("/connected-ips", "10.137.0.9"),
+    ]);
+    let mut ring = connected(&mut server);
+    ring.vm_writes(&message(kind::MULTIREAD, b"", b""));
+    server.on_event(&mut ring).unwrap();
+    let names = |bytes: &[u8]| {
+        let (mut rest, mut names) = (bytes, Vec::new());
+        while let Some((header, body)) = rest.split_at_checked(HEADER_LEN) {
+            let header = Header::decode(header).unwrap();
+            names.push((header.kind, String::from_utf8(header.name().to_vec()).unwrap()));
+            rest = &body[header.data_len as usize..];
+        }
+        names
+    };
+    let dump = names(&ring.vm_reads_all());
+    let expected = [
+        "/type",
+        "/qubes-ip",
+        "/qubes-firewall/10.137.0.9/policy",
+        "/qubes-firewall/10.137.0.9/0000",
+        tree,
+        "/connected-ips",
+        "",
+    ];
+    assert_eq!(dump, expected.map(|name| (kind::RESP_MULTIREAD, name.to_owned())));
+    server.local_rm(Some(&mut ring), format!("{tree}/").as_bytes()).unwrap();
+    for (key, value) in [
+        ("/policy", "drop"),
+        ("/0000", "action=accept proto=icmp"),
+        ("/0002", "action=drop"),
+        ("", ""),
+    ] {
+        let key = format!("{tree}{key}");
+        server.local_write(Some(&mut ring), key.as_bytes(), value.as_bytes()).unwrap();
+    }
+    let live = ring.vm_reads_all();
+    let mut rest = live.as_slice();
+    while let Some((header, body)) = rest.split_at_checked(HEADER_LEN) {
+        let header = Header::decode(header).unwrap();
+        ring.vm_writes(&header.answer(kind::RESP_OK).encode());
+        rest = &body[header.data_len as usize..];
+    }
+    ring.vm_writes(&message(kind::WRITE, b"/qubes-firewall-handled/10.137.0.9", b"1"));
+    server.on_event(&mut ring).unwrap();
+    let answer = message(kind::RESP_OK, b"/qubes-firewall-handled/10.137.0.9", b"");
+    assert_eq!(ring.vm_reads_all(), answer);
+    assert_eq!(server.unanswered(), 0);
+    assert_eq!(server.journal().counters()["acks_matched"], 5);
+    let keys: Vec<_> =
+        server.store().below(tree.as_bytes()).map(|(key, _)| key.len() - tree.len()).collect();
+    assert_eq!(keys, [0, 5, 5, 7], "mark, 0000, 0002, policy");
+}
