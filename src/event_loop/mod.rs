@@ -59,7 +59,7 @@ impl<S: Sink> EventLoop<S> {
             control: Control::new(command_line, control::Limits::default()),
             database: qubesdb::Client::new(qubesdb::Limits::for_memory(memory_bytes)),
             agent: Agent::new(),
-            services: StandardServices::default(),
+            services: StandardServices,
             log: Log::new(sink),
             log_level: LogLevel::Off,
             now: Instant::default(),
