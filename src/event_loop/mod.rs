@@ -89,7 +89,7 @@ impl<S: Sink> EventLoop<S> {
     }
 
     /// One turn, the wait at its end included.
-    fn turn<M: Machine>(&mut self, machine: &mut M) -> Option<Stop> {
+    pub(crate) fn turn<M: Machine>(&mut self, machine: &mut M) -> Option<Stop> {
         machine.advance();
         self.now = machine.now();
         while let Some(change) = machine.next_change() {

@@ -6,6 +6,8 @@
 mod clock;
 mod links;
 mod requests;
+#[cfg(all(test, feature = "fake"))]
+mod tests;
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;

@@ -237,7 +237,13 @@ impl Store {
 
     fn client_write(&mut self, path: &str, value: &[u8]) -> Result<Vec<u8>, &'static str> {
         self.check_change(path)?;
-        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        // Missing parents come into being; the nearest one that exists decides who may write below it.
+        let mut parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        while !self.nodes.contains_key(parent)
+            && let Some((up, _)) = parent.rsplit_once('/')
+        {
+            parent = up;
+        }
         if !self.nodes.contains_key(path) && !self.is_own_directory(parent) {
             return Err("EACCES");
         }
