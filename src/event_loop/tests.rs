@@ -196,7 +196,7 @@ impl Rig {
         self.event_loop.turn(&mut self.machine)
     }
 
-    fn from_a(&mut self, build: &Build) -> Vec<(PortId, Vec<u8>)> {
+    fn client_sends(&mut self, build: &Build) -> Vec<(PortId, Vec<u8>)> {
         self.machine.frames.push_back((FROM_A, build.frame()));
         self.machine.sent.clear();
         self.turn();
@@ -251,9 +251,9 @@ fn test_addresses_are_those_of_the_keys() {
 #[test]
 fn an_allowed_packet_leaves_and_a_forbidden_one_is_answered() {
     let mut rig = Rig::up();
-    let sent = rig.from_a(&syn(443));
+    let sent = rig.client_sends(&syn(443));
     assert_eq!(sent.iter().map(|(port, _)| *port).collect::<Vec<_>>(), [PortId::Uplink]);
-    let sent = rig.from_a(&syn(80));
+    let sent = rig.client_sends(&syn(80));
     assert_eq!(sent.len(), 1);
     assert_eq!(sent[0].0, PortId::Client(ID_A));
     // ICMP, type 3, code 13.
@@ -269,7 +269,7 @@ fn nothing_passes_before_rules_arrive() {
     });
     let port = testing::vif(5, MAC_A, A);
     rig.machine.changes.push_back(Change::ClientUp { id: ID_A, port, devid: 0 });
-    assert!(rig.from_a(&syn(443)).is_empty());
+    assert!(rig.client_sends(&syn(443)).is_empty());
 }
 
 #[test]
@@ -278,11 +278,11 @@ fn a_rule_edit_is_acknowledged_and_reported_with_its_first_packet() {
     rig.machine.database.as_mut().unwrap().outbound.clear();
     rig.write("/qubes-firewall/10.137.0.10/0000", "action=accept proto=tcp dstports=80-80");
     rig.turn();
-    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Uplink, "not committed yet");
+    assert_eq!(rig.client_sends(&syn(443))[0].0, PortId::Uplink, "not committed yet");
     rig.write("/qubes-firewall/10.137.0.10", "");
     rig.turn();
-    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Client(ID_A), "flow ended");
-    assert_eq!(rig.from_a(&syn(80))[0].0, PortId::Uplink);
+    assert_eq!(rig.client_sends(&syn(443))[0].0, PortId::Client(ID_A), "flow ended");
+    assert_eq!(rig.client_sends(&syn(80))[0].0, PortId::Uplink);
 
     let outbound = &rig.machine.database.as_ref().unwrap().outbound;
     let written: Vec<u8> = outbound.chunks(HEADER).map(|header| header[0]).take(2).collect();
@@ -305,7 +305,7 @@ fn a_malformed_rule_is_named_and_rejects_everything() {
         "{:?}",
         rig.lines.0.borrow()
     );
-    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Client(ID_A));
+    assert_eq!(rig.client_sends(&syn(443))[0].0, PortId::Client(ID_A));
 }
 
 #[test]
@@ -320,10 +320,10 @@ fn ready_is_said_once_with_times_and_memory() {
 #[test]
 fn the_first_forwarded_packet_is_reported_once() {
     let mut rig = Rig::up();
-    rig.from_a(&syn(80));
+    rig.client_sends(&syn(80));
     assert!(!rig.has_line("fw: first packet forwarded"), "an answer is not forwarded");
-    rig.from_a(&syn(443));
-    rig.from_a(&syn(443));
+    rig.client_sends(&syn(443));
+    rig.client_sends(&syn(443));
     let lines = rig.lines.0.borrow();
     assert_eq!(lines.iter().filter(|line| line.starts_with("fw: first packet")).count(), 1);
 }
@@ -346,7 +346,7 @@ fn a_client_that_goes_loses_its_port() {
     let mut rig = Rig::up();
     let reason = Reason::new(format_args!("slot=0 reason=\"gone\""));
     rig.machine.changes.push_back(Change::ClientDown { id: ClientId(0), reason });
-    assert!(rig.from_a(&syn(443)).is_empty());
+    assert!(rig.client_sends(&syn(443)).is_empty());
     assert!(rig.has_line("fw: client gone slot=0"));
 }
 
@@ -356,13 +356,13 @@ fn without_an_uplink_the_client_is_told_and_with_a_new_one_it_goes_on() {
     let reason = Reason::new(format_args!("closed by the backend"));
     rig.machine.changes.push_back(Change::UplinkDown { reason });
     // ICMP, type 3: destination unreachable.
-    let sent = rig.from_a(&syn(443));
+    let sent = rig.client_sends(&syn(443));
     assert_eq!((sent[0].0, sent[0].1[34]), (PortId::Client(ID_A), 3));
     rig.machine.changes.push_back(Change::UplinkUp {
         port: UplinkPort { mac: MAC_UP, caps: PortCaps::PLAIN },
         backend: 9,
     });
-    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Uplink);
+    assert_eq!(rig.client_sends(&syn(443))[0].0, PortId::Uplink);
     assert!(rig.has_line("fw: uplink connected backend=9"));
 }
 
@@ -372,11 +372,11 @@ fn rules_stay_when_qubesdb_goes_and_are_replaced_when_it_comes_back() {
     rig.machine.changes.push_back(Change::DatabaseDown);
     rig.turn();
     assert_eq!(rig.machine.database_closes, 1);
-    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Uplink);
+    assert_eq!(rig.client_sends(&syn(443))[0].0, PortId::Uplink);
     rig.connect_database(&rules_of_a("action=accept proto=tcp dstports=80-80"));
     rig.turn();
-    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Client(ID_A));
-    assert_eq!(rig.from_a(&syn(80))[0].0, PortId::Uplink);
+    assert_eq!(rig.client_sends(&syn(443))[0].0, PortId::Client(ID_A));
+    assert_eq!(rig.client_sends(&syn(80))[0].0, PortId::Uplink);
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn what_qubesdb_sent_before_it_closed_still_counts() {
     rig.write("/qubes-firewall/10.137.0.10", "");
     rig.machine.changes.push_back(Change::DatabaseDown);
     rig.turn();
-    assert_eq!(rig.from_a(&syn(80))[0].0, PortId::Uplink);
+    assert_eq!(rig.client_sends(&syn(80))[0].0, PortId::Uplink);
 }
 
 #[test]
@@ -396,7 +396,7 @@ fn a_long_dump_does_not_keep_frames_waiting() {
     for number in 0..60 {
         rig.write(&format!("/vm-config/big{number}"), &big);
     }
-    assert_eq!(rig.from_a(&syn(443))[0].0, PortId::Uplink);
+    assert_eq!(rig.client_sends(&syn(443))[0].0, PortId::Uplink);
     assert!(!rig.machine.database.as_ref().unwrap().inbound.is_empty(), "one turn is not enough");
     let deadline = rig.machine.deadlines.last().copied().flatten();
     assert!(deadline.is_some_and(|at| at.as_nanos() <= rig.machine.now_ns), "no sleep");

@@ -6,7 +6,8 @@
 mod clock;
 mod links;
 mod requests;
-#[cfg(all(test, feature = "fake"))]
+#[cfg(test)]
+#[cfg(feature = "fake")]
 mod tests;
 
 use alloc::collections::VecDeque;
