@@ -31,7 +31,7 @@ pub fn build() -> Result<Image> {
     progress::step("building the image", || {
         command::output(
             cargo(&["build", "--profile", "image", "--features", "platform", "--bin", "vmlinuz"])
-                .env_remove("RUSTFLAGS"),
+                .env("RUSTFLAGS", remap()),
         )
     })?;
     let path = paths::image();
@@ -43,6 +43,20 @@ pub fn build() -> Result<Image> {
         fail!("the image has {size} bytes, more than the limit of {LIMIT}");
     }
     Ok(Image { path, size, sha256 })
+}
+
+/// Panic messages name source files: without the place of the checkout and of the downloaded crates, so that the image
+/// does not depend on them.
+fn remap() -> String {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let user = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
+    let sources = home.or_else(user).unwrap_or_default().join("registry/src");
+    let registries = fs::read_dir(sources).into_iter().flatten().flatten();
+    let mut flags: Vec<String> = registries
+        .map(|registry| format!("--remap-path-prefix={}=crates", registry.path().display()))
+        .collect();
+    flags.push(format!("--remap-path-prefix={}=.", paths::root().display()));
+    flags.join(" ")
 }
 
 /// This Cargo, in the checkout.

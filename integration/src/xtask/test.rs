@@ -29,11 +29,18 @@ pub fn run(fast: bool) -> Result<()> {
     check("clippy: workspace, the core without platform", &mut || {
         clippy(&["--workspace", "--all-targets"])
     });
+    check("clippy: platform on the in-memory hypervisor", &mut || {
+        clippy(&["--lib", "--tests", "--features", "fake"])
+    });
     check("clippy: image", &mut || {
         clippy(&["--profile", "image", "--features", "platform", "--bin", "vmlinuz"])
     });
     check("tests", &mut || {
         command::output(&mut cargo(&["test", "--workspace", "--quiet"])).map(drop)
+    });
+    check("tests: platform on the in-memory hypervisor", &mut || {
+        let only = ["test", "--quiet", "--lib", "--features", "fake", "platform"];
+        command::output(&mut cargo(&only)).map(drop)
     });
     check("docs", &mut || {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
