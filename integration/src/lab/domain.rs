@@ -320,6 +320,14 @@ impl Domain {
         Ok(Background { file })
     }
 
+    /// What it wrote after `mark`, in complete lines.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn console_after(&self, mark: u64) -> Result<String> {
+        Ok(complete_lines(&self.console_from(mark)?).collect::<Vec<_>>().join("\n"))
+    }
+
     fn console_from(&self, mark: u64) -> Result<String> {
         let Ok(mut file) = fs::File::open(&self.log) else { return Ok(String::new()) };
         let mut bytes = Vec::new();

@@ -37,7 +37,7 @@ impl Role {
     fn programs(self) -> &'static [&'static str] {
         match self {
             Self::Client => &["iperf3", "ping", "tcpdump", "ip", "arping"],
-            Self::NetVm => &["iperf3", "ping", "tcpdump", "ip"],
+            Self::NetVm => &["dnsmasq", "iperf3", "ping", "tcpdump", "ip"],
             Self::LinuxFirewall => &["nft", "conntrack", "ip"],
         }
     }
@@ -135,6 +135,8 @@ fn guest(base: &Base, scripts: &Path, role: Role, kernel: GuestKernel) -> Result
     }
     add_scripts(&mut tree, &scripts.join("guest"))?;
     tree.link("init", "lab/init");
+    tree.data("etc/passwd", "root:x:0:0:root:/:/bin/sh\n");
+    tree.data("etc/group", "root:x:0:\n");
     tree.link("bin/poweroff", "../lab/poweroff");
     if role == Role::NetVm {
         tree.data("lab/seed", seed_block());

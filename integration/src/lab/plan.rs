@@ -5,6 +5,11 @@ use super::base::GuestKernel;
 use super::domain::{DomainSpec, Vif};
 use super::guests::Role;
 
+/// The CPU of the NetVMs and of the firewall; the clients share another, so that traffic has two. Not dom0's,
+/// where a guest was lost to the emulator's fault. Nor the clients' for the firewall: its answer to a SYN would
+/// come before the client's `connect` lets go of the socket, and Linux then only notes an ICMP error.
+pub const UPLINK_CPU: u32 = 2;
+
 /// A NetVM.
 #[derive(Clone, Debug)]
 pub struct NetVm {
@@ -162,8 +167,7 @@ impl Plan {
                 ("page", &netvm.page),
             ],
         );
-        // A CPU of its own: traffic then has two. Not dom0's, where a guest was lost to the emulator's fault.
-        spec.cpu = 2;
+        spec.cpu = UPLINK_CPU;
         spec
     }
 

@@ -9,7 +9,7 @@ use super::Lab;
 use super::dom0d::{self, ClientState, Dom0d, Reloaded};
 use super::domain::{Domain, DomainSpec, State};
 use super::guests::Role;
-use super::plan::Plan;
+use super::plan::{Plan, UPLINK_CPU};
 use crate::error::{Error, Result};
 use crate::fail;
 
@@ -153,6 +153,7 @@ impl World {
             return Ok(());
         }
         let mut spec = self.firewall_spec()?;
+        spec.cpu = UPLINK_CPU;
         if let Some(index) = uplink {
             spec.vifs.push(self.plan.uplink(self.netvm_plan(index)?));
         }

@@ -1,6 +1,6 @@
 //! Coming up, and being there without a NetVM.
 
-use super::steps::{BOB, flows_again, number, refused};
+use super::steps::{BOB, decimal, flows_again, refused};
 use crate::error::Result;
 use crate::fail;
 use crate::lab::world::{ACCEPT_ALL, World};
@@ -19,8 +19,8 @@ pub fn without_netvm(world: &mut World) -> Result<String> {
     let seconds = super::lifecycle::shut_down_firewall(world, &name)?;
     Ok(format!(
         "ready after {} ms ({} ms of its CPU), off in {seconds:.1} s",
-        number(&ready, "wall_ms")?,
-        number(&ready, "vcpu_ms")?
+        decimal(&ready, "wall_ms")?,
+        decimal(&ready, "vcpu_ms")?
     ))
 }
 

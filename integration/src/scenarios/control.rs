@@ -15,7 +15,7 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
     need_both(world)?;
     let server = world.plan.internet.clone();
     let endless = format!(
-        "while wget -q -T 5 -O /dev/null http://{server}:443/big; do echo again; done; echo ended"
+        "while wget -q -O /tmp/load http://{server}:443/big; do echo again; done; echo ended"
     );
     let alice_loads = world.client(ALICE)?.spawn(&world.lab, &endless)?;
     let watch = format!("ping -q -c 20 -i 0.3 -W 3 {server}");
@@ -42,7 +42,15 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
     if steps::ping(world, world.client(ALICE)?, 3, &server)? == 0 {
         fail!("A's new rule does not let ping through");
     }
-    alice_loads.finish(&world.lab, world.client(ALICE)?, Duration::from_secs(20))?;
+    // What the far side sends is dropped without a word: the download stalls (or ended, if it was about to).
+    let alice = world.client(ALICE)?;
+    let size = world
+        .sh(alice, "stat -c %s /tmp/load; sleep 2; stat -c %s /tmp/load; killall wget; true")?;
+    let sizes: Vec<&str> = size.lines().take(2).collect();
+    if sizes.first() != sizes.last() {
+        fail!("A's download goes on after the edit: {size}");
+    }
+    alice_loads.finish(&world.lab, alice, Duration::from_secs(20))?;
     let bob_log = bob_pings.finish(&world.lab, world.client(BOB)?, Duration::from_secs(60))?.text;
     if steps::replies(&bob_log) != Some(20) {
         fail!("B lost packets during A's edit: {bob_log}");
@@ -87,9 +95,10 @@ pub fn malformed_rule(world: &mut World) -> Result<String> {
             fail!("{rules:?} was not refused with a reason: {line}");
         }
         reasons.push(line.split_once("reason=").map_or("", |(_, reason)| reason).to_owned());
-        let out = world
-            .client(ALICE)?
-            .exec(&world.lab, &format!("wget -q -T 3 -O - http://{}:443/", world.plan.internet))?;
+        let out = world.client(ALICE)?.exec(
+            &world.lab,
+            &format!("timeout 3 wget -q -O - http://{}:443/", world.plan.internet),
+        )?;
         if out.success() {
             fail!("{rules:?}: traffic passed under a refused rule set");
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::fail;
-use crate::lab::domain::Domain;
+use crate::lab::domain::{Background, Domain};
 use crate::lab::guests::big_file;
 use crate::lab::world::World;
 
@@ -51,7 +51,8 @@ pub fn need_one(world: &mut World) -> Result<()> {
 /// When it does not come, or comes from another place.
 pub fn page(world: &World, client: &Domain, netvm: usize) -> Result<()> {
     let server = &world.plan.internet;
-    let out = client.exec(&world.lab, &format!("wget -q -T 20 -O - http://{server}:443/ 2>&1"))?;
+    let out =
+        client.exec(&world.lab, &format!("timeout 20 wget -q -O - http://{server}:443/ 2>&1"))?;
     let expected = world.plan.netvms.get(netvm).map(|netvm| format!("page of {}", netvm.page));
     if !out.success() || Some(out.text.trim()) != expected.as_deref() {
         fail!(
@@ -79,7 +80,7 @@ pub fn refused(world: &World, client: &Domain, address: &str) -> Result<u64> {
 pub fn refused_port(world: &World, client: &Domain, address: &str, port: u16) -> Result<u64> {
     // A connection attempt that nobody answers is repeated after 1 s: an answer below that was immediate.
     let line = format!(
-        "a=$(cut -d' ' -f1 /proc/uptime); wget -q -T 10 -O /dev/null http://{address}:{port}/ 2>&1; echo \"status $?\"; \
+        "a=$(cut -d' ' -f1 /proc/uptime); timeout 10 wget -q -O /dev/null http://{address}:{port}/ 2>&1; echo \"status $?\"; \
          b=$(cut -d' ' -f1 /proc/uptime); echo \"from $a to $b\""
     );
     let text = world.sh(client, &line)?;
@@ -119,7 +120,7 @@ pub fn download(world: &World, client: &Domain) -> Result<f64> {
     let (size, hash) = big_file();
     let server = &world.plan.internet;
     let line = format!(
-        "a=$(cut -d' ' -f1 /proc/uptime); wget -q -T 60 -O - http://{server}:443/big | sha256sum; \
+        "a=$(cut -d' ' -f1 /proc/uptime); timeout 60 wget -q -O - http://{server}:443/big | sha256sum; \
          b=$(cut -d' ' -f1 /proc/uptime); echo \"from $a to $b\""
     );
     let text = client.exec_for(&world.lab, &line, DOWNLOAD)?.ok("download of 20 MB")?;
@@ -151,12 +152,53 @@ pub fn resolves(world: &World, client: &Domain) -> Result<()> {
     Ok(())
 }
 
+/// Asks the first resolver that clients are told for the server's name over TCP.
+///
+/// # Errors
+/// When the answer does not contain the server's address.
+pub fn resolves_over_tcp(world: &World, client: &Domain) -> Result<()> {
+    let query: String =
+        tcp_query(&world.plan.server_name).iter().map(|byte| format!("\\{byte:03o}")).collect();
+    let resolver = world.plan.client_dns.first().map_or("", |dns| dns);
+    let line = format!(
+        "(printf '{query}'; sleep 2) | timeout 10 nc {resolver} 53 | hexdump -v -e '/1 \"%02x\"'"
+    );
+    let answer = client.exec(&world.lab, &line)?.text;
+    let octets = world.plan.internet.split('.').filter_map(|part| part.parse::<u8>().ok());
+    let address: String = octets.map(|octet| format!("{octet:02x}")).collect();
+    if !answer.contains(&address) {
+        fail!("{}: DNS over TCP at {resolver}: no {address} in {answer:?}", client.name);
+    }
+    Ok(())
+}
+
+/// A query for the A record of `name`, with the length that goes before it on TCP (RFC 1035 4.1, 4.2.2).
+fn tcp_query(name: &str) -> Vec<u8> {
+    let mut message = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        message.push(u8::try_from(label.len()).unwrap_or(0));
+        message.extend(label.as_bytes());
+    }
+    message.extend([0, 0, 1, 0, 1]);
+    let length = u16::try_from(message.len()).unwrap_or(0).to_be_bytes();
+    [&length, message.as_slice()].concat()
+}
+
 /// Echo requests to `address`: how many of `count` were answered.
 ///
 /// # Errors
 /// When the client does not run them.
 pub fn ping(world: &World, client: &Domain, count: u32, address: &str) -> Result<u32> {
     let out = client.exec(&world.lab, &format!("ping -q -c {count} -i 0.3 -W 2 {address}"))?;
+    replies(&out.text).ok_or_else(|| Error::Failed(format!("{}: ping: {}", client.name, out.text)))
+}
+
+/// Two echo requests of 1200 bytes: how many were answered.
+///
+/// # Errors
+/// When the client does not run them.
+pub fn ping_large(world: &World, client: &Domain, address: &str) -> Result<u32> {
+    let out = client.exec(&world.lab, &format!("ping -q -c 2 -i 0.3 -W 2 -s 1200 {address}"))?;
     replies(&out.text).ok_or_else(|| Error::Failed(format!("{}: ping: {}", client.name, out.text)))
 }
 
@@ -180,18 +222,85 @@ pub fn flows_again(world: &World, client: &Domain, address: &str) -> Result<f32>
     fail!("{}: no answer from {address} for 30 s", client.name)
 }
 
+/// A running packet capture in a Linux guest.
+pub struct Capture {
+    background: Background,
+}
+
+/// Starts to capture what matches tcpdump's `filter` on `interface`; returns when it listens.
+///
+/// # Errors
+/// When it does not start.
+pub fn capture(world: &World, domain: &Domain, interface: &str, filter: &str) -> Result<Capture> {
+    let line = format!("tcpdump -Z root -l -n -i {interface} '{filter}' 2>&1");
+    let background = domain.spawn(&world.lab, &line)?;
+    let begun = std::time::Instant::now();
+    while !background.so_far(&world.lab, domain)?.contains("listening on") {
+        if begun.elapsed() > Duration::from_secs(30) {
+            fail!("{}: tcpdump: {}", domain.name, background.so_far(&world.lab, domain)?);
+        }
+    }
+    Ok(Capture { background })
+}
+
+impl Capture {
+    /// Ends it; the packets, one line each.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn finish(self, world: &World, domain: &Domain) -> Result<String> {
+        world.sh(domain, "sleep 1; killall -INT tcpdump")?;
+        let text = self.background.finish(&world.lab, domain, Duration::from_secs(30))?.text;
+        let packets = text
+            .lines()
+            .filter(|line| line.contains(" IP ") || line.contains(" IP6 ") || line.contains("ARP"));
+        Ok(packets.collect::<Vec<_>>().join("\n"))
+    }
+}
+
 /// The value of `key=` in a console line.
 pub fn field<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
-/// The numeric value of `key=` in a console line.
+/// The whole number of `key=` in a console line.
 ///
 /// # Errors
 /// When it is missing or no number.
 pub fn number(line: &str, key: &str) -> Result<u64> {
     let found = field(line, key).and_then(|text| text.trim_end_matches(',').parse().ok());
     found.ok_or_else(|| Error::Failed(format!("no number {key}= in the console line {line:?}")))
+}
+
+/// The number of `key=`, possibly with decimals, in a console line.
+///
+/// # Errors
+/// When it is missing or no number.
+pub fn decimal(line: &str, key: &str) -> Result<f64> {
+    let found = field(line, key).and_then(|text| text.trim_end_matches(',').parse().ok());
+    found.ok_or_else(|| Error::Failed(format!("no number {key}= in the console line {line:?}")))
+}
+
+/// Waits until the firewall's console, after `mark`, tells of at least `count` packets from clients that were
+/// dropped for `reason`; returns how many it tells of. Summaries come every few seconds while counters move.
+///
+/// # Errors
+/// When it tells of fewer for half a minute.
+pub fn dropped(world: &World, mark: u64, reason: &str, count: u64) -> Result<u64> {
+    let begun = std::time::Instant::now();
+    let needle = format!("fw: drop reason={reason} origin=client ");
+    loop {
+        let log = world.firewall()?.console_after(mark)?;
+        let lines = log.lines().filter(|line| line.contains(&needle));
+        let told = lines.filter_map(|line| number(line, "new").ok()).sum();
+        if told >= count {
+            return Ok(told);
+        }
+        if begun.elapsed() > Duration::from_secs(30) {
+            fail!("the firewall tells of {told} packets dropped as {reason}, not of {count}");
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 #[cfg(test)]

@@ -102,8 +102,8 @@ fn summary(console: &str, image: &Image, off_seconds: f32) -> Result<()> {
     for (what, line) in [("readiness", ready), ("the first forwarded packet", first)] {
         progress::say(format!(
             "    from entry to {what}: {} ms of time, {} ms of the firewall's CPU",
-            steps::number(line, "wall_ms")?,
-            steps::number(line, "vcpu_ms")?
+            steps::decimal(line, "wall_ms")?,
+            steps::decimal(line, "vcpu_ms")?
         ));
     }
     progress::say(format!(
