@@ -84,6 +84,15 @@ pub fn firewall_restart(world: &mut World) -> Result<String> {
     world.set_rules(BOB, ACCEPT_ALL)?;
     world.need_firewall(Some(0))?;
     world.need_client(BOB)?;
+    // One client is enough to show it; another one's vif would stay behind without a backend.
+    let bob = world.client_of_plan(BOB)?.name.clone();
+    let others = world.plan.clients.iter().map(|client| client.name.clone());
+    let others: Vec<String> = others
+        .filter(|name| *name != bob && world.started().any(|started| started == name))
+        .collect();
+    for other in others {
+        world.destroy(&other)?;
+    }
     let name = world.plan.firewall.name.clone();
     world.destroy(&name)?;
     let client = world.client_of_plan(BOB)?.clone();
