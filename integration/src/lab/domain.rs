@@ -162,7 +162,7 @@ struct Agent {
 }
 
 /// For what a guest does in a moment; an emulated machine on a busy host has slow moments.
-const SHORT: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_secs(120);
 
 impl Domain {
     pub(super) fn new(lab: &Lab, name: &str, domid: u32, create_seconds: f32) -> Self {
@@ -238,7 +238,7 @@ impl Domain {
     /// # Errors
     /// When it does not in time.
     pub fn wait_ready(&self, lab: &Lab) -> Result<()> {
-        self.wait_console(lab, "GUEST-READY", Duration::from_secs(120)).map(drop)
+        self.wait_console(lab, "GUEST-READY", Duration::from_secs(240)).map(drop)
     }
 
     /// Runs a shell command in a Linux guest of the lab; the guest's console agent answers.

@@ -47,7 +47,7 @@ pub struct World {
 pub const ACCEPT_ALL: &[&str] = &["action=accept"];
 
 /// For what the firewall does in a moment; generous for a busy host.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(90);
 
 impl World {
     /// An empty world.

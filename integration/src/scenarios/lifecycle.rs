@@ -9,7 +9,7 @@ use crate::lab::domain::State;
 use crate::lab::world::{ACCEPT_ALL, World};
 
 /// For what takes a moment; generous for a busy host.
-pub const MOMENT: Duration = Duration::from_secs(30);
+pub const MOMENT: Duration = Duration::from_secs(60);
 
 /// The NetVM dies and a new one takes its place.
 pub fn netvm_restart(world: &mut World) -> Result<String> {

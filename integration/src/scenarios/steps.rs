@@ -52,7 +52,7 @@ pub fn need_one(world: &mut World) -> Result<()> {
 pub fn page(world: &World, client: &Domain, netvm: usize) -> Result<()> {
     let server = &world.plan.internet;
     let out =
-        client.exec(&world.lab, &format!("timeout 20 wget -q -O - http://{server}:443/ 2>&1"))?;
+        client.exec(&world.lab, &format!("timeout 60 wget -q -O - http://{server}:443/ 2>&1"))?;
     let expected = world.plan.netvms.get(netvm).map(|netvm| format!("page of {}", netvm.page));
     if !out.success() || Some(out.text.trim()) != expected.as_deref() {
         fail!(
@@ -120,7 +120,7 @@ pub fn download(world: &World, client: &Domain) -> Result<f64> {
     let (size, hash) = big_file();
     let server = &world.plan.internet;
     let line = format!(
-        "a=$(cut -d' ' -f1 /proc/uptime); timeout 60 wget -q -O - http://{server}:443/big | sha256sum; \
+        "a=$(cut -d' ' -f1 /proc/uptime); timeout 170 wget -q -O - http://{server}:443/big | sha256sum; \
          b=$(cut -d' ' -f1 /proc/uptime); echo \"from $a to $b\""
     );
     let text = client.exec_for(&world.lab, &line, DOWNLOAD)?.ok("download of 20 MB")?;
@@ -211,15 +211,15 @@ pub fn replies(text: &str) -> Option<u32> {
 /// Waits until the client gets echo replies from `address` again; seconds.
 ///
 /// # Errors
-/// When it does not in 30 s.
+/// When it does not in 90 s.
 pub fn flows_again(world: &World, client: &Domain, address: &str) -> Result<f32> {
     let begun = std::time::Instant::now();
-    while begun.elapsed() < Duration::from_secs(30) {
+    while begun.elapsed() < Duration::from_secs(90) {
         if client.exec(&world.lab, &format!("ping -q -c 1 -W 1 {address}"))?.success() {
             return Ok(begun.elapsed().as_secs_f32());
         }
     }
-    fail!("{}: no answer from {address} for 30 s", client.name)
+    fail!("{}: no answer from {address} for 90 s", client.name)
 }
 
 /// A running packet capture in a Linux guest.
@@ -236,7 +236,7 @@ pub fn capture(world: &World, domain: &Domain, interface: &str, filter: &str) ->
     let background = domain.spawn(&world.lab, &line)?;
     let begun = std::time::Instant::now();
     while !background.so_far(&world.lab, domain)?.contains("listening on") {
-        if begun.elapsed() > Duration::from_secs(30) {
+        if begun.elapsed() > Duration::from_secs(90) {
             fail!("{}: tcpdump: {}", domain.name, background.so_far(&world.lab, domain)?);
         }
     }
@@ -296,7 +296,7 @@ pub fn dropped(world: &World, mark: u64, reason: &str, count: u64) -> Result<u64
         if told >= count {
             return Ok(told);
         }
-        if begun.elapsed() > Duration::from_secs(30) {
+        if begun.elapsed() > Duration::from_secs(90) {
             fail!("the firewall tells of {told} packets dropped as {reason}, not of {count}");
         }
         std::thread::sleep(Duration::from_millis(200));
