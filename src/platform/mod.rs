@@ -274,8 +274,7 @@ impl Machine for XenMachine {
     fn receive(&mut self) {
         let now = time::system_time_ns();
         self.front.receive(UPLINK_FRAMES_PER_TURN, now);
-        let room =
-            if self.front.is_up() { self.front.send_room() } else { FRAMES_WITHOUT_UPLINK };
+        let room = if self.front.is_up() { self.front.send_room() } else { FRAMES_WITHOUT_UPLINK };
         let spare = mem::free_pages().saturating_sub(RESERVED_PAGES);
         self.is_starved = spare == 0;
         let budget = Budget { per_vif: FRAMES_PER_CLIENT, total: room.min(spare) };
@@ -316,7 +315,7 @@ impl Machine for XenMachine {
         match to {
             PortId::Uplink => {
                 let _ = self.front.send(page, len, offload);
-            },
+            }
             PortId::Client(id) => {
                 let vif = self.vifs.get(usize::from(id.0)).copied().flatten();
                 if let Some(vif) = vif {

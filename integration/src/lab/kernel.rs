@@ -10,7 +10,7 @@ use crate::error::{Attempt, Error, Result};
 use crate::fail;
 
 /// Writes the ELF kernel inside `bzimage` to `vmlinux`. With `guest`, the busy loop that a PVH guest needs
-/// seconds for under emulation is cut short (see [`shorten_pit_calibration`]).
+/// seconds for under emulation is cut short (see `shorten_pit_calibration`).
 ///
 /// # Errors
 /// When the file is not a bzImage, or its compression is unknown or broken.

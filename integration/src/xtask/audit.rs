@@ -35,7 +35,8 @@ const LAB_ONLY: &[&str] = &["xenstore-rs"];
 const MAY_USE: &[(&str, Option<&[&str]>)] = &[
     ("rules", Some(&["ipnet", "thiserror"])),
     ("qubesdb", Some(&["thiserror"])),
-    ("xen", Some(&["thiserror"])),
+    // siphasher mixes the entropy, talc is the image's heap.
+    ("xen", Some(&["siphasher", "talc", "thiserror"])),
     ("qubes-rust-firewall", None),
 ];
 
