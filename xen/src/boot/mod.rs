@@ -1,6 +1,6 @@
 //! From the loader's hand-over to the firewall: PVH entry, memory, page tables, interrupts, panic.
 //!
-//! `entry` (assembly) calls [`start`], which brings everything up in the order that each step needs and then calls the
+//! `entry` (assembly) calls `start`, which brings everything up in the order that each step needs and then calls the
 //! function given to [`entry!`](crate::entry).
 #![cfg_attr(
     all(feature = "image", not(any(test, feature = "fake"))),
