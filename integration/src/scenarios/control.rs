@@ -10,7 +10,7 @@ use crate::lab::world::{ACCEPT_ALL, World};
 /// An edit may take this long from dom0's write to the first packet judged by it, in Xen's system time.
 const EDIT_LIMIT_NS: u64 = 1_000_000_000;
 
-/// A's only permission is taken away while A downloads; B downloads at the same time.
+/// A's only permission is taken away while A downloads; B's pings at the same time lose nothing.
 pub fn rule_edit(world: &mut World) -> Result<String> {
     need_both(world)?;
     let server = world.plan.internet.clone();
