@@ -79,7 +79,7 @@ pub struct Reason {
 }
 
 impl Reason {
-    const CAPACITY: usize = 120;
+    const CAPACITY: usize = 180;
 
     /// Formats the reason.
     #[must_use]

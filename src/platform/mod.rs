@@ -72,6 +72,14 @@ pub enum StartError {
     NoDomain,
 }
 
+/// A connected vif.
+#[derive(Clone, Copy)]
+struct Vif {
+    id: VifId,
+    domid: u16,
+    devid: u32,
+}
+
 /// The devices and links of this domain.
 pub struct XenMachine {
     boot: BootInfo,
@@ -80,7 +88,7 @@ pub struct XenMachine {
     back: Backend,
     front: Frontend,
     /// The connection in each slot, to turn a `ClientId` back into the driver's id.
-    vifs: Vec<Option<VifId>>,
+    vifs: Vec<Option<Vif>>,
     links: Links,
     requests: Requests,
     changes: VecDeque<Change>,
@@ -174,17 +182,17 @@ impl XenMachine {
         match event {
             netback::Event::Connected { vif, identity, capabilities } => {
                 if let Some(slot) = self.vifs.get_mut(vif.slot()) {
-                    *slot = Some(vif);
+                    let (domid, devid) = (identity.dom.0, identity.devid);
+                    *slot = Some(Vif { id: vif, domid, devid });
                 }
                 let port = client_port(&identity, capabilities);
                 Change::ClientUp { id: client_id(vif), port, devid: identity.devid }
             }
             netback::Event::Disconnected { vif, reason } => {
-                if let Some(slot) = self.vifs.get_mut(vif.slot()) {
-                    *slot = None;
-                }
-                let id = client_id(vif);
-                let status = Reason::new(format_args!("slot={} reason=\"{reason}\"", vif.slot()));
+                let gone = self.vifs.get_mut(vif.slot()).and_then(Option::take);
+                let (domid, devid) = gone.map_or((0, 0), |gone| (gone.domid, gone.devid));
+                let text = format_args!("domid={domid} devid={devid} reason=\"{reason}\"");
+                let (id, status) = (client_id(vif), Reason::new(text));
                 Change::ClientDown { id, reason: status }
             }
             netback::Event::Refused { dom, devid, reason } => Change::Note(Reason::new(
@@ -319,7 +327,7 @@ impl Machine for XenMachine {
             PortId::Client(id) => {
                 let vif = self.vifs.get(usize::from(id.0)).copied().flatten();
                 if let Some(vif) = vif {
-                    let _ = self.back.send(vif, page, len, offload);
+                    let _ = self.back.send(vif.id, page, len, offload);
                 }
             }
         }

@@ -212,7 +212,7 @@ fn a_detached_client_is_forgotten_and_its_directory_removed() {
     for _ in 0..20 {
         rig.settle();
     }
-    assert!(rig.has_line("fw: client gone slot=0"));
+    assert!(rig.has_line("fw: client gone domid=5 devid=0 reason="));
     assert_eq!(rig.node("backend/vif/5/0/state"), None);
 }
 

@@ -15,7 +15,7 @@ use crate::shared::{SharedPage, fence_full};
 use crate::{hypercall, time};
 
 /// Longest line of [`console_line!`](crate::console_line), bytes; the rest is cut.
-pub const LINE_BYTES: usize = 240;
+pub const LINE_BYTES: usize = 512;
 
 /// How long [`drain`] waits at most, ns.
 const DRAIN_NS: u64 = 100_000_000;
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn a_long_line_is_cut_and_still_ends() {
         connect();
-        crate::console_line!("{:>500}", 1);
+        crate::console_line!("{:>600}", 1);
         let text = read_all();
         assert_eq!((text.len(), text.ends_with('\n')), (LINE_BYTES, true));
     }

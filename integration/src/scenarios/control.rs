@@ -18,11 +18,19 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
         "while wget -q -O /dev/null http://{server}:443/big; do echo again; done; echo ended"
     );
     let alice_loads = world.client(ALICE)?.spawn(&world.lab, &endless)?;
+    // A second connection, quiet for now: its next byte after the edit is what the reset answers.
+    let quiet = format!(
+        "rm -f /tmp/bytes; mkfifo /tmp/bytes; exec 3<>/tmp/bytes; nc {server} 443 <&3; echo ended"
+    );
+    let alice_waits = world.client(ALICE)?.spawn(&world.lab, &quiet)?;
     let watch = format!("ping -q -c 20 -i 0.3 -W 3 {server}");
     let bob_pings = world.client(BOB)?.spawn(&world.lab, &watch)?;
     std::thread::sleep(Duration::from_secs(2));
     if let Some(end) = alice_loads.poll(&world.lab, world.client(ALICE)?)? {
         fail!("A's download ended before the edit: {}", end.text);
+    }
+    if let Some(end) = alice_waits.poll(&world.lab, world.client(ALICE)?)? {
+        fail!("A's quiet connection ended before the edit: {}", end.text);
     }
 
     let mark = world.firewall()?.console_mark();
@@ -42,8 +50,13 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
     if steps::ping(world, world.client(ALICE)?, 3, &server)? == 0 {
         fail!("A's new rule does not let ping through");
     }
-    // What the far side sends is dropped without a word: the download stalls (or ended, if it was about to).
     let alice = world.client(ALICE)?;
+    if alice_waits.poll(&world.lab, alice)?.is_some() {
+        fail!("A's quiet connection ended without a packet of A");
+    }
+    world.sh(alice, "echo x >/tmp/bytes")?;
+    alice_waits.finish(&world.lab, alice, Duration::from_secs(20))?;
+    // What the far side sends is dropped without a word: the download stalls (or ended, if it was about to).
     let count = "cat /sys/class/net/eth0/statistics/rx_bytes";
     let counts = world.sh(alice, &format!("{count}; sleep 2; {count}; killall wget; true"))?;
     let counts: Vec<u64> = counts.lines().filter_map(|line| line.trim().parse().ok()).collect();
