@@ -199,8 +199,10 @@ pub trait Machine {
     fn spare_page(&mut self) -> Option<Self::Page>;
     /// The beginning of a page: `len` bytes or, where that is more, what an answer of our own needs.
     fn bytes(page: &mut Self::Page, len: usize) -> &mut [u8];
-    /// Queues a frame. One that cannot be taken is dropped and counted by the port.
+    /// Queues a frame. One that cannot be taken is dropped and counted in [`Self::unsent`].
     fn send(&mut self, to: PortId, page: Self::Page, len: usize, offload: Offload);
+    /// Frames that [`Self::send`] dropped since the start, by reason; always the same reasons in the same order.
+    fn unsent(&self) -> &[(&'static str, u64)];
     /// Sends what was queued and tells the peers.
     fn flush(&mut self);
 

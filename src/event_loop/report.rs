@@ -13,6 +13,8 @@ use crate::time::Instant;
 use crate::uplink::UplinkPort;
 use crate::verdict::DropReason;
 
+/// Reasons of a machine for not sending a frame that are told.
+const MAX_UNSENT_REASONS: usize = 16;
 /// Time between two summaries of dropped packets.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -21,12 +23,18 @@ const SUMMARY_INTERVAL: Duration = Duration::from_secs(2);
 pub(super) struct DropSummary {
     clients: [u64; DropReason::COUNT],
     uplink: [u64; DropReason::COUNT],
+    unsent: [u64; MAX_UNSENT_REASONS],
     next_at: Option<Instant>,
 }
 
 impl Default for DropSummary {
     fn default() -> Self {
-        Self { clients: [0; DropReason::COUNT], uplink: [0; DropReason::COUNT], next_at: None }
+        Self {
+            clients: [0; DropReason::COUNT],
+            uplink: [0; DropReason::COUNT],
+            unsent: [0; MAX_UNSENT_REASONS],
+            next_at: None,
+        }
     }
 }
 
@@ -119,7 +127,7 @@ impl<S: Sink> EventLoop<S> {
                 ),
             );
         }
-        self.summarise_drops();
+        self.summarise_drops(machine);
     }
 
     fn report_ready<M: Machine>(&mut self, machine: &M) {
@@ -145,7 +153,7 @@ impl<S: Sink> EventLoop<S> {
         self.drops.next_at
     }
 
-    fn summarise_drops(&mut self) {
+    fn summarise_drops<M: Machine>(&mut self, machine: &M) {
         if !self.logs_drops() {
             return;
         }
@@ -177,6 +185,18 @@ impl<S: Sink> EventLoop<S> {
                         "drop reason={} origin={origin} new={new} count={now}",
                         reason.name()
                     ),
+                );
+            }
+        }
+        for ((name, count), before) in machine.unsent().iter().zip(&mut self.drops.unsent) {
+            let new = count.saturating_sub(*before);
+            if new > 0 {
+                has_moved = true;
+                *before = *count;
+                self.log.line(
+                    self.now,
+                    Source::Traffic,
+                    format_args!("unsent reason={name} new={new} count={count}"),
                 );
             }
         }
@@ -215,6 +235,13 @@ impl<S: Sink> EventLoop<S> {
             Source::System,
             format_args!("stats uplink {}", Counts(self.firewall.stats().uplink())),
         );
+        for (name, count) in machine.unsent().iter().filter(|(_, count)| *count > 0) {
+            self.log.line(
+                self.now,
+                Source::System,
+                format_args!("stats unsent reason={name} count={count}"),
+            );
+        }
         self.log.line(self.now, Source::System, format_args!("shutdown reason={}", stop.name()));
     }
 }

@@ -65,6 +65,7 @@ struct TestMachine {
     database_closes: usize,
     agent_resets: usize,
     has_no_pages: bool,
+    unsent: Vec<(&'static str, u64)>,
 }
 
 impl Machine for TestMachine {
@@ -104,6 +105,9 @@ impl Machine for TestMachine {
     }
     fn send(&mut self, to: PortId, page: Vec<u8>, len: usize, _: Offload) {
         self.sent.push((to, page[..len].to_vec()));
+    }
+    fn unsent(&self) -> &[(&'static str, u64)] {
+        &self.unsent
     }
     fn flush(&mut self) {}
     fn database(&mut self) -> Option<&mut dyn Pipe> {
@@ -339,6 +343,25 @@ fn drops_are_summarised_and_not_one_by_one() {
     let lines = rig.lines.0.borrow();
     let drops: Vec<_> = lines.iter().filter(|line| line.starts_with("fw: drop")).collect();
     assert_eq!(drops, ["fw: drop reason=source-spoofed origin=client new=50 count=50"]);
+}
+
+#[test]
+fn frames_that_a_port_did_not_take_are_told() {
+    let mut rig = Rig::up();
+    rig.machine.unsent = vec![("uplink-full", 0), ("client-stalled", 7)];
+    rig.turn();
+    rig.machine.now_ns += 5_000_000_000;
+    rig.machine.unsent[1].1 = 9;
+    rig.turn();
+    let lines = rig.lines.0.borrow();
+    let told: Vec<_> = lines.iter().filter(|line| line.starts_with("fw: unsent")).collect();
+    assert_eq!(
+        told,
+        [
+            "fw: unsent reason=client-stalled new=7 count=7",
+            "fw: unsent reason=client-stalled new=2 count=9"
+        ]
+    );
 }
 
 #[test]

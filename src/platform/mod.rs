@@ -94,6 +94,57 @@ pub struct XenMachine {
     changes: VecDeque<Change>,
     /// No page was free for clients' frames in this turn.
     is_starved: bool,
+    /// By [`Unsent`].
+    unsent: [(&'static str, u64); Unsent::NAMES.len()],
+}
+
+/// Why a frame was not sent although the packet path wanted it.
+#[derive(Clone, Copy)]
+enum Unsent {
+    UplinkDown,
+    UplinkFull,
+    UplinkNoGrant,
+    UplinkUnsendable,
+    ClientGone,
+    ClientQueueFull,
+    ClientStalled,
+    ClientUnsendable,
+}
+
+impl Unsent {
+    /// In the order of the variants.
+    const NAMES: [&str; 8] = [
+        "uplink-down",
+        "uplink-full",
+        "uplink-no-grant",
+        "uplink-unsendable",
+        "client-gone",
+        "client-queue-full",
+        "client-stalled",
+        "client-unsendable",
+    ];
+
+    fn of_uplink(error: netfront::SendError) -> Self {
+        match error {
+            netfront::SendError::Down => Self::UplinkDown,
+            netfront::SendError::Full => Self::UplinkFull,
+            netfront::SendError::NoGrant => Self::UplinkNoGrant,
+            netfront::SendError::Unsupported | netfront::SendError::BadLength => {
+                Self::UplinkUnsendable
+            }
+        }
+    }
+
+    fn of_client(error: netback::SendError) -> Self {
+        match error {
+            netback::SendError::Gone => Self::ClientGone,
+            netback::SendError::QueueFull => Self::ClientQueueFull,
+            netback::SendError::Stalled => Self::ClientStalled,
+            netback::SendError::Unsupported | netback::SendError::BadLength => {
+                Self::ClientUnsendable
+            }
+        }
+    }
 }
 
 impl XenMachine {
@@ -120,6 +171,7 @@ impl XenMachine {
             requests: Requests::new(),
             changes: VecDeque::new(),
             is_starved: false,
+            unsent: Unsent::NAMES.map(|name| (name, 0)),
             store,
         };
         machine.requests.start(&mut machine.store);
@@ -319,18 +371,23 @@ impl Machine for XenMachine {
     fn send(&mut self, to: PortId, page: Page, len: usize, offload: Offload) {
         let Ok(len) = u16::try_from(len) else { return };
         let offload = to_driver(offload);
-        // A refused frame is counted by the driver, its page is free again.
-        match to {
-            PortId::Uplink => {
-                let _ = self.front.send(page, len, offload);
-            }
-            PortId::Client(id) => {
-                let vif = self.vifs.get(usize::from(id.0)).copied().flatten();
-                if let Some(vif) = vif {
-                    let _ = self.back.send(vif.id, page, len, offload);
+        // The page of a refused frame is free again.
+        let refused = match to {
+            PortId::Uplink => self.front.send(page, len, offload).err().map(Unsent::of_uplink),
+            PortId::Client(id) => match self.vifs.get(usize::from(id.0)).copied().flatten() {
+                Some(vif) => {
+                    self.back.send(vif.id, page, len, offload).err().map(Unsent::of_client)
                 }
-            }
+                None => Some(Unsent::ClientGone),
+            },
+        };
+        if let Some((_, count)) = refused.and_then(|reason| self.unsent.get_mut(reason as usize)) {
+            *count = count.saturating_add(1);
         }
+    }
+
+    fn unsent(&self) -> &[(&'static str, u64)] {
+        &self.unsent
     }
 
     fn flush(&mut self) {
