@@ -244,7 +244,16 @@ pub fn flows_again(world: &World, client: &Domain, address: &str) -> Result<f32>
             return Ok(begun.elapsed().as_secs_f32());
         }
     }
-    fail!("{}: no answer from {address} for 90 s", client.name)
+    let netvms: String = (0..2).filter_map(|index| netvm_state(world, index)).collect();
+    fail!("{}: no answer from {address} for 90 s; {netvms}", client.name)
+}
+
+/// How the NetVM sees its clients, to tell a fault of its set-up from one of the firewall.
+fn netvm_state(world: &World, index: usize) -> Option<String> {
+    let netvm = world.netvm(index).ok()?;
+    let look = "ip -s link; ip route; ip neigh; cat /tmp/hotplug.log";
+    let state = netvm.exec(&world.lab, look).ok()?;
+    Some(format!("{}:\n{}\n", netvm.name, state.text))
 }
 
 /// A running packet capture in a Linux guest.
