@@ -114,6 +114,41 @@ pub fn firewall_restart(world: &mut World) -> Result<String> {
     Ok(format!("first packet {} ms after the new one's entry", steps::decimal(&line, "wall_ms")?))
 }
 
+/// The host suspends: dom0 asks, the firewall acknowledges and suspends, and goes on where it was (a checkpoint of
+/// `xl save` is libxl's suspend and resume in place). Traffic, rules and the links to dom0 are what they were.
+///
+/// # Errors
+/// When it does not suspend or resume, or something does not work afterwards.
+pub fn suspend(world: &mut World) -> Result<String> {
+    need_both(world)?;
+    let server = world.plan.internet.clone();
+    let name = world.firewall()?.name.clone();
+    let mark = world.firewall()?.console_mark();
+    let begun = std::time::Instant::now();
+    let line = format!("timeout 100 xl save -c {name} /tmp/checkpoint 2>&1; rm -f /tmp/checkpoint");
+    world.lab.exec(&line)?;
+    let seconds = begun.elapsed().as_secs_f32();
+    world.firewall()?.wait_console_after(
+        &world.lab,
+        mark,
+        "fw: resumed after a suspend",
+        MOMENT,
+    )?;
+    let again = flows_again(world, world.client(BOB)?, &server)?;
+    steps::page(world, world.client(ALICE)?, 0)?;
+    steps::refused(world, world.client(ALICE)?, &server)?;
+    world.set_rules(ALICE, ACCEPT_ALL)?;
+    flows_again(world, world.client(ALICE)?, &server)?;
+    let rule = steps::https_only(world);
+    world.set_rules(ALICE, &[&rule])?;
+    let service = "QUBESRPC qubes.SuspendPost dom0";
+    let out = world.dom0d()?.call(&world.lab, service)?;
+    if !out.success() {
+        fail!("{service}: exit status {}: {}", out.status, out.text);
+    }
+    Ok(format!("{seconds:.1} s for the checkpoint, traffic {again:.1} s after it"))
+}
+
 /// Both clients shut down by themselves; a third one starts and works.
 pub fn third_client(world: &mut World) -> Result<String> {
     need_both(world)?;

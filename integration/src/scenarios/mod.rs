@@ -68,6 +68,7 @@ pub const GROUPS: &[Group] = &[
             "qrexec: hello, known calls answered, others refused with 127" => control::qrexec_calls,
             "NetVM restart while clients run" => lifecycle::netvm_restart,
             "netvm change, none, and back while clients run" => lifecycle::netvm_change,
+            "suspend and resume in place" => lifecycle::suspend,
             "two vifs with one address: the stuck one harms nobody" => lifecycle::stuck_twin,
             "firewall restart while clients run" => lifecycle::firewall_restart,
             "clients shut down, a third one works" => lifecycle::third_client,
