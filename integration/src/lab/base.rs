@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn file_name_is_the_second_word_of_a_uri_line() {
-        let line = "'http://deb.debian.org/x/y_1%3a2_amd64.deb' y_1%3a2_amd64.deb 123 MD5Sum:0";
+        let line = "'http://mirror.example/x/y_1%3a2_amd64.deb' y_1%3a2_amd64.deb 123 MD5Sum:0";
         assert_eq!(file_of_uri(line), Some("y_1%3a2_amd64.deb"));
         assert_eq!(file_of_uri("Reading package lists..."), None);
     }
