@@ -59,6 +59,8 @@ pub(super) struct Link {
     /// Responses may wait.
     pub(super) ready: bool,
     pub(super) gate: EventGate,
+    /// The backend has answered a frame: it listens.
+    pub(super) answered: bool,
     pub(super) counters: Counters,
 }
 
@@ -85,6 +87,7 @@ impl Link {
             up: false,
             ready: false,
             gate: EventGate::default(),
+            answered: false,
             counters: Counters::default(),
         })
     }
@@ -109,7 +112,9 @@ impl Link {
         let tx = ring.push(page);
         let (ring, page) = self.rx.parts();
         let rx = ring.push(page);
-        if tx == Notify::Needed || rx == Notify::Needed {
+        // Linux' netback was seen to miss the first event while it connects, and asks for no second one.
+        let unheard = !self.answered && self.tx.ring().in_flight() > 0;
+        if tx == Notify::Needed || rx == Notify::Needed || unheard {
             self.channel.notify();
         }
     }
