@@ -112,7 +112,8 @@ impl Link {
         let tx = ring.push(page);
         let (ring, page) = self.rx.parts();
         let rx = ring.push(page);
-        // Linux' netback was seen to miss the first event while it connects, and asks for no second one.
+        // A NetVM was seen to take no frame at all after a reconnect. An event lost while its backend connected would
+        // explain it, as the ring asks for no second one; that was not observed itself. One more event is harmless.
         let unheard = !self.answered && self.tx.ring().in_flight() > 0;
         if tx == Notify::Needed || rx == Notify::Needed || unheard {
             self.channel.notify();
