@@ -1,6 +1,7 @@
 //! The lab, the scenario tests on it, and the `xtask` command that drives everything.
 #![deny(unsafe_code)]
 
+pub mod apt;
 pub mod command;
 pub mod dom0;
 pub mod error;

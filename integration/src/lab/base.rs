@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::kernel;
 use crate::error::{Attempt, Result};
-use crate::{command, fail, progress};
+use crate::{apt, command, fail, progress};
 
 /// Version of Xen in the distribution that the lab is built from.
 pub const XEN_VERSION: &str = "4.17";
@@ -161,7 +161,9 @@ impl Base {
 /// # Errors
 /// When a package cannot be had or a tool of the host fails.
 pub fn build(dir: &Path, debs: &Path) -> Result<Base> {
-    let packages = progress::step("lab: downloading Debian packages", || download(debs))?;
+    let fetch = || progress::step("lab: downloading Debian packages", || download(debs));
+    // Lists that are missing or old do not know a package yet, or name files that no longer exist.
+    let packages = fetch().or_else(|_| apt::update().and_then(|()| fetch()))?;
     let base = Base { dir: dir.to_path_buf() };
     progress::step("lab: unpacking packages", || unpack(&base, &packages))?;
     progress::step("lab: unpacking kernels", || kernels(&base))?;

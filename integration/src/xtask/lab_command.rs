@@ -3,13 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::apt;
 use crate::error::Result;
 use crate::lab::domain::DomainSpec;
 use crate::lab::plan::Plan;
 use crate::lab::qemu::MachineOptions;
 use crate::lab::{Lab, cache};
-use crate::{command, fail, progress};
+use crate::{apt, command, fail, progress};
 
 const USAGE: &str = "\
 usage: cargo xtask lab build [--fresh]      the images (--fresh: from newly downloaded package lists)

@@ -2,7 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod apt;
 pub mod audit;
 pub mod image;
 pub mod lab_command;

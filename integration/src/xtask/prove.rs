@@ -3,14 +3,13 @@
 
 use std::time::Duration;
 
-use super::apt;
 use crate::error::Result;
 use crate::lab::guests::big_file;
 use crate::lab::plan::Plan;
 use crate::lab::qemu::MachineOptions;
 use crate::lab::world::{Kind, World};
 use crate::lab::{Lab, cache};
-use crate::{fail, progress};
+use crate::{apt, fail, progress};
 
 /// Boots the network with a Linux firewall and tries what the scenarios build on.
 ///

@@ -4,10 +4,9 @@ use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use super::apt;
 use super::image::Image;
 use crate::error::{Attempt, Result};
-use crate::{command, fail, paths};
+use crate::{apt, command, fail, paths};
 
 /// Boots the image in plain QEMU and waits for its line on the serial port.
 ///

@@ -5,13 +5,13 @@ use std::io::{BufRead, Write};
 use std::time::Duration;
 
 use super::image::Image;
-use super::{apt, image, scenarios};
+use super::{image, scenarios};
 use crate::error::{Error, Result};
 use crate::lab::cache;
 use crate::lab::world::{ACCEPT_ALL, World};
 use crate::scenarios::steps::{self, BOB};
 use crate::scenarios::{GROUPS, control, lifecycle, traffic};
-use crate::{command, fail, progress};
+use crate::{apt, command, fail, progress};
 
 /// How often the story is told because the emulator failed.
 const EMULATOR_TRIES: u32 = 3;

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use super::image::cargo;
-use super::{apt, audit, image, scenarios, smoke};
+use super::{audit, image, scenarios, smoke};
 use crate::error::Result;
-use crate::{command, fail, paths, progress};
+use crate::{apt, command, fail, paths, progress};
 
 /// Parts of `test --long` that the project plans; none is there yet.
 const PARTS: &[&str] = &["diff", "fuzz", "sim", "mutants", "lifecycle", "abuse", "soak"];
@@ -76,7 +76,10 @@ pub fn run(fast: bool) -> Result<()> {
                     ]))
                     .map(drop)
                 });
-            if !ready || scenarios::run_all(image).is_err() {
+            if !ready {
+                failures.push("lab".into());
+            } else if let Err(error) = scenarios::run_all(image) {
+                progress::say(format!("FAILED lab: {error}"));
                 failures.push("lab".into());
             }
         }

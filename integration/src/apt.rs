@@ -88,7 +88,7 @@ fn install(options: &[&str], packages: &[String]) -> Result<()> {
     if try_install().is_ok() {
         return Ok(());
     }
-    progress::step("apt-get update", || apt_get(&["update", "-q"]))?;
+    update()?;
     try_install()
 }
 
@@ -107,6 +107,14 @@ fn apt_get(args: &[&str]) -> Result<()> {
     };
     line.env("DEBIAN_FRONTEND", "noninteractive");
     command::output(&mut line).map(drop)
+}
+
+/// Fetches the package lists anew.
+///
+/// # Errors
+/// When apt cannot reach an archive.
+pub fn update() -> Result<()> {
+    progress::step("apt-get update", || apt_get(&["update", "-q"]))
 }
 
 /// Name and version of those of `packages` that are installed.
@@ -151,7 +159,7 @@ fn qemu_version() -> Result<String> {
     if let Some(version) = find()? {
         return Ok(version);
     }
-    progress::step("apt-get update", || apt_get(&["update", "-q"]))?;
+    update()?;
     match find()? {
         Some(version) => Ok(version),
         None => fail!(
