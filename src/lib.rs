@@ -28,8 +28,10 @@ pub mod uplink;
 
 pub mod clients;
 mod conntrack;
+pub mod exposure;
 mod flows;
 mod judge;
+pub mod visible;
 
 mod nat;
 

@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use crate::port::PortCaps;
 use crate::time::Instant;
+use crate::visible::MappedIp;
 use crate::wire::Mac;
 
 /// ARP requests for the gateway after the uplink came up, and the time between two of them.
@@ -50,6 +51,8 @@ pub struct NetworkConfig {
     pub v6: FamilyConfig<Ipv6Addr>,
     /// Addresses of all clients that dom0 knows, attached or not (`/connected-ips`, `/connected-ips6`).
     pub connected: Vec<IpAddr>,
+    /// Clients that are told other addresses than their real ones (`/mapped-ip`), ascending.
+    pub mapped: Vec<MappedIp>,
 }
 
 impl NetworkConfig {

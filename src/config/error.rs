@@ -30,6 +30,16 @@ pub enum Problem {
     /// The value is secret and not what it has to be.
     #[error("the value is not {0}")]
     BadSecret(Wanted),
+    /// A mapping of a client's address.
+    #[error("{value} of client {client} is not {wanted} of its own; the client is shut out")]
+    BadMapping {
+        /// Its real address.
+        client: Excerpt,
+        /// What is wrong.
+        value: Excerpt,
+        /// What it has to be.
+        wanted: Wanted,
+    },
     /// The gateway is our own address.
     #[error("the gateway is our own address")]
     GatewayIsOwn,

@@ -8,7 +8,10 @@
 
 mod error;
 pub mod features;
+pub(crate) mod mapped;
+pub mod netvm;
 mod text;
+mod words;
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -18,8 +21,10 @@ use qubesdb::Store;
 use rules::{Excerpt, Family};
 
 pub use error::{ConfigError, Problem, Wanted};
+pub use mapped::mapped_ips;
 
 use crate::uplink::{FamilyConfig, NetworkConfig};
+use crate::visible::MappedIp;
 
 /// Bytes of the longest VM name that Qubes allows.
 const MAX_NAME_BYTES: usize = 31;
@@ -174,11 +179,12 @@ pub fn connected_ips(store: &Store, report: &mut Report<'_>) -> Vec<IpAddr> {
     sorted
 }
 
-/// Puts the three groups together for the packet path.
+/// Puts the four groups together for the packet path.
 pub fn network(
     uplink: &UplinkConfig,
     downlink: &DownlinkConfig,
     connected: &[IpAddr],
+    mapped: &[MappedIp],
 ) -> NetworkConfig {
     NetworkConfig {
         v4: FamilyConfig {
@@ -196,6 +202,7 @@ pub fn network(
             client_dns: of_ipv6(&downlink.dns),
         },
         connected: connected.to_vec(),
+        mapped: mapped.to_vec(),
     }
 }
 

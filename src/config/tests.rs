@@ -1,6 +1,7 @@
 use super::features::{Features, LogLevel, Words};
 use super::testdb::TestDb;
 use super::*;
+use crate::exposure::Exposure;
 
 /// What dom0 writes for a firewall VM with a netvm, IPv6 on.
 const COMPLETE: &[(&str, &str)] = &[
@@ -86,7 +87,7 @@ fn groups_make_up_the_network() {
         ("/qubes-netvm-primary-dns", Some("fd09::1:53")),
     ]);
     let (uplink, downlink) = (read(&db, uplink).0, read(&db, downlink).0);
-    let config = network(&uplink, &downlink, &addresses(&["10.137.0.9"]));
+    let config = network(&uplink, &downlink, &addresses(&["10.137.0.9"]), &[]);
     let v4 = FamilyConfig {
         address: Some(Ipv4Addr::new(10, 137, 0, 6)),
         gateway: Some(Ipv4Addr::new(10, 137, 0, 5)),
@@ -101,7 +102,8 @@ fn groups_make_up_the_network() {
         dns: vec!["fd09::53".parse().unwrap()],
         client_dns: vec!["fd09::1:53".parse().unwrap()],
     };
-    assert_eq!(config, NetworkConfig { v4, v6, connected: addresses(&["10.137.0.9"]) });
+    let connected = addresses(&["10.137.0.9"]);
+    assert_eq!(config, NetworkConfig { v4, v6, connected, mapped: vec![] });
 }
 
 #[test]
@@ -276,12 +278,21 @@ fn damaged_seed_is_named_but_never_shown() {
 
 /// Features after reading both origins, and the reports as text.
 fn features_of(line: &str, entries: &[(&str, &str)], debug: DebugMode) -> (LogLevel, Vec<String>) {
+    let (features, reports) = all_features_of(line, entries, debug);
+    (features.log, reports)
+}
+
+fn all_features_of(
+    line: &str,
+    entries: &[(&str, &str)],
+    debug: DebugMode,
+) -> (Features, Vec<String>) {
     let mut reports = Vec::new();
     let mut report = |problem: features::WordProblem| reports.push(problem.to_string());
     let command_line = Words::of_command_line(line, &mut report);
     let db = TestDb::with(entries);
     let feature_words = Words::of_features(db.client.store(), &mut report);
-    (Features::new(&feature_words, &command_line, debug).log, reports)
+    (Features::new(&feature_words, &command_line, debug), reports)
 }
 
 #[test]
@@ -305,10 +316,10 @@ fn log_level_comes_from_feature_then_command_line_then_debug_mode() {
 fn words_that_are_not_understood_are_named_and_stay_off() {
     let off = DebugMode::On;
     assert_eq!(
-        features_of("fw-log=all fw-allow=a>b fw-log", &[], off).1,
+        features_of("fw-log=all fw-allowed=a>b fw-log", &[], off).1,
         [
-            "command line 'fw-log=all': value not understood, feature stays off",
-            "command line 'fw-allow=a>b': unknown word, ignored",
+            "command line 'fw-log=all': 'all' is not off, drops or debug, feature stays off",
+            "command line 'fw-allowed=a>b': unknown word, ignored",
             "command line 'fw-log': word appears twice, feature stays off",
         ]
     );
@@ -320,11 +331,51 @@ fn words_that_are_not_understood_are_named_and_stay_off() {
         (
             LogLevel::Off,
             vec![
-                "feature 'fw-log=DROPS': value not understood, feature stays off".to_owned(),
+                "feature 'fw-log=DROPS': 'DROPS' is not off, drops or debug, feature stays off"
+                    .to_owned(),
                 "feature 'fw-x=1': unknown word, ignored".to_owned(),
             ]
         )
     );
+}
+
+#[test]
+fn exposure_comes_from_the_feature_else_from_the_command_line() {
+    let line = "fw-allow=10.0.0.1>10.0.0.2 fw-forward=tcp/80>10.0.0.1 fw-flows=5000 \
+                fw-filtering-by-address=10.0.0.1 fw-flows-per-client=100 --nat-table-size=7";
+    let (of_line, reports) = all_features_of(line, &[], DebugMode::Off);
+    assert_eq!(reports, Vec::<String>::new());
+    let exposure = &of_line.exposure;
+    assert_eq!((exposure.allow.len(), exposure.forward.len()), (1, 1));
+    assert_eq!(exposure.filtering_by_address, addresses(&["10.0.0.1"]));
+    assert_eq!(of_line.flows.map(u32::from), Some(5000));
+    assert_eq!(of_line.flows_per_client.map(u32::from), Some(100));
+
+    let entries = [
+        ("/vm-config/fw-allow", ""),
+        ("/vm-config/fw-forward", "tcp/80>10.0.0.1,tcp/81"),
+        ("/vm-config/fw-filtering-by-address", "10.0.0.3,fd09::1"),
+        ("/vm-config/fw-flows", "6000"),
+    ];
+    let (features, reports) = all_features_of(line, &entries, DebugMode::Off);
+    let report = "feature 'fw-forward=tcp/80>10.0.0.1,tcp/81': 'tcp/81' is not \
+                  proto/port>CLIENT[/port], feature stays off";
+    assert_eq!(reports, [report]);
+    let filtering_by_address = addresses(&["10.0.0.3", "fd09::1"]);
+    assert_eq!(features.exposure, Exposure { filtering_by_address, ..Exposure::default() });
+    assert_eq!(features.flows.map(u32::from), Some(6000));
+    assert_eq!(features.flows_per_client.map(u32::from), Some(100));
+    let of_mirage = all_features_of("--nat-table-size=7", &[], DebugMode::Off).0;
+    assert_eq!(of_mirage.flows.map(u32::from), Some(7));
+}
+
+#[test]
+fn lists_that_are_too_long_stay_off() {
+    let many = vec!["10.0.0.1"; 65].join(",");
+    let line = format!("fw-filtering-by-address={many}");
+    let (features, reports) = all_features_of(&line, &[], DebugMode::Off);
+    assert_eq!(features, Features::default());
+    assert!(reports[0].ends_with("more than 64 entries, feature stays off"), "{reports:?}");
 }
 
 #[test]
@@ -342,5 +393,19 @@ proptest::proptest! {
         let _ = (uplink(store, ignore), downlink(store, ignore), connected_ips(store, ignore));
         let _ = (name(store, ignore), debug_mode(store, ignore), random_seed(store, ignore));
         let _ = Words::of_command_line(&value, &mut |_| {});
+    }
+
+    #[test]
+    fn no_word_panics(value in "[0-9a-f.:>/,tcpudim-]{0,40}") {
+        let mapped = [("/mapped-ip/10.0.0.1/visible-ip", value.as_str()),
+            ("/mapped-ip/10.0.0.1/visible-gateway", "10.0.0.1")];
+        let _ = mapped_ips(TestDb::with(&mapped).client.store(), &mut |_| {});
+        for name in ["fw-allow", "fw-forward", "fw-filtering-by-address", "fw-flows", "--ipv4"] {
+            let line = format!("{name}={value}");
+            let (features, reports) = all_features_of(&line, &[], DebugMode::Off);
+            if !reports.is_empty() {
+                proptest::prop_assert_eq!(features, Features::default());
+            }
+        }
     }
 }

@@ -31,6 +31,7 @@ pub use action::{Action, Notice, RulesRefusal, SourceRules};
 use crate::config::features::{self, Features, Words};
 use crate::config::{self, ConfigError, DebugMode, DownlinkConfig, UplinkConfig};
 use crate::uplink::NetworkConfig;
+use crate::visible::MappedIp;
 use tracked::{Tracked, collect};
 
 /// Acknowledgements of commits, a counter per tree (Qubes core-agent-linux).
@@ -66,6 +67,7 @@ pub struct Control {
     uplink: Tracked<UplinkConfig, ConfigError>,
     downlink: Tracked<DownlinkConfig, ConfigError>,
     connected: Tracked<Vec<IpAddr>, ConfigError>,
+    mapped: Tracked<Vec<MappedIp>, ConfigError>,
     /// As it was announced last.
     network: NetworkConfig,
     name: Tracked<Option<config::VmName>, ConfigError>,
@@ -99,7 +101,7 @@ impl Control {
         let mut report = |problem| actions.push_back(Action::Log(Notice::Word(problem)));
         let command_line = Words::of_command_line(command_line, &mut report);
         let features = Features::new(&Words::default(), &command_line, DebugMode::Off);
-        actions.push_back(Action::SetFeatures(features));
+        actions.push_back(Action::SetFeatures(features.clone()));
         Self {
             limits,
             command_line,
@@ -108,6 +110,7 @@ impl Control {
             uplink: Tracked::default(),
             downlink: Tracked::default(),
             connected: Tracked::default(),
+            mapped: Tracked::default(),
             network: NetworkConfig::default(),
             name: Tracked::default(),
             debug: Tracked::default(),
@@ -169,6 +172,7 @@ impl Control {
         self.read_name(store);
         self.read_features(store);
         self.read_connected(store);
+        self.read_mapped(store);
         self.read_downlink(store);
         self.read_uplink(store);
         let found: BTreeSet<IpAddr> = store.trees().filter_map(|tree| address(&tree)).collect();
@@ -260,6 +264,9 @@ impl Control {
         if key.starts_with(features::KEY_PREFIX) {
             self.read_features(store);
         }
+        if key.starts_with(config::mapped::PREFIX) {
+            self.read_mapped(store);
+        }
     }
 
     fn on_prefix(&mut self, prefix: &str, store: &Store) {
@@ -269,6 +276,10 @@ impl Control {
         self.read_where(|candidate| candidate.starts_with(prefix), store);
         if features::KEY_PREFIX.starts_with(prefix) {
             self.read_features(store);
+        }
+        let mapped = config::mapped::PREFIX;
+        if mapped.starts_with(prefix) || prefix.starts_with(mapped) {
+            self.read_mapped(store);
         }
     }
 
@@ -318,9 +329,17 @@ impl Control {
         self.announce_network();
     }
 
+    fn read_mapped(&mut self, store: &Store) {
+        let (mapped, problems) = collect(|report| config::mapped_ips(store, report));
+        let fresh = self.mapped.update(mapped, problems);
+        self.log_all(fresh, Notice::Config);
+        self.announce_network();
+    }
+
     fn announce_network(&mut self) {
-        let Self { uplink, downlink, connected, .. } = self;
-        let network = config::network(&uplink.value, &downlink.value, &connected.value);
+        let Self { uplink, downlink, connected, mapped, .. } = self;
+        let network =
+            config::network(&uplink.value, &downlink.value, &connected.value, &mapped.value);
         if network != self.network {
             self.network = network.clone();
             self.actions.push_back(Action::SetNetwork(network));
@@ -348,11 +367,11 @@ impl Control {
         let fresh = self.debug.update(debug, problems);
         self.log_all(fresh, Notice::Config);
         let (words, problems) = collect(|report| Words::of_features(store, report));
+        let features = Features::new(&words, &self.command_line, debug);
         let fresh = self.feature_words.update(words, problems);
         self.log_all(fresh, Notice::Word);
-        let features = Features::new(&words, &self.command_line, debug);
         if features != self.features {
-            self.features = features;
+            self.features = features.clone();
             self.actions.push_back(Action::SetFeatures(features));
         }
     }

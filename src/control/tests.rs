@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::config::features::LogLevel;
 use crate::config::testdb::TestDb;
+use crate::visible::Visible;
 
 const NINE: &str = "10.137.0.9";
 const TREE9: &str = "/qubes-firewall/10.137.0.9";
@@ -619,6 +620,38 @@ fn features_follow_command_line_features_and_debug_mode() {
     rig.take_config();
     rig.write("/qubes-debug-mode", "1");
     assert_eq!(level(&rig.take_config()), [LogLevel::Debug]);
+}
+
+#[test]
+fn mapped_addresses_are_live() {
+    let mut rig = Rig::new();
+    let ip = "/mapped-ip/10.137.0.9/visible-ip";
+    let gateway = "/mapped-ip/10.137.0.9/visible-gateway";
+    rig.dump(&quiet_and(&[(ip, "192.168.1.2"), (gateway, "192.168.1.1")]));
+    let mapped = |rig: &mut Rig| {
+        let networks = rig.take_network();
+        networks.into_iter().map(|network| network.mapped).collect::<Vec<_>>()
+    };
+    let real = "10.137.0.9".parse().unwrap();
+    let visible =
+        Visible::As { address: [192, 168, 1, 2].into(), gateway: [192, 168, 1, 1].into() };
+    assert_eq!(mapped(&mut rig).last().unwrap()[..], [MappedIp { real, visible }]);
+    rig.write(ip, "192.168.1.2");
+    assert_eq!(mapped(&mut rig), Vec::<Vec<_>>::new());
+    rig.take_log();
+    rig.write(gateway, "fe80::1");
+    assert_eq!(mapped(&mut rig), [[MappedIp { real, visible: Visible::Unknown }]]);
+    assert_eq!(
+        rig.take_log(),
+        ["config /mapped-ip: 'fe80::1' of client '10.137.0.9' is not an IPv4 host address of \
+          its own; the client is shut out"]
+    );
+    rig.remove(gateway);
+    assert_eq!(mapped(&mut rig), [[]]);
+    rig.write(gateway, "192.168.1.1");
+    rig.remove("/mapped-ip/10.137.0.9/");
+    assert_eq!(mapped(&mut rig).len(), 2);
+    assert!(rig.control.network.mapped.is_empty());
 }
 
 #[test]
