@@ -2,6 +2,7 @@
 
 use core::convert::identity;
 use core::net::{IpAddr, Ipv4Addr};
+use core::num::NonZeroU32;
 
 use crate::arp;
 use crate::clients::{
@@ -54,6 +55,7 @@ pub struct Firewall {
     pub(crate) table: Table,
     pub(crate) nat: Nat,
     pub(crate) stats: Stats,
+    limits: Limits,
     uplink_answers: TokenBucket,
 }
 
@@ -74,6 +76,7 @@ impl Firewall {
             table: Table::new(&limits, key)?,
             nat: Nat::new(&limits, key, Random::new(k2, k3))?,
             stats: Stats::new(limits.clients)?,
+            limits,
             uplink_answers: TokenBucket::default(),
         })
     }
@@ -81,6 +84,20 @@ impl Firewall {
     /// Mixes `seed` into the generator of ports and identifiers. The keys of the tables stay: they were drawn at boot.
     pub fn add_entropy(&mut self, seed: &[u8]) {
         self.nat.add_entropy(seed);
+    }
+
+    /// Bounds the flows of all clients, and of one of them; the tables stay as large as they are. Without a number: all
+    /// that there is room for, and a quarter for one client. Returns the bounds in force.
+    pub fn set_flow_limits(
+        &mut self,
+        all: Option<NonZeroU32>,
+        per_client: Option<NonZeroU32>,
+    ) -> (u32, u32) {
+        let most = all.map_or(self.limits.flows, NonZeroU32::get).min(self.limits.flows);
+        let usual = all.map_or(self.limits.flows_per_client, |_| most / 4);
+        let quota = per_client.map_or(usual, NonZeroU32::get).clamp(1, most);
+        self.table.set_bounds(most, quota);
+        (most, quota)
     }
 
     /// Attaches a vif: from now on its frames are handled and it can be sent to.

@@ -1,5 +1,7 @@
 //! Bounds of every table, fixed at boot.
 
+use core::num::NonZeroU32;
+
 /// How large the tables are. All memory for them is taken by [`crate::Firewall::new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -29,6 +31,17 @@ impl Limits {
         let flows = u32::try_from(affordable).unwrap_or(u32::MAX).clamp(1024, 131_072);
         Self { clients: 128, addresses: 512, flows, flows_per_client: flows / 4 }
     }
+
+    /// The same with tables large enough for the flows that the kernel command line asks for (`fw-flows`), as far as a
+    /// quarter of the memory goes. Fewer need no smaller tables: [`crate::Firewall::set_flow_limits`].
+    #[must_use]
+    pub fn with_flows(self, memory_bytes: u64, wanted: Option<NonZeroU32>) -> Self {
+        let affordable = memory_bytes / 4 / u64::from(Self::FLOW_BYTES);
+        let affordable = u32::try_from(affordable).unwrap_or(u32::MAX).min(1 << 20);
+        let wanted = wanted.map_or(0, |wanted| wanted.get().min(affordable));
+        let flows = self.flows.max(wanted);
+        Self { flows, flows_per_client: flows / 4, ..self }
+    }
 }
 
 #[cfg(test)]
@@ -49,5 +62,17 @@ mod tests {
         assert!(limits.flows >= 8192 && limits.flows_per_client >= 2048, "{limits:?}");
         assert!(u64::from(limits.flows) * u64::from(Limits::FLOW_BYTES) <= 4 << 20);
         assert_eq!(Limits::for_memory(u64::MAX).flows, 131_072);
+    }
+
+    #[test]
+    fn the_command_line_can_ask_for_larger_tables_within_reason() {
+        let memory = 32 << 20;
+        let usual = Limits::for_memory(memory);
+        let flows = |wanted| usual.with_flows(memory, NonZeroU32::new(wanted)).flows;
+        assert_eq!(
+            [flows(0), flows(1), flows(usual.flows + 1)],
+            [usual.flows, usual.flows, usual.flows + 1]
+        );
+        assert!(u64::from(flows(u32::MAX)) * u64::from(Limits::FLOW_BYTES) <= memory / 4);
     }
 }

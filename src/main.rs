@@ -2,6 +2,8 @@
 #![no_std]
 #![no_main]
 
+use firewall::config::DebugMode;
+use firewall::config::features::{Features, Words};
 use firewall::event_loop::EventLoop;
 use firewall::platform::{ConsoleSink, XenMachine};
 use firewall::{Firewall, Limits};
@@ -22,7 +24,10 @@ fn run(info: BootInfo) -> ! {
     if let Some(name) = info.value("fw-selftest") {
         selftest::run(name);
     }
-    let limits = Limits::for_memory(info.memory_bytes);
+    // The control plane reports what it cannot understand.
+    let words = Words::of_command_line(info.cmdline, &mut |_| {});
+    let wanted = Features::new(&Words::default(), &words, DebugMode::Off).flows;
+    let limits = Limits::for_memory(info.memory_bytes).with_flows(info.memory_bytes, wanted);
     console_line!(
         "fw: limits clients={} addresses={} flows={} flows_per_client={}",
         limits.clients,

@@ -52,6 +52,8 @@ pub(crate) struct Table {
     by_outside: Index,
     classes: [List; Class::COUNT],
     owners: Box<[Owner]>,
+    /// Flows of all owners, and of one; no more than there are slots.
+    most: u32,
     quota: u32,
     key: HashKey,
 }
@@ -71,6 +73,7 @@ impl Table {
             by_outside: Index::with_capacity(limits.flows)?,
             classes: [List::default(); Class::COUNT],
             owners: owners.into_boxed_slice(),
+            most: limits.flows,
             quota: limits.flows_per_client,
             key,
         })
@@ -110,7 +113,12 @@ impl Table {
         if owner.flows >= self.quota {
             return Err(NoRoom::Quota { oldest_loose: owner.loose.head().map(FlowId) });
         }
-        if self.flows.is_full() { Err(NoRoom::Table) } else { Ok(()) }
+        if self.flows.len() >= self.most as usize { Err(NoRoom::Table) } else { Ok(()) }
+    }
+
+    /// Changes the bounds. Flows that are there stay.
+    pub(crate) fn set_bounds(&mut self, most: u32, quota: u32) {
+        (self.most, self.quota) = (most, quota);
     }
 
     /// Adds a flow; `None` if there is no room. Neither of its faces may be in the table yet.

@@ -6,7 +6,7 @@ use qubesdb::Closing;
 
 use super::EventLoop;
 use super::machine::{Machine, Pipe};
-use crate::config::features::LogLevel;
+use crate::config::features::{Features, LogLevel};
 use crate::control::{Action, SourceRules};
 use crate::log::{Sink, Source};
 use crate::qrexec::{self, CallId};
@@ -102,7 +102,7 @@ impl<S: Sink> EventLoop<S> {
                         );
                     }
                 }
-                Action::SetFeatures(features) => self.log_level = features.log,
+                Action::SetFeatures(features) => self.set_features(&features),
                 Action::AddEntropy(seed) => self.firewall.add_entropy(seed.as_bytes()),
                 Action::WriteDb { path, value } => {
                     if let Err(error) = self.database.write(path.as_str(), &value) {
@@ -117,6 +117,22 @@ impl<S: Sink> EventLoop<S> {
                     self.log.line(self.now, Source::Control, format_args!("{notice}"));
                 }
             }
+        }
+    }
+
+    fn set_features(&mut self, features: &Features) {
+        self.log_level = features.log;
+        let (wanted, per_client) = (features.flows, features.flows_per_client);
+        let (flows, quota) = self.firewall.set_flow_limits(wanted, per_client);
+        if wanted.is_some() || per_client.is_some() {
+            let is_cut = wanted.is_some_and(|wanted| wanted.get() > flows);
+            let hint =
+                if is_cut { " (no room for more; ask on the kernel command line)" } else { "" };
+            self.log.line(
+                self.now,
+                Source::Control,
+                format_args!("config flows={flows} flows_per_client={quota}{hint}"),
+            );
         }
     }
 

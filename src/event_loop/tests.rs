@@ -253,6 +253,22 @@ fn test_addresses_are_those_of_the_keys() {
 }
 
 #[test]
+fn numbers_of_flows_are_live_and_told() {
+    let mut rig = Rig::up();
+    rig.write("/vm-config/fw-flows-per-client", "1");
+    rig.turn();
+    let most = Limits::for_memory(16 << 20).flows;
+    let line = format!("fw: config flows={most} flows_per_client=1");
+    assert!(rig.has_line(&line), "{:?}", rig.lines.0.borrow());
+    rig.client_sends(&syn(443));
+    rig.client_sends(&syn(443));
+    assert_eq!(rig.event_loop.firewall.flows_of(A.into()), 1);
+    rig.write("/vm-config/fw-flows", "4294967295");
+    rig.turn();
+    assert!(rig.has_line(&format!("{line} (no room for more; ask on the kernel command line)")));
+}
+
+#[test]
 fn an_allowed_packet_leaves_and_a_forbidden_one_is_answered() {
     let mut rig = Rig::up();
     let sent = rig.client_sends(&syn(443));

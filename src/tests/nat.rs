@@ -2,6 +2,7 @@
 //! identifications, S: security) that a test shows.
 
 use core::net::Ipv4Addr;
+use core::num::NonZeroU32;
 
 use proptest::prelude::*;
 
@@ -654,4 +655,22 @@ proptest! {
         kit.fw.on_timer(kit.now);
         prop_assert_eq!((kit.fw.flow_count(), kit.fw.nat.len(), kit.fw.nat.leased()), (0, 0, 0));
     }
+}
+
+#[test]
+fn bounds_of_flows_change_while_flows_run() {
+    let mut kit = Kit::new();
+    let [few, one] = [NonZeroU32::new(4), NonZeroU32::new(1)];
+    for port in 1..=8 {
+        kit.b(&Build::udp((B, port), WEB)).assert_sent(UPLINK);
+    }
+    assert_eq!(kit.fw.set_flow_limits(few, None), (4, 1));
+    kit.a(&Build::udp((A, 1), WEB)).assert_refused(ID_A, 3, 13);
+    // A flow that is there stays.
+    kit.b(&Build::udp((B, 8), WEB)).assert_sent(UPLINK);
+    assert_eq!(kit.fw.set_flow_limits(NonZeroU32::new(u32::MAX), one), (LIMITS.flows, 1));
+    kit.a(&Build::udp((A, 1), WEB)).assert_sent(UPLINK);
+    kit.a(&Build::udp((A, 2), WEB)).assert_sent(UPLINK);
+    assert_eq!(kit.fw.flows_of(A.into()), 1);
+    assert_eq!(kit.fw.set_flow_limits(None, None), (LIMITS.flows, LIMITS.flows_per_client));
 }
