@@ -5,6 +5,7 @@
 pub mod audit;
 pub mod image;
 pub mod lab_command;
+pub mod parts;
 pub mod prove;
 pub mod scenarios;
 pub mod smoke;
@@ -43,8 +44,8 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["run", "--keep"] => story::run(true),
         ["test"] => test::run(false),
         ["test", "--fast"] => test::run(true),
-        ["test", "--long"] => test::long(None),
-        ["test", "--long", part] => test::long(Some(part)),
+        ["test", "--long"] => parts::long(None),
+        ["test", "--long", part] => parts::long(Some(part)),
         ["image"] => image::build().map(drop),
         ["lab", rest @ ..] => lab_command::run(rest),
         _ => fail!("{USAGE}"),

@@ -3,12 +3,9 @@
 use std::time::Instant;
 
 use super::image::cargo;
-use super::{audit, image, scenarios, smoke};
+use super::{audit, image, parts, scenarios, smoke};
 use crate::error::Result;
 use crate::{apt, command, fail, paths, progress};
-
-/// Parts of `test --long` that the project plans; none is there yet.
-const PARTS: &[&str] = &["diff", "fuzz", "sim", "mutants", "lifecycle", "abuse", "soak"];
 
 /// Runs the checks; without the lab when `fast`.
 ///
@@ -47,6 +44,11 @@ pub fn run(fast: bool) -> Result<()> {
         command::output(doc.env("RUSTDOCFLAGS", "-D warnings")).map(drop)
     });
     check("licences, dependency directions, unsafe code", &mut audit::run);
+    for part in parts::ALL {
+        if let Some(mut short) = part.short {
+            check(part.name, &mut short);
+        }
+    }
     let packaging = paths::root().join("packaging/test");
     if packaging.exists() {
         check("packaging", &mut || command::output(&mut command::new(&packaging, &[])).map(drop));
@@ -97,23 +99,6 @@ pub fn run(fast: bool) -> Result<()> {
             Ok(())
         }
         failures => fail!("{} of the checks failed: {}", failures.len(), failures.join("; ")),
-    }
-}
-
-/// `test --long PART`.
-///
-/// # Errors
-/// Always, by now: says which parts there will be.
-pub fn long(part: Option<&str>) -> Result<()> {
-    match part {
-        Some(part) if PARTS.contains(&part) => {
-            fail!("test --long {part} does not exist yet; nothing was tested")
-        }
-        Some(part) => fail!("test --long knows no part {part:?} (planned: {})", PARTS.join(", ")),
-        None => fail!(
-            "none of the parts of test --long exists yet ({}); nothing was tested",
-            PARTS.join(", ")
-        ),
     }
 }
 

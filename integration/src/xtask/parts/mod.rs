@@ -1,0 +1,87 @@
+//! The parts of `cargo xtask test` that exist in two lengths: short in every `test`, long in `test --long PART`.
+//! Each has a module of its own; [`ALL`] is the only place that lists them.
+
+pub mod record;
+
+use crate::error::Result;
+use crate::{fail, progress};
+
+/// One part. A form that is `None` does not exist yet, and nobody pretends that it ran.
+pub struct Part {
+    /// What `--long` calls it.
+    pub name: &'static str,
+    /// Its form in every `test`, within the budget of `test`; the message of an error says how to repeat it.
+    pub short: Option<fn() -> Result<()>>,
+    /// Its form in `test --long`: at most 60 minutes, resumable, results through [`record::Record`].
+    pub long: Option<fn() -> Result<()>>,
+}
+
+/// The parts, in the order in which `test` runs their short forms.
+pub const ALL: &[Part] = &[
+    planned("diff"),
+    planned("fuzz"),
+    planned("sim"),
+    planned("mutants"),
+    planned("lifecycle"),
+    planned("abuse"),
+    planned("soak"),
+];
+
+/// A part that the design names and nobody has written.
+const fn planned(name: &'static str) -> Part {
+    Part { name, short: None, long: None }
+}
+
+/// `test --long PART`; without a name every long form that exists.
+///
+/// # Errors
+/// When a part fails, or there is none to run: then nothing was tested.
+pub fn long(name: Option<&str>) -> Result<()> {
+    let names: Vec<&str> = ALL.iter().map(|part| part.name).collect();
+    let chosen: Vec<&Part> = match name {
+        Some(name) => ALL.iter().filter(|part| part.name == name).collect(),
+        None => ALL.iter().filter(|part| part.long.is_some()).collect(),
+    };
+    if let (Some(name), []) = (name, chosen.as_slice()) {
+        fail!("test --long knows no part {name:?} (planned: {})", names.join(", "));
+    }
+    let mut failures = Vec::new();
+    let mut ran = 0_usize;
+    for part in chosen {
+        let Some(work) = part.long else {
+            fail!("test --long {} does not exist yet; nothing was tested", part.name)
+        };
+        ran = ran.saturating_add(1);
+        progress::say(format!("test --long {}", part.name));
+        if let Err(error) = work() {
+            progress::say(format!("FAILED {}: {error}", part.name));
+            failures.push(part.name);
+        }
+    }
+    match failures.as_slice() {
+        [] if ran == 0 => fail!(
+            "none of the parts of test --long exists yet ({}); nothing was tested",
+            names.join(", ")
+        ),
+        [] => Ok(()),
+        failures => fail!("long parts failed: {}", failures.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_part_is_an_error() {
+        assert!(long(Some("nothing")).unwrap_err().to_string().contains("knows no part"));
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = ALL.iter().map(|part| part.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+}
