@@ -70,7 +70,7 @@ pub(crate) enum Sender {
 pub(crate) enum Step {
     /// Pass it on.
     Pass,
-    /// The old connection is over and this is the first segment of a new one: the rules decide again.
+    /// The old connection is over and this is the first segment of a new one: whether it may open is asked again.
     Reopen,
     /// Drop it.
     OutOfWindow,
@@ -80,6 +80,8 @@ pub(crate) enum Step {
 enum State {
     /// The client's SYN was seen.
     SynSent,
+    /// The far side's SYN was seen, and nothing of the client yet.
+    SynReceived,
     /// Both SYNs were seen.
     SynBoth,
     Established,
@@ -112,7 +114,7 @@ pub(crate) struct Tracker {
     client_acked: u32,
     /// Initial sequence number of the client.
     client_isn: u32,
-    /// The client's SYN offered window scaling.
+    /// The first SYN offered window scaling.
     is_scaling_offered: bool,
     /// A SYN of the client on a connection that we take for open: it takes the place of the old one if answered.
     restart: Option<Segment>,
@@ -164,6 +166,26 @@ impl Tracker {
         }
     }
 
+    /// The state after a SYN from outside to a port that is open to the world. Nothing else starts such a flow: a
+    /// connection that is older than we are was lost with the port that it used.
+    pub(crate) fn first_of_remote(segment: &Segment) -> Option<Self> {
+        use flags::{ACK, FIN, RST, SYN};
+        let (window, end) = (u32::from(segment.window), segment.end());
+        let scale = segment.scale.unwrap_or(0).min(MAX_SCALE);
+        let remote = Side { end, limit: end, window, scale, is_finished: false };
+        let is_syn = segment.flags & (FIN | SYN | RST | ACK) == SYN;
+        is_syn.then_some(Self {
+            state: State::SynReceived,
+            client: Side { end: 0, limit: 0, window: 0, scale: 0, is_finished: false },
+            remote,
+            client_acked: end,
+            client_isn: 0,
+            is_scaling_offered: segment.scale.is_some(),
+            restart: None,
+            is_picked_up: false,
+        })
+    }
+
     /// Follows one more segment.
     pub(crate) fn step(&mut self, sender: Sender, segment: &Segment) -> Step {
         let is_syn = segment.has(flags::SYN);
@@ -180,7 +202,11 @@ impl Tracker {
     pub(crate) fn class(&self) -> Class {
         match self.state {
             State::Established => Class::TcpEstablished,
-            State::SynSent | State::SynBoth | State::Closing | State::Reset => Class::TcpTransitory,
+            State::SynSent
+            | State::SynReceived
+            | State::SynBoth
+            | State::Closing
+            | State::Reset => Class::TcpTransitory,
         }
     }
 
@@ -191,6 +217,7 @@ impl Tracker {
 
     fn syn_of_client(&mut self, segment: &Segment) -> Step {
         match self.state {
+            State::SynReceived => self.meet_client(segment),
             _ if segment.has(flags::ACK) => self.accept_of_client(segment),
             // Sent again, or with a new initial sequence number.
             State::SynSent => {
@@ -216,6 +243,25 @@ impl Tracker {
         Step::Pass
     }
 
+    /// The client's SYN, which answers that of the far side or crosses it, sets the frame for its sequence numbers.
+    fn meet_client(&mut self, segment: &Segment) -> Step {
+        let window = u32::from(segment.window);
+        let scale = match segment.scale {
+            Some(scale) if self.is_scaling_offered => scale.min(MAX_SCALE),
+            _ => {
+                self.remote.scale = 0;
+                0
+            }
+        };
+        let end = segment.end();
+        let limit = end.wrapping_add(self.remote.window.max(1));
+        self.client = Side { end, limit, window, scale, is_finished: false };
+        self.client_isn = segment.sequence;
+        self.remote.limit = self.remote.end.wrapping_add(window.max(1));
+        self.state = State::SynBoth;
+        Step::Pass
+    }
+
     fn syn_of_remote(&mut self, segment: &Segment) -> Step {
         let answers = segment.has(flags::ACK);
         if let Some(mut anew) = self.restart.and_then(|syn| Self::first(&syn))
@@ -230,6 +276,14 @@ impl Tracker {
             State::SynSent => !answers || self.acknowledges_syn(segment),
             // Sent again: nothing new in it.
             State::SynBoth | State::Established => at_most(segment.end(), self.remote.end),
+            State::SynReceived => match Self::first_of_remote(segment) {
+                Some(anew) => {
+                    *self = anew;
+                    true
+                }
+                None => false,
+            },
+            State::Closing | State::Reset if !answers => return Step::Reopen,
             State::Closing | State::Reset => false,
         };
         if !is_expected {
@@ -264,7 +318,7 @@ impl Tracker {
             self.state = State::Reset;
             return Step::Pass;
         }
-        if self.state == State::SynSent {
+        if matches!(self.state, State::SynSent | State::SynReceived) {
             // An answer to something old that the far side sent; no part of this handshake.
             return Step::Pass;
         }
@@ -284,6 +338,9 @@ impl Tracker {
     }
 
     fn data_of_remote(&mut self, segment: &Segment) -> Step {
+        if self.state == State::SynReceived {
+            return Step::OutOfWindow;
+        }
         if self.state == State::SynSent {
             // The far side acknowledges an older connection; the client answers with a reset that ends it there.
             return Step::Pass;
@@ -443,6 +500,64 @@ mod tests {
         assert_eq!(tracker.step(Sender::Remote, &remote(ACK, 0, 0, 0)), Step::Pass);
         assert_eq!(tracker.step(Sender::Client, &client(ACK, 0, 0, 10)), Step::Pass);
         assert_eq!(tracker.class(), Class::TcpEstablished);
+    }
+
+    fn opened_from_outside(scales: [Option<u8>; 2]) -> Tracker {
+        let [theirs, ours] = scales;
+        let syn = Segment { scale: theirs, ..segment(SYN, REMOTE_ISN, 0, 0) };
+        let mut tracker = Tracker::first_of_remote(&syn).unwrap();
+        assert_eq!((tracker.class(), tracker.hold()), (Class::TcpTransitory, Hold::Loose));
+        assert_eq!(tracker.step(Sender::Remote, &syn), Step::Pass);
+        let answer = segment(SYN | ACK, CLIENT_ISN, REMOTE_ISN.wrapping_add(1), 0);
+        let answer = Segment { scale: ours, ..answer };
+        assert_eq!(tracker.step(Sender::Client, &answer), Step::Pass);
+        assert_eq!(tracker.step(Sender::Client, &answer), Step::Pass);
+        assert_eq!(tracker.step(Sender::Remote, &remote(ACK, 0, 0, 10)), Step::Pass);
+        assert_eq!(tracker.class(), Class::TcpTransitory);
+        assert_eq!(tracker.step(Sender::Client, &client(ACK, 0, 10, 0)), Step::Pass);
+        assert_eq!((tracker.class(), tracker.hold()), (Class::TcpEstablished, Hold::Firm));
+        tracker
+    }
+
+    #[test]
+    fn a_connection_from_outside_is_guarded_like_one_from_inside() {
+        for (scales, reach) in
+            [([None, None], 1000), ([Some(0), Some(3)], 8000), ([Some(2), None], 1000)]
+        {
+            let mut tracker = opened_from_outside(scales);
+            let last = remote(ACK, 10 + reach, 0, 1);
+            assert_eq!(tracker.step(Sender::Remote, &last), Step::Pass, "{scales:?}");
+            let far = remote(ACK, 11 + reach, 0, 1);
+            assert_eq!(tracker.step(Sender::Remote, &far), Step::OutOfWindow, "{scales:?}");
+            let blind = remote(RST, 9, 0, 0);
+            assert_eq!(tracker.step(Sender::Remote, &blind), Step::OutOfWindow);
+        }
+    }
+
+    #[test]
+    fn only_a_syn_from_outside_starts_a_flow() {
+        for flags in 0..=0xffu8 {
+            let starts = Tracker::first_of_remote(&segment(flags, 1, 2, 0)).is_some();
+            assert_eq!(starts, flags & (FIN | SYN | RST | ACK) == SYN, "flags {flags:#x}");
+        }
+    }
+
+    #[test]
+    fn before_the_client_answers_only_its_opener_may_go_on() {
+        let mut tracker = Tracker::first_of_remote(&segment(SYN, REMOTE_ISN, 0, 0)).unwrap();
+        for flags in [ACK, FIN | ACK, SYN | ACK] {
+            let step = tracker.step(Sender::Remote, &remote(flags, 0, 0, 10));
+            assert_eq!(step, Step::OutOfWindow, "flags {flags:#x}");
+        }
+        let stray = segment(RST, REMOTE_ISN.wrapping_add(2), 0, 0);
+        assert_eq!(tracker.step(Sender::Remote, &stray), Step::OutOfWindow);
+        assert_eq!(tracker.step(Sender::Remote, &remote(RST, 0, 0, 0)), Step::Pass);
+        assert_eq!(tracker.step(Sender::Remote, &segment(SYN, 5, 0, 0)), Step::Reopen);
+        // The port is closed.
+        let mut tracker = Tracker::first_of_remote(&segment(SYN, REMOTE_ISN, 0, 0)).unwrap();
+        let refusal = segment(RST | ACK, 0, REMOTE_ISN.wrapping_add(1), 0);
+        assert_eq!(tracker.step(Sender::Client, &refusal), Step::Pass);
+        assert_eq!(tracker.step(Sender::Remote, &segment(SYN, 5, 0, 0)), Step::Reopen);
     }
 
     #[test]
