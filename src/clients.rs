@@ -148,6 +148,11 @@ impl Clients {
         self.hosts.get(id.0)
     }
 
+    /// Whether rules were committed for the address, understood or not.
+    pub(crate) fn has_rules(&self, id: HostId) -> bool {
+        self.host(id).is_some_and(|host| !matches!(host.rules, RulesState::None))
+    }
+
     pub(crate) fn find(&self, address: IpAddr) -> Option<HostId> {
         let is_match = |slot| self.hosts.get(slot).is_some_and(|host| host.address == address);
         self.by_address.find(self.hash(address), is_match).map(HostId)

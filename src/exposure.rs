@@ -6,6 +6,11 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 use core::num::NonZeroU16;
 
+use crate::conntrack::Tuple;
+use crate::wire::protocol;
+
+const ICMPV6: u8 = 58;
+
 /// A protocol with ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Transport {
@@ -13,6 +18,15 @@ pub enum Transport {
     Tcp,
     /// `udp`.
     Udp,
+}
+
+impl Transport {
+    pub(crate) const fn protocol(self) -> u8 {
+        match self {
+            Self::Tcp => protocol::TCP,
+            Self::Udp => protocol::UDP,
+        }
+    }
 }
 
 /// What of a pair of clients is opened.
@@ -59,4 +73,47 @@ pub struct Exposure {
     pub forward: Vec<Forward>,
     /// Clients whose mappings take what comes from an address they sent to, whatever its port (RFC 4787, section 5).
     pub filtering_by_address: Vec<IpAddr>,
+}
+
+impl Exposure {
+    /// Whether a client may open this flow to another one, as far as its rules accept it too.
+    pub(crate) fn allows(&self, flow: &Tuple) -> bool {
+        self.allow.iter().any(|entry| {
+            entry.from == flow.local && entry.to == flow.remote && entry.scope.covers(flow)
+        })
+    }
+
+    /// Where a packet from the uplink for this port of our address goes; `to` is that address.
+    pub(crate) fn forward(&self, protocol: u8, to: IpAddr, port: u16) -> Option<&Forward> {
+        self.forward.iter().find(|entry| {
+            (entry.transport.protocol(), entry.port.get()) == (protocol, port)
+                && entry.client.is_ipv4() == to.is_ipv4()
+        })
+    }
+
+    /// Whether a flow from the uplink is forwarded just so.
+    pub(crate) fn forwards(&self, inside: &Tuple, outside: &Tuple) -> bool {
+        let entry = self.forward(outside.protocol, outside.local, outside.local_port);
+        entry.is_some_and(|entry| {
+            (entry.client, entry.client_port.get()) == (inside.local, inside.local_port)
+        })
+    }
+
+    /// Whether a client's mappings are filtered by address only.
+    pub(crate) fn filters_by_address(&self, client: IpAddr) -> bool {
+        self.filtering_by_address.contains(&client)
+    }
+}
+
+impl Scope {
+    fn covers(self, flow: &Tuple) -> bool {
+        match self {
+            Self::All => true,
+            Self::Icmp => matches!(flow.protocol, protocol::ICMP | ICMPV6),
+            Self::Ports(transport, port) => {
+                transport.protocol() == flow.protocol
+                    && port.is_none_or(|port| port.get() == flow.remote_port)
+            }
+        }
+    }
 }

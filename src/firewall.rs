@@ -6,12 +6,12 @@ use core::num::NonZeroU32;
 
 use crate::arp;
 use crate::clients::{
-    ClientPort, Clients, Generation, HostId, RuleEditReport, RulesState, TooManyAddresses,
+    ClientPort, Clients, Generation, RuleEditReport, RulesState, TooManyAddresses,
 };
 use crate::conntrack::index::HashKey;
-use crate::conntrack::table::{FlowId, Table};
+use crate::conntrack::table::Table;
 use crate::conntrack::tcp::Tracker;
-use crate::egress::Exit;
+use crate::exposure::Exposure;
 use crate::frame::Frame;
 use crate::icmp::{self, Link, TokenBucket};
 use crate::limits::{Limits, OutOfMemory};
@@ -54,6 +54,7 @@ pub struct Firewall {
     pub(crate) uplink: Option<Uplink>,
     pub(crate) table: Table,
     pub(crate) nat: Nat,
+    pub(crate) exposure: Exposure,
     pub(crate) stats: Stats,
     limits: Limits,
     uplink_answers: TokenBucket,
@@ -75,6 +76,7 @@ impl Firewall {
             uplink: None,
             table: Table::new(&limits, key)?,
             nat: Nat::new(&limits, key, Random::new(k2, k3))?,
+            exposure: Exposure::default(),
             stats: Stats::new(limits.clients)?,
             limits,
             uplink_answers: TokenBucket::default(),
@@ -116,12 +118,14 @@ impl Firewall {
         Ok(())
     }
 
-    /// Detaches a vif. With the last vif of an address its flows end. An id that is not attached has no effect.
+    /// Detaches a vif. With the last vif of an address its flows end, those of other clients to it too. An id that is
+    /// not attached has no effect.
     pub fn detach_client(&mut self, id: ClientId) {
         for host in self.clients.detach(id).into_iter().flatten() {
             while let Some(flow) = self.table.any_of(host) {
                 self.end_flow(flow);
             }
+            self.end_allowed_to(host);
             self.clients.forget_unused(Some(host));
         }
     }
@@ -258,42 +262,6 @@ impl Firewall {
         }
     }
 
-    /// Keeps clients away from the firewall and from each other, and all from a source without rules.
-    pub(crate) fn check_destination(
-        &self,
-        host: HostId,
-        packet: &Packet,
-        remote: IpAddr,
-    ) -> Result<(), Verdict> {
-        if self.network.is_own(remote) {
-            return Err(local(packet));
-        }
-        if self.clients.is_client(remote) {
-            return Err(DropReason::ClientIsolation.into());
-        }
-        match self.clients.host(host).map(|host| &host.rules) {
-            None | Some(RulesState::None) => Err(DropReason::NoRules.into()),
-            Some(RulesState::Refused | RulesState::Active(_)) => Ok(()),
-        }
-    }
-
-    /// The way out. Without one a client hears so at once, as from a router without a route.
-    pub(crate) fn exit_to_uplink(&self) -> Result<Exit, Verdict> {
-        let unreachable = Verdict::Reject(DropReason::NoUplink, Refusal::NetUnreachable);
-        let uplink = self.uplink.as_ref().ok_or(unreachable)?;
-        self.network.v4.address.ok_or(unreachable)?;
-        let (port, destination) = (uplink.port, uplink.next_hop());
-        Ok(Exit { source: port.mac, destination, caps: port.caps })
-    }
-
-    pub(crate) fn exit_to_client(&self, flow: FlowId) -> Result<(PortId, Exit), DropReason> {
-        let host = self.table.get(flow).and_then(|flow| self.clients.host(flow.host));
-        let id = host.and_then(|host| host.port).ok_or(DropReason::NoFlow)?;
-        let client = self.clients.attached(id).ok_or(DropReason::NoFlow)?;
-        let (destination, caps) = (client.port.mac, client.port.caps);
-        Ok((PortId::Client(id), Exit { source: Mac::GATEWAY, destination, caps }))
-    }
-
     /// Turns a packet that was refused, or that was for us, into the answer to its sender, as far as that is allowed.
     pub(crate) fn answer(
         &mut self,
@@ -395,7 +363,7 @@ impl Firewall {
 }
 
 /// What the firewall itself does with a client's packet to it (as Qubes' `custom-input` chain is empty: echo only).
-fn local(packet: &Packet) -> Verdict {
+pub(crate) fn local(packet: &Packet) -> Verdict {
     let service = Verdict::Reject(DropReason::LocalService, Refusal::HostProhibited);
     match packet.upper {
         Upper::IcmpQuery(ECHO_REQUEST) => Verdict::Answer(Answer::Echo),

@@ -5,7 +5,7 @@ use core::net::IpAddr;
 use crate::clients::{Generation, HostId};
 use crate::conntrack::table::{FlowId, NoRoom};
 use crate::conntrack::tcp::{Sender, Step, Tracker};
-use crate::conntrack::{Class, Hold, NewFlow, Standing, Tuple};
+use crate::conntrack::{Basis, Class, Hold, NewFlow, Standing, Tuple};
 use crate::firewall::Firewall;
 use crate::frame::Frame;
 use crate::icmp;
@@ -20,7 +20,7 @@ use crate::verdict::{DropReason, Refusal, Verdict};
 use crate::wire::protocol;
 
 /// Flows that are reclaimed on the way when a new one opens.
-const RECLAIM_PER_NEW_FLOW: usize = 4;
+pub(crate) const RECLAIM_PER_NEW_FLOW: usize = 4;
 /// DNS (RFC 1035), which gets a shorter life.
 const DNS_PORT: u16 = 53;
 
@@ -32,18 +32,22 @@ impl Firewall {
         host: HostId,
         packet: &Packet,
         remote: IpAddr,
+        basis: Basis,
     ) -> Result<FlowId, Verdict> {
-        if let Upper::IcmpError(quote) = packet.upper {
-            return self.flow_of_client_error(now, packet, &quote);
+        match packet.upper {
+            Upper::IcmpError(quote) => return self.flow_of_client_error(now, packet, &quote),
+            // The answer to a query is no part of a flow that its sender opened.
+            Upper::IcmpReply => return Err(DropReason::NotAFirstPacket.into()),
+            _ => {}
         }
         let inside = packet.outbound();
         let Some(id) = self.table.find_inside(&inside).and_then(|id| self.live(now, id)) else {
-            return self.open(now, host, packet, remote);
+            return self.open(now, host, packet, remote, basis);
         };
         self.admit(now, id).map_err(|reason| forbidden(reason, packet, IsKnown::Yes))?;
         if self.follow(id, Sender::Client, packet) == Step::Reopen {
             self.end_flow(id);
-            return self.open(now, host, packet, remote);
+            return self.open(now, host, packet, remote, basis);
         }
         let Some(flow) = self.table.get(id) else { return Err(DropReason::NoFlow.into()) };
         let tracker = flow.tcp;
@@ -55,22 +59,30 @@ impl Firewall {
         Ok(id)
     }
 
-    /// The flow that a packet from the uplink belongs to.
+    /// The flow that a packet to a client belongs to, from the uplink or, where clients may talk, from another client.
+    /// Opened if dom0 said so.
     pub(crate) fn flow_of_uplink(
         &mut self,
         now: Instant,
         packet: &Packet,
     ) -> Result<FlowId, Verdict> {
         match packet.upper {
-            Upper::IcmpError(quote) => return self.flow_of_uplink_error(now, &quote),
+            Upper::IcmpError(quote) => return self.flow_of_uplink_error(now, packet, &quote),
             Upper::IcmpQuery(_) | Upper::IcmpOther => return Err(DropReason::NoFlow.into()),
             Upper::Tcp(_) | Upper::Udp | Upper::IcmpReply | Upper::Other => {}
         }
         let found = self.table.find_outside(&packet.inbound());
-        let id = found.and_then(|id| self.live(now, id)).ok_or(DropReason::NoFlow)?;
+        let Some(id) = found.and_then(|id| self.live(now, id)) else {
+            return self.open_from_uplink(now, packet);
+        };
         self.admit(now, id)?;
-        if self.follow(id, Sender::Remote, packet) != Step::Pass {
-            return Err(DropReason::TcpOutOfWindow.into());
+        match self.follow(id, Sender::Remote, packet) {
+            Step::Pass => {}
+            Step::Reopen if self.table.get(id).is_some_and(|f| f.basis == Basis::Forwarded) => {
+                self.end_flow(id);
+                return self.open_from_uplink(now, packet);
+            }
+            Step::Reopen | Step::OutOfWindow => return Err(DropReason::TcpOutOfWindow.into()),
         }
         self.note_answer(now, id);
         Ok(id)
@@ -120,8 +132,12 @@ impl Firewall {
 
     /// Removes a flow and gives its port back.
     pub(crate) fn end_flow(&mut self, id: FlowId) {
-        if let Some(mapping) = self.table.remove(id).and_then(|flow| flow.mapping) {
+        let Some(flow) = self.table.remove(id) else { return };
+        if let Some(mapping) = flow.mapping {
             self.nat.release(mapping);
+        }
+        if let Some(peer) = flow.peer {
+            self.nat.peers.release(peer);
         }
     }
 
@@ -143,29 +159,20 @@ impl Firewall {
         let is_consistent = quote.source == packet.destination
             && quote.destination == packet.source
             && quote.upper != Quoted::IcmpQuery;
-        let inside = Tuple {
-            protocol: quote.protocol,
-            local: quote.destination,
-            local_port: quote.destination_port,
-            remote: quote.source,
-            remote_port: quote.source_port,
-        };
-        let found = self.table.find_inside(&inside).filter(|_| is_consistent);
+        let found = self.table.find_inside(&quote.inbound()).filter(|_| is_consistent);
         self.flow_of_error(now, found)
     }
 
     /// An error from anywhere about a packet that a flow sent (RFC 5508 REQ-4).
-    fn flow_of_uplink_error(&mut self, now: Instant, quote: &Quote) -> Result<FlowId, Verdict> {
-        // No flow has another outside address than ours, so the lookup also checks the quoted source.
-        let outside = Tuple {
-            protocol: quote.protocol,
-            local: quote.source,
-            local_port: quote.source_port,
-            remote: quote.destination,
-            remote_port: quote.destination_port,
-        };
-        let is_ours = quote.upper != Quoted::IcmpReply;
-        let found = self.table.find_outside(&outside).filter(|_| is_ours);
+    fn flow_of_uplink_error(
+        &mut self,
+        now: Instant,
+        packet: &Packet,
+        quote: &Quote,
+    ) -> Result<FlowId, Verdict> {
+        // It goes to whom the quoted packet came from.
+        let is_consistent = quote.source == packet.destination && quote.upper != Quoted::IcmpReply;
+        let found = self.table.find_outside(&quote.outbound()).filter(|_| is_consistent);
         self.flow_of_error(now, found)
     }
 
@@ -186,13 +193,24 @@ impl Firewall {
         Some(id)
     }
 
+    /// Whether the flow's faces are not free: one that is over or forbidden goes, so that another one can have them.
+    fn is_in_use(&mut self, now: Instant, id: FlowId) -> bool {
+        let Some(id) = self.live(now, id) else { return false };
+        let is_in_use = self.admit(now, id).is_ok();
+        if !is_in_use {
+            self.end_flow(id);
+        }
+        is_in_use
+    }
+
     /// Whether the current rules accept the flow. Judged once per generation.
     fn admit(&mut self, now: Instant, id: FlowId) -> Result<(), DropReason> {
         let Some(flow) = self.table.get_mut(id) else { return Err(DropReason::NoFlow) };
         let Some(host) = self.clients.host(flow.host) else { return Err(DropReason::NoRules) };
         if flow.generation != host.generation {
             flow.generation = host.generation;
-            flow.standing = match judge(host, &self.network, &flow.outside) {
+            let faces = (&flow.inside, &flow.outside);
+            flow.standing = match judge(host, &self.network, &self.exposure, flow.basis, faces) {
                 Ok(()) => Standing::Accepted,
                 Err(_) => Standing::Forbidden,
             };
@@ -244,38 +262,59 @@ impl Firewall {
         host: HostId,
         packet: &Packet,
         remote: IpAddr,
+        basis: Basis,
     ) -> Result<FlowId, Verdict> {
         let (class, tcp) = beginning(packet).ok_or(DropReason::NotAFirstPacket)?;
         let inside = packet.outbound();
-        let local = self.network.own_address(packet.source).ok_or(DropReason::NoUplink)?;
+        let masquerades = basis == Basis::Rules;
+        let local = match masquerades {
+            true => self.network.own_address(packet.source).ok_or(DropReason::NoUplink)?,
+            false => packet.source,
+        };
         // The local port follows once the rules have accepted the flow.
-        let outside = Tuple { local, remote, local_port: 0, ..inside };
-        let generation = self.accept(now, host, packet, &outside)?;
+        let outside = Tuple { local, remote, ..inside };
+        let generation = self.accept(now, host, packet, basis, (&inside, &outside))?;
         self.reclaim(now, RECLAIM_PER_NEW_FLOW);
         self.make_room(host)?;
-        let (mapping, local_port) = self.lease(packet, remote)?;
-        let outside = Tuple { local_port, ..outside };
-        let is_ambiguous = self.table.find_outside(&outside).is_some();
-        let new = NewFlow { inside, outside, host, mapping, generation, class, tcp };
-        let opened = if is_ambiguous { None } else { self.table.insert(now, new) };
-        let Some(id) = opened else {
-            mapping.into_iter().for_each(|mapping| self.nat.release(mapping));
-            return Err(Verdict::Reject(DropReason::NatAmbiguous, Refusal::Prohibited));
+        let (mapping, local_port) = match masquerades {
+            true => self.lease(packet, remote)?,
+            false => (None, inside.local_port),
         };
+        let outside = Tuple { local_port, ..outside };
+        let new =
+            NewFlow { inside, outside, host, basis, mapping, peer: None, generation, class, tcp };
+        self.insert(now, new).ok_or(Verdict::Reject(DropReason::NatAmbiguous, Refusal::Prohibited))
+    }
+
+    /// Puts a flow that was accepted into the table; nothing, and its mapping given back, if it would be mixed up with
+    /// another one.
+    pub(crate) fn insert(&mut self, now: Instant, new: NewFlow) -> Option<FlowId> {
+        let (host, mapping) = (new.host, new.mapping);
+        let known = [self.table.find_outside(&new.outside), self.table.find_inside(&new.inside)];
+        let is_ambiguous = known.into_iter().flatten().any(|id| self.is_in_use(now, id));
+        let peer = if is_ambiguous { None } else { self.note_peer(&new) };
+        let new = NewFlow { peer, ..new };
+        let opened = if is_ambiguous { None } else { self.table.insert(now, new) };
+        if opened.is_none() {
+            mapping.into_iter().for_each(|mapping| self.nat.release(mapping));
+            peer.into_iter().for_each(|peer| self.nat.peers.release(peer));
+            return None;
+        }
         self.count_opened(host);
-        Ok(id)
+        opened
     }
 
     /// Asks the rules about a new flow.
-    fn accept(
+    pub(crate) fn accept(
         &mut self,
         now: Instant,
         host: HostId,
         packet: &Packet,
-        outside: &Tuple,
+        basis: Basis,
+        faces: (&Tuple, &Tuple),
     ) -> Result<Generation, Verdict> {
         let owner = self.clients.host(host).ok_or(DropReason::NoRules)?;
-        let judged = judge(owner, &self.network, outside);
+        let judged = judge(owner, &self.network, &self.exposure, basis, faces);
         let generation = owner.generation;
         self.clients.judged(now, host);
         judged.map_err(|reason| forbidden(reason, packet, IsKnown::No))?;
@@ -283,7 +322,7 @@ impl Firewall {
     }
 
     /// A client over its quota loses its own oldest flow that nobody answered; another one's flow is never touched.
-    fn make_room(&mut self, host: HostId) -> Result<(), Verdict> {
+    pub(crate) fn make_room(&mut self, host: HostId) -> Result<(), Verdict> {
         let refused = |reason| Err(Verdict::Reject(reason, Refusal::Prohibited));
         match self.table.room_for(host) {
             Ok(()) => Ok(()),

@@ -3,17 +3,30 @@
 use rules::{NoNames, Subject, Upper};
 
 use crate::clients::{Host, RulesState};
-use crate::conntrack::Tuple;
+use crate::conntrack::{Basis, Tuple};
+use crate::exposure::Exposure;
 use crate::uplink::NetworkConfig;
 use crate::verdict::DropReason;
 use crate::wire::protocol;
 
-/// Judges a flow by its source's current rules; `outside` is the flow as the world sees it, after DNS redirection.
+/// Judges a flow by what permits it, as that is now; `host` is its client. `inside` and `outside` are its faces.
 pub(crate) fn judge(
     host: &Host,
     network: &NetworkConfig,
-    outside: &Tuple,
+    exposure: &Exposure,
+    basis: Basis,
+    (inside, outside): (&Tuple, &Tuple),
 ) -> Result<(), DropReason> {
+    match basis {
+        Basis::Forwarded if exposure.forwards(inside, outside) => Ok(()),
+        Basis::Forwarded => Err(DropReason::NoFlow),
+        Basis::Allowed { .. } if !exposure.allows(outside) => Err(DropReason::ClientIsolation),
+        Basis::Allowed { .. } | Basis::Rules => judge_by_rules(host, network, outside),
+    }
+}
+
+/// What the source's current rules say; `outside` is the flow as the world sees it, after DNS redirection.
+fn judge_by_rules(host: &Host, network: &NetworkConfig, outside: &Tuple) -> Result<(), DropReason> {
     let rules = match &host.rules {
         RulesState::None => return Err(DropReason::NoRules),
         RulesState::Refused => return Err(DropReason::RulesRefused),

@@ -5,7 +5,8 @@
 //!
 //! 1. [`frame`]: the bytes, in a private buffer, with their offload state; [`port`]: where they come from and go to;
 //! 2. `ingress`: parse (to a `packet`) and check; spoofed sources end here; `arp` answers neighbours;
-//! 3. `conntrack` and `flows`: is it part of a known flow? `judge`: else, what do the rules of its source say?
+//! 3. `route`: where does it go? `conntrack` and `flows`: is it part of a known flow? `judge`: else, what do the rules of
+//!    its source say? `exposed`: did dom0 open what is closed otherwise?
 //! 4. `nat`: the outside face of the flow, ICMP errors included;
 //! 5. `egress`: TTL, size, checksum and link header for the port it leaves through;
 //! 6. [`verdict`] and [`stats`]: how it ended, and the count of it.
@@ -28,9 +29,11 @@ pub mod uplink;
 
 pub mod clients;
 mod conntrack;
+mod exposed;
 pub mod exposure;
 mod flows;
 mod judge;
+mod route;
 pub mod visible;
 
 mod nat;

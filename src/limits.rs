@@ -48,11 +48,14 @@ impl Limits {
 mod tests {
     use super::*;
     use crate::conntrack::table::Table;
-    use crate::nat::Nat;
+    use crate::nat::peers::Peers;
+    use crate::nat::{Nat, PEER_SHARE};
 
     #[test]
     fn a_flow_costs_no_more_than_it_says() {
-        let cost = Table::FLOW_BYTES + Nat::MAPPING_BYTES;
+        let cost = Table::FLOW_BYTES
+            + Nat::MAPPING_BYTES
+            + Peers::PEER_BYTES.div_ceil(PEER_SHARE as usize);
         assert!(cost <= Limits::FLOW_BYTES as usize, "{cost} bytes");
     }
 

@@ -106,6 +106,30 @@ impl Packet {
     }
 }
 
+impl Quote {
+    /// The flow that the quoted packet belongs to if its sender is the local end.
+    pub(crate) fn outbound(&self) -> Tuple {
+        Tuple {
+            protocol: self.protocol,
+            local: self.source,
+            local_port: self.source_port,
+            remote: self.destination,
+            remote_port: self.destination_port,
+        }
+    }
+
+    /// The flow that the quoted packet belongs to if its receiver is the local end.
+    pub(crate) fn inbound(&self) -> Tuple {
+        Tuple {
+            protocol: self.protocol,
+            local: self.destination,
+            local_port: self.destination_port,
+            remote: self.source,
+            remote_port: self.source_port,
+        }
+    }
+}
+
 /// Reads what follows a checked IPv4 header.
 pub(crate) fn read_ipv4(frame: &Frame<'_>, header: &Header) -> Result<Packet, DropReason> {
     let datagram = frame.bytes().get(L3..).unwrap_or_default();

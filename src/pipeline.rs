@@ -7,7 +7,8 @@ use crate::firewall::Firewall;
 use crate::frame::Frame;
 use crate::ingress::{self, Ingress};
 use crate::packet::Packet;
-use crate::port::{ClientId, Origin, PortId};
+use crate::port::{ClientId, Origin};
+use crate::route::Way;
 use crate::time::Instant;
 use crate::verdict::{DropReason, Fate, Verdict};
 
@@ -34,7 +35,7 @@ impl Firewall {
         self.answer(now, Origin::Client(id), &ingress.packet, outcome, frame)
     }
 
-    /// Client to uplink. Nothing is rewritten before every check has passed.
+    /// Client to uplink, or to another client where dom0 opened that. Nothing is rewritten before every check has passed.
     fn outbound(
         &mut self,
         now: Instant,
@@ -43,13 +44,16 @@ impl Firewall {
         frame: &mut Frame<'_>,
     ) -> Result<Verdict, Verdict> {
         let remote = self.redirect_dns(packet)?;
-        self.check_destination(host, packet, remote)?;
-        let exit = self.exit_to_uplink()?;
+        let way = self.route(host, packet, remote)?;
+        if way == Way::Back {
+            return self.inbound(now, packet, frame);
+        }
+        let (port, exit) = self.exit(way)?;
         egress::check(frame, packet, &exit.caps)?;
-        let flow = self.flow_of_client(now, host, packet, remote)?;
+        let flow = self.flow_of_client(now, host, packet, remote, way.basis())?;
         self.translate_outbound(flow, packet, frame)?;
         egress::finish(frame, packet, &exit);
-        Ok(Verdict::Forward(PortId::Uplink))
+        Ok(Verdict::Forward(port))
     }
 
     fn uplink_frame(&mut self, now: Instant, frame: &mut Frame<'_>) -> Verdict {
@@ -66,7 +70,7 @@ impl Firewall {
         self.answer(now, Origin::Uplink, &packet, outcome, frame)
     }
 
-    /// Uplink to client: only as part of a flow that a client opened.
+    /// To a client: only as part of a flow that it opened, or that dom0 wants it to get.
     fn inbound(
         &mut self,
         now: Instant,
@@ -74,7 +78,7 @@ impl Firewall {
         frame: &mut Frame<'_>,
     ) -> Result<Verdict, Verdict> {
         let flow = self.flow_of_uplink(now, packet)?;
-        let (port, exit) = self.exit_to_client(flow)?;
+        let (port, exit) = self.exit_of(flow)?;
         egress::check(frame, packet, &exit.caps)?;
         self.translate_inbound(flow, packet, frame)?;
         egress::finish(frame, packet, &exit);

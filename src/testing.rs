@@ -7,6 +7,8 @@ use core::time::Duration;
 
 use rules::{Family, RuleSet};
 
+use crate::config::DebugMode;
+use crate::config::features::{Features, Words};
 use crate::stats::PortStats;
 use crate::*;
 
@@ -367,6 +369,14 @@ impl Kit {
         let mut config = self.fw.network().clone();
         change(&mut config);
         self.fw.set_network(config).unwrap();
+    }
+
+    /// Opens what the words `fw-allow`, `fw-forward` and `fw-filtering-by-address` say, given as on the command line.
+    #[track_caller]
+    pub(crate) fn expose(&mut self, words: &str) {
+        let words = Words::of_command_line(words, &mut |problem| panic!("{problem}"));
+        let features = Features::new(&Words::default(), &words, DebugMode::Off);
+        self.fw.set_exposure(features.exposure);
     }
 
     pub(crate) fn wait(&mut self, seconds: u64) {

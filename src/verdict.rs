@@ -30,6 +30,16 @@ pub(crate) enum Verdict {
     Drop(DropReason),
 }
 
+impl Verdict {
+    /// The same to a sender that must not learn of it.
+    pub(crate) fn silently(self) -> Self {
+        match self {
+            Self::Reject(reason, _) => Self::Drop(reason),
+            other => other,
+        }
+    }
+}
+
 impl From<DropReason> for Verdict {
     fn from(reason: DropReason) -> Self {
         Self::Drop(reason)
@@ -115,6 +125,7 @@ drop_reasons! {
     LocalSilent, "local-silent", "For the firewall itself, where it keeps silent: DHCP, ICMP other than echo.";
     LocalService, "local-service", "For the firewall itself, which offers no service: answered with ICMP 3/10.";
     ClientIsolation, "client-isolation", "From one client to another.";
+    ClientAbsent, "client-absent", "To a client that it may be sent to, which is not attached.";
     NoRules, "no-rules", "No rules are known for this source (yet).";
     NoResolver, "no-resolver", "DNS to an address that clients know, while we have no resolver ourselves.";
     NoUplink, "no-uplink", "There is no uplink, or it has no address.";

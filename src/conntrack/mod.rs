@@ -14,6 +14,7 @@ use core::time::Duration;
 
 use crate::clients::{Generation, HostId};
 use crate::nat::MappingId;
+use crate::nat::peers::PeerId;
 use crate::time::Instant;
 
 /// One face of a flow. `local` is the client's end, or our own address in its place; `remote` the far one.
@@ -34,6 +35,23 @@ pub(crate) struct Tuple {
 pub(crate) enum Standing {
     Accepted,
     Forbidden,
+}
+
+/// What permits a flow, always as of now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Basis {
+    /// The rules of its client.
+    Rules,
+    /// The same, and an entry of `fw-allow` for the client that it goes to.
+    Allowed { to: HostId },
+    /// An entry of `fw-forward`; the far side opened it.
+    Forwarded,
+}
+
+impl Basis {
+    pub(crate) fn is_allowed(self) -> bool {
+        matches!(self, Self::Allowed { .. })
+    }
 }
 
 /// Kind of a flow as far as its lifetime goes; each has a constant one.
@@ -88,9 +106,13 @@ pub(crate) struct Flow {
     pub(crate) inside: Tuple,
     /// As the world sees it.
     pub(crate) outside: Tuple,
+    /// The client that opened it, or that it was forwarded to.
     pub(crate) host: HostId,
-    /// The port on our address; none for protocols without ports.
+    pub(crate) basis: Basis,
+    /// The port on our address; none for protocols without ports, and where there is no NAT or it is a forwarded one.
     pub(crate) mapping: Option<MappingId>,
+    /// Noted for filtering by address.
+    pub(crate) peer: Option<PeerId>,
     pub(crate) generation: Generation,
     pub(crate) standing: Standing,
     pub(crate) class: Class,
@@ -108,7 +130,9 @@ pub(crate) struct NewFlow {
     pub(crate) inside: Tuple,
     pub(crate) outside: Tuple,
     pub(crate) host: HostId,
+    pub(crate) basis: Basis,
     pub(crate) mapping: Option<MappingId>,
+    pub(crate) peer: Option<PeerId>,
     pub(crate) generation: Generation,
     pub(crate) class: Class,
     pub(crate) tcp: Option<tcp::Tracker>,

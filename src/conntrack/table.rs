@@ -52,6 +52,8 @@ pub(crate) struct Table {
     by_outside: Index,
     classes: [List; Class::COUNT],
     owners: Box<[Owner]>,
+    /// Flows between clients.
+    allowed: u32,
     /// Flows of all owners, and of one; no more than there are slots.
     most: u32,
     quota: u32,
@@ -73,6 +75,7 @@ impl Table {
             by_outside: Index::with_capacity(limits.flows)?,
             classes: [List::default(); Class::COUNT],
             owners: owners.into_boxed_slice(),
+            allowed: 0,
             most: limits.flows,
             quota: limits.flows_per_client,
             key,
@@ -130,7 +133,9 @@ impl Table {
             inside: new.inside,
             outside: new.outside,
             host,
+            basis: new.basis,
             mapping: new.mapping,
+            peer: new.peer,
             generation: new.generation,
             standing: Standing::Accepted,
             class,
@@ -139,6 +144,7 @@ impl Table {
             deadline: now.after(class.lifetime()),
             links: Links::default(),
         })?;
+        self.allowed += u32::from(new.basis.is_allowed());
         self.by_inside.insert(inside, slot);
         self.by_outside.insert(outside, slot);
         if let Some(owner) = self.owners.get_mut(host.0 as usize) {
@@ -154,6 +160,7 @@ impl Table {
         let flow = self.flows.get(id.0)?;
         let (host, hold, class) = (flow.host, flow.hold, flow.class);
         let (inside, outside) = (hash(self.key, &flow.inside), hash(self.key, &flow.outside));
+        self.allowed -= u32::from(flow.basis.is_allowed());
         self.by_inside.remove(inside, id.0);
         self.by_outside.remove(outside, id.0);
         self.class_list(class).remove_timer(id.0);
@@ -217,6 +224,18 @@ impl Table {
     pub(crate) fn any_of(&self, host: HostId) -> Option<FlowId> {
         let owner = self.owners.get(host.0 as usize)?;
         owner.loose.head().or(owner.firm.head()).map(FlowId)
+    }
+
+    /// Whether there is any flow between clients.
+    pub(crate) fn has_allowed(&self) -> bool {
+        self.allowed > 0
+    }
+
+    /// Any flow that `is_match` picks. Looks at every slot: for the control plane only.
+    pub(crate) fn find_any(&self, is_match: impl Fn(&Flow) -> bool) -> Option<FlowId> {
+        (0..self.flows.slots())
+            .find(|slot| self.flows.get(*slot).is_some_and(&is_match))
+            .map(FlowId)
     }
 
     /// Any flow at all.

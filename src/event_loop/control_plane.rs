@@ -8,6 +8,7 @@ use super::EventLoop;
 use super::machine::{Machine, Pipe};
 use crate::config::features::{Features, LogLevel};
 use crate::control::{Action, SourceRules};
+use crate::exposure::Exposure;
 use crate::log::{Sink, Source};
 use crate::qrexec::{self, CallId};
 use crate::time::Instant;
@@ -102,7 +103,7 @@ impl<S: Sink> EventLoop<S> {
                         );
                     }
                 }
-                Action::SetFeatures(features) => self.set_features(&features),
+                Action::SetFeatures(features) => self.set_features(features),
                 Action::AddEntropy(seed) => self.firewall.add_entropy(seed.as_bytes()),
                 Action::WriteDb { path, value } => {
                     if let Err(error) = self.database.write(path.as_str(), &value) {
@@ -120,8 +121,22 @@ impl<S: Sink> EventLoop<S> {
         }
     }
 
-    fn set_features(&mut self, features: &Features) {
+    fn set_features(&mut self, features: Features) {
         self.log_level = features.log;
+        let open = &features.exposure;
+        if *open != Exposure::default() {
+            self.log.line(
+                self.now,
+                Source::Control,
+                format_args!(
+                    "config fw-allow={} fw-forward={} fw-filtering-by-address={} (entries)",
+                    open.allow.len(),
+                    open.forward.len(),
+                    open.filtering_by_address.len()
+                ),
+            );
+        }
+        self.firewall.set_exposure(features.exposure);
         let (wanted, per_client) = (features.flows, features.flows_per_client);
         let (flows, quota) = self.firewall.set_flow_limits(wanted, per_client);
         if wanted.is_some() || per_client.is_some() {

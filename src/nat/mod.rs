@@ -4,6 +4,7 @@
 //! from there and goes with the last of them. [`rewrite`] edits packets, [`icmp_error`] the packets inside ICMP errors.
 
 pub(crate) mod icmp_error;
+pub(crate) mod peers;
 pub(crate) mod ports;
 pub(crate) mod rewrite;
 
@@ -13,7 +14,11 @@ use crate::conntrack::index::{HashKey, Index};
 use crate::conntrack::slab::Slab;
 use crate::limits::{Limits, OutOfMemory};
 use crate::wire::protocol;
+use peers::Peers;
 use ports::{Lease, PortPool, Random};
+
+/// One in so many flows can be noted in [`Peers`].
+pub(crate) const PEER_SHARE: u32 = 4;
 
 /// Slot of a mapping. Each copy in a flow stands for one reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +52,7 @@ pub(crate) struct Nat {
     mappings: Slab<Mapping>,
     by_endpoint: Index,
     pools: [PortPool; 3],
+    pub(crate) peers: Peers,
     random: Random,
     key: HashKey,
 }
@@ -61,6 +67,7 @@ impl Nat {
             mappings: Slab::with_capacity(limits.flows)?,
             by_endpoint: Index::with_capacity(limits.flows)?,
             pools: [PortPool::new()?, PortPool::new()?, PortPool::new()?],
+            peers: Peers::with_capacity(limits.flows / PEER_SHARE, key)?,
             random,
             key,
         })
@@ -111,6 +118,33 @@ impl Nat {
         if let Some(pool) = pool_of(&mut self.pools, mapping.endpoint.protocol) {
             pool.give_back(mapping.lease);
         }
+    }
+
+    /// The mapping behind a port of ours that sends to `remote`, for one more flow.
+    pub(crate) fn acquire_of_peer(
+        &mut self,
+        protocol: u8,
+        port: u16,
+        remote: IpAddr,
+    ) -> Option<MappingId> {
+        let id = self.peers.mapping(protocol, port, remote)?;
+        self.mappings.get_mut(id.0)?.flows += 1;
+        Some(id)
+    }
+
+    /// Where a mapping starts.
+    pub(crate) fn endpoint(&self, id: MappingId) -> Option<Endpoint> {
+        self.mappings.get(id.0).map(|mapping| mapping.endpoint)
+    }
+
+    /// Keeps a port from mappings; false if one has it, whose flows have to end first.
+    pub(crate) fn reserve(&mut self, protocol: u8, port: u16) -> bool {
+        pool_of(&mut self.pools, protocol).is_some_and(|pool| pool.reserve(port))
+    }
+
+    /// Gives all reserved ports back to mappings.
+    pub(crate) fn unreserve_all(&mut self) {
+        self.pools.iter_mut().for_each(PortPool::unreserve_all);
     }
 
     /// Number of mappings.

@@ -59,7 +59,10 @@ impl Lease {
 /// The ports of one protocol.
 #[derive(Debug)]
 pub(crate) struct PortPool {
+    /// Leased or reserved.
     taken: Box<[u64]>,
+    /// Reserved ports: few, they come from a list that is bounded where it is read.
+    reserved: Vec<u16>,
 }
 
 impl PortPool {
@@ -68,7 +71,26 @@ impl PortPool {
         let mut taken = Vec::new();
         taken.try_reserve_exact(WORDS).map_err(|_| OutOfMemory)?;
         taken.resize(WORDS, 0);
-        Ok(Self { taken: taken.into_boxed_slice() })
+        Ok(Self { taken: taken.into_boxed_slice(), reserved: Vec::new() })
+    }
+
+    /// Keeps a port from being leased; false if it is.
+    pub(crate) fn reserve(&mut self, port: u16) -> bool {
+        if self.reserved.contains(&port) {
+            return true;
+        }
+        let is_free = self.take(port);
+        if is_free {
+            self.reserved.push(port);
+        }
+        is_free
+    }
+
+    /// Frees every reserved port.
+    pub(crate) fn unreserve_all(&mut self) {
+        while let Some(port) = self.reserved.pop() {
+            self.free(port);
+        }
     }
 
     /// Leases `wanted`, or a random port of its class, or of the other class; `None` if all are taken.
@@ -84,9 +106,7 @@ impl PortPool {
 
     /// Returns a port.
     pub(crate) fn give_back(&mut self, lease: Lease) {
-        if let Some(word) = self.taken.get_mut(usize::from(lease.0) / 64) {
-            *word &= !(1 << (lease.0 % 64));
-        }
+        self.free(lease.0);
     }
 
     #[cfg(test)]
@@ -100,6 +120,12 @@ impl PortPool {
         let was_free = *word & bit == 0;
         *word |= bit;
         was_free
+    }
+
+    fn free(&mut self, port: u16) {
+        if let Some(word) = self.taken.get_mut(usize::from(port) / 64) {
+            *word &= !(1 << (port % 64));
+        }
     }
 
     fn random_free(&self, random: &mut Random, range: RangeInclusive<u16>) -> Option<u16> {
@@ -160,6 +186,20 @@ mod tests {
         assert!(leases.iter().all(|lease| lease.port() != 0));
         leases.into_iter().for_each(|lease| pool.give_back(lease));
         assert_eq!(pool.leased(), 0);
+    }
+
+    #[test]
+    fn a_reserved_port_is_never_leased() {
+        let (mut pool, mut random) = (PortPool::new().unwrap(), random());
+        let held = pool.lease(&mut random, 80).unwrap();
+        assert!(!pool.reserve(80));
+        pool.give_back(held);
+        assert!(pool.reserve(80) && pool.reserve(80) && pool.reserve(8080));
+        let leases: Vec<_> = core::iter::from_fn(|| pool.lease(&mut random, 80)).collect();
+        assert_eq!(leases.len(), 65_533);
+        assert!(leases.iter().all(|lease| ![80, 8080].contains(&lease.port())));
+        pool.unreserve_all();
+        assert_eq!(pool.lease(&mut random, 80).unwrap().port(), 80);
     }
 
     /// P1: ports that are not preserved are spread evenly. Chi-square over 64 buckets and 20 000 draws; 63 degrees of

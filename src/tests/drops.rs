@@ -1,5 +1,6 @@
 //! Each drop reason has a packet that causes it, and moves exactly the counters that it should.
 
+use crate::exposure::{Allow, Exposure, Scope};
 use crate::testing::*;
 use crate::*;
 
@@ -102,6 +103,11 @@ fn prepare(reason: DropReason, kit: &mut Kit) -> Case {
         LocalSilent => case(reason, FROM_A, Build::udp((A, 67), (OWN, 68)), Silence),
         LocalService => case(reason, FROM_A, Build::tcp((A, 1), (OWN, 22), SYN), Error),
         ClientIsolation => case(reason, FROM_A, Build::tcp((A, 1), (B, 22), SYN), Silence),
+        ClientAbsent => {
+            let allow = Allow { from: A.into(), to: ABSENT.into(), scope: Scope::All };
+            kit.fw.set_exposure(Exposure { allow: vec![allow], ..Exposure::default() });
+            case(reason, FROM_A, Build::tcp((A, 1), (ABSENT, 22), SYN), Error)
+        }
         NoRules => {
             kit.set_rules(A, RulesState::None);
             case(reason, FROM_A, syn(), Silence)

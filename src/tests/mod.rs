@@ -1,6 +1,7 @@
 //! Tests of the whole core, packet in and packet out.
 
 mod drops;
+mod exposed;
 mod nat;
 mod offload;
 mod robust;

@@ -1,0 +1,132 @@
+//! Which way a client's packet goes, and the ports at the ends of the ways.
+
+use core::net::IpAddr;
+
+use crate::clients::HostId;
+use crate::conntrack::table::FlowId;
+use crate::conntrack::{Basis, Tuple};
+use crate::egress::Exit;
+use crate::firewall::{Firewall, local};
+use crate::packet::{Packet, Upper};
+use crate::port::PortId;
+use crate::verdict::{DropReason, Refusal, Verdict};
+use crate::wire::Mac;
+
+/// Where a client's packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Uplink,
+    /// To another client, in a flow of the sender.
+    Client(HostId),
+    /// To another client, in a flow of that one.
+    Back,
+}
+
+impl Way {
+    /// What permits a flow that is opened this way.
+    pub(crate) fn basis(self) -> Basis {
+        match self {
+            Self::Client(to) => Basis::Allowed { to },
+            Self::Uplink | Self::Back => Basis::Rules,
+        }
+    }
+}
+
+impl Firewall {
+    /// Keeps clients away from the firewall and from each other, and all from a source without rules.
+    pub(crate) fn route(
+        &self,
+        host: HostId,
+        packet: &Packet,
+        remote: IpAddr,
+    ) -> Result<Way, Verdict> {
+        if self.network.is_own(remote) {
+            return Err(local(packet));
+        }
+        if self.clients.is_client(remote) {
+            return self.route_to_client(host, packet, remote);
+        }
+        if self.clients.has_rules(host) || self.is_forwarded_answer(packet) {
+            Ok(Way::Uplink)
+        } else {
+            Err(DropReason::NoRules.into())
+        }
+    }
+
+    /// The way out. Without one a client hears so at once, as from a router without a route.
+    pub(crate) fn exit_to_uplink(&self) -> Result<(PortId, Exit), Verdict> {
+        let unreachable = Verdict::Reject(DropReason::NoUplink, Refusal::NetUnreachable);
+        let uplink = self.uplink.as_ref().ok_or(unreachable)?;
+        self.network.v4.address.ok_or(unreachable)?;
+        let (port, destination) = (uplink.port, uplink.next_hop());
+        Ok((PortId::Uplink, Exit { source: port.mac, destination, caps: port.caps }))
+    }
+
+    pub(crate) fn exit_to_client(&self, host: HostId) -> Option<(PortId, Exit)> {
+        let id = self.clients.host(host)?.port?;
+        let client = self.clients.attached(id)?;
+        let (destination, caps) = (client.port.mac, client.port.caps);
+        Some((PortId::Client(id), Exit { source: Mac::GATEWAY, destination, caps }))
+    }
+
+    /// The way of a packet from one client to another.
+    pub(crate) fn route_to_client(
+        &self,
+        host: HostId,
+        packet: &Packet,
+        remote: IpAddr,
+    ) -> Result<Way, Verdict> {
+        if self.is_answer_to_client(packet) {
+            return Ok(Way::Back);
+        }
+        let flow = Tuple { remote, ..packet.outbound() };
+        if !self.exposure.allows(&flow) && self.flow_about(packet).is_none() {
+            return Err(DropReason::ClientIsolation.into());
+        }
+        if !self.clients.has_rules(host) {
+            return Err(DropReason::NoRules.into());
+        }
+        let to = self.clients.find(remote).ok_or(DropReason::ClientIsolation)?;
+        Ok(Way::Client(to))
+    }
+
+    /// Whether a client without rules sends this in a flow that dom0 has forwarded to it.
+    pub(crate) fn is_forwarded_answer(&self, packet: &Packet) -> bool {
+        let flow = self.flow_about(packet).and_then(|id| self.table.get(id));
+        flow.is_some_and(|flow| flow.basis == Basis::Forwarded)
+    }
+
+    pub(crate) fn exit(&self, way: Way) -> Result<(PortId, Exit), Verdict> {
+        match way {
+            Way::Client(to) => self
+                .exit_to_client(to)
+                .ok_or(Verdict::Reject(DropReason::ClientAbsent, Refusal::NetUnreachable)),
+            Way::Uplink | Way::Back => self.exit_to_uplink(),
+        }
+    }
+
+    /// The way to the client of a flow.
+    pub(crate) fn exit_of(&self, flow: FlowId) -> Result<(PortId, Exit), DropReason> {
+        let host = self.table.get(flow).map(|flow| flow.host);
+        host.and_then(|host| self.exit_to_client(host)).ok_or(DropReason::NoFlow)
+    }
+
+    /// The flow that a client's packet, or what its error is about, belongs to.
+    fn flow_about(&self, packet: &Packet) -> Option<FlowId> {
+        match packet.upper {
+            Upper::IcmpError(quote) => self.table.find_inside(&quote.inbound()),
+            _ => self.table.find_inside(&packet.outbound()),
+        }
+    }
+
+    /// Whether a client sends this in a flow that the client it goes to has opened.
+    fn is_answer_to_client(&self, packet: &Packet) -> bool {
+        let flow = match packet.upper {
+            Upper::Tcp(_) | Upper::Udp | Upper::IcmpReply | Upper::Other => packet.inbound(),
+            // Only about what itself got: nobody stands between clients who could speak for it.
+            Upper::IcmpError(quote) if quote.destination == packet.source => quote.outbound(),
+            Upper::IcmpError(_) | Upper::IcmpQuery(_) | Upper::IcmpOther => return false,
+        };
+        self.table.find_outside(&flow).is_some()
+    }
+}
