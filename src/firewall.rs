@@ -17,6 +17,7 @@ use crate::icmp::{self, Link, TokenBucket};
 use crate::limits::{Limits, OutOfMemory};
 use crate::nat::Nat;
 use crate::nat::ports::Random;
+use crate::netvm::NetvmVifs;
 use crate::packet::{Packet, Upper};
 use crate::port::{ClientId, Origin, PortId};
 use crate::stats::{Counter, Stats};
@@ -52,6 +53,8 @@ pub struct Firewall {
     pub(crate) clients: Clients,
     pub(crate) network: NetworkConfig,
     pub(crate) uplink: Option<Uplink>,
+    /// Of a NetVM that is a client; the uplink is behind them then.
+    pub(crate) netvm: NetvmVifs,
     pub(crate) table: Table,
     pub(crate) nat: Nat,
     pub(crate) exposure: Exposure,
@@ -74,6 +77,7 @@ impl Firewall {
             clients: Clients::new(&limits, key)?,
             network: NetworkConfig::default(),
             uplink: None,
+            netvm: NetvmVifs::default(),
             table: Table::new(&limits, key)?,
             nat: Nat::new(&limits, key, Random::new(k2, k3))?,
             exposure: Exposure::default(),
@@ -110,7 +114,7 @@ impl Firewall {
         if !self.clients.has_slot(id) {
             return Err(AttachError::NoSuchSlot);
         }
-        if self.clients.attached(id).is_some() {
+        if self.clients.attached(id).is_some() || self.netvm.contains(id) {
             return Err(AttachError::SlotTaken);
         }
         self.clients.attach(id, port)?;
@@ -121,6 +125,9 @@ impl Firewall {
     /// Detaches a vif. With the last vif of an address its flows end, those of other clients to it too. An id that is
     /// not attached has no effect.
     pub fn detach_client(&mut self, id: ClientId) {
+        if self.detach_netvm(id) {
+            return;
+        }
         for host in self.clients.detach(id).into_iter().flatten() {
             while let Some(flow) = self.table.any_of(host) {
                 self.end_flow(flow);
@@ -187,7 +194,7 @@ impl Firewall {
             let what = uplink.announce(now)?;
             if arp::announce(frame, &self.network, own_mac, what).is_some() {
                 self.stats.count(PortId::Uplink, Counter::OwnFrames, 1);
-                return Some(PortId::Uplink);
+                return Some(self.port_of(PortId::Uplink));
             }
         }
     }
@@ -295,8 +302,23 @@ impl Firewall {
         }
     }
 
-    /// Counts how it ended.
-    pub(crate) fn conclude(&mut self, origin: Origin, verdict: Verdict, frame: &Frame<'_>) -> Fate {
+    /// Counts how it ended, and says which port it goes to.
+    pub(crate) fn conclude(
+        &mut self,
+        origin: Origin,
+        side: Origin,
+        verdict: Verdict,
+        frame: &Frame<'_>,
+    ) -> Fate {
+        let fate = self.count_verdict(side, verdict, frame);
+        self.note_vif_of_netvm(origin, fate);
+        match fate {
+            Fate::Send(port) => Fate::Send(self.port_of(port)),
+            other => other,
+        }
+    }
+
+    fn count_verdict(&mut self, origin: Origin, verdict: Verdict, frame: &Frame<'_>) -> Fate {
         let back = PortId::from(origin);
         match verdict {
             Verdict::Forward(port) => {

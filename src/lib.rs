@@ -33,6 +33,7 @@ mod exposed;
 pub mod exposure;
 mod flows;
 mod judge;
+mod netvm;
 mod route;
 pub mod visible;
 

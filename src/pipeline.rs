@@ -17,12 +17,13 @@ impl Firewall {
     ///
     /// One frame in, at most one out: forwarded, or turned into an answer to its sender.
     pub fn handle(&mut self, now: Instant, origin: Origin, frame: &mut Frame<'_>) -> Fate {
-        self.count_received(origin, frame);
-        let verdict = match origin {
+        let Some(side) = self.side_of(origin) else { return self.no_such_port(origin) };
+        self.count_received(side, frame);
+        let verdict = match side {
             Origin::Client(id) => self.client_frame(now, id, frame),
             Origin::Uplink => self.uplink_frame(now, frame),
         };
-        self.conclude(origin, verdict, frame)
+        self.conclude(origin, side, verdict, frame)
     }
 
     fn client_frame(&mut self, now: Instant, id: ClientId, frame: &mut Frame<'_>) -> Verdict {

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 
+use crate::clients::ClientPort;
 use crate::port::PortCaps;
 use crate::time::Instant;
 use crate::visible::MappedIp;
@@ -133,6 +134,8 @@ pub(crate) enum Announcement {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Uplink {
     pub(crate) port: UplinkPort,
+    /// Before the gateway has answered, and since.
+    first_hop: Mac,
     next_hop: Mac,
     announced: bool,
     requests_left: u8,
@@ -143,9 +146,25 @@ pub(crate) struct Uplink {
 
 impl Uplink {
     pub(crate) fn new(now: Instant, port: UplinkPort) -> Self {
+        Self::towards(now, port, Mac::GATEWAY)
+    }
+
+    /// An uplink to a NetVM behind one of our own vifs: the toolstack says its MAC address.
+    pub(crate) fn of_client(now: Instant, port: &ClientPort) -> Self {
+        let ours = UplinkPort { mac: Mac::GATEWAY, caps: port.caps };
+        Self::towards(now, ours, port.mac)
+    }
+
+    /// The same on another vif of the NetVM.
+    pub(crate) fn moved_to(&self, port: &ClientPort) -> Self {
+        Self::of_client(self.next_at, port)
+    }
+
+    fn towards(now: Instant, port: UplinkPort, first_hop: Mac) -> Self {
         Self {
             port,
-            next_hop: Mac::GATEWAY,
+            first_hop,
+            next_hop: first_hop,
             announced: false,
             requests_left: ARP_REQUESTS,
             next_at: now,
@@ -161,7 +180,7 @@ impl Uplink {
     /// Asks anew, after the gateway's address changed.
     pub(crate) fn restart(&mut self) {
         let now = self.next_at;
-        *self = Self::new(now, self.port);
+        *self = Self::towards(now, self.port, self.first_hop);
     }
 
     /// When [`Uplink::announce`] has something to say, if ever.

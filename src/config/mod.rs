@@ -179,6 +179,16 @@ pub fn connected_ips(store: &Store, report: &mut Report<'_>) -> Vec<IpAddr> {
     sorted
 }
 
+/// The uplink to a NetVM that is a client of ours, which dom0's keys say nothing about.
+pub fn client_side_uplink(netvm: &netvm::ClientSideNetvm) -> UplinkConfig {
+    let (address, gateway) = (netvm.address, netvm.gateway);
+    UplinkConfig {
+        ipv4: Some(Uplink4 { address, prefix_length: 32, gateway }),
+        ipv6: None,
+        dns: netvm.dns.map(IpAddr::V4).to_vec(),
+    }
+}
+
 /// Puts the four groups together for the packet path.
 pub fn network(
     uplink: &UplinkConfig,

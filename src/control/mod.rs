@@ -29,6 +29,7 @@ use rules::{Family, RuleSet};
 pub use action::{Action, Notice, RulesRefusal, SourceRules};
 
 use crate::config::features::{self, Features, Words};
+use crate::config::netvm::ClientSideNetvm;
 use crate::config::{self, ConfigError, DebugMode, DownlinkConfig, UplinkConfig};
 use crate::uplink::NetworkConfig;
 use crate::visible::MappedIp;
@@ -306,9 +307,19 @@ impl Control {
         }
     }
 
+    /// The NetVM that is a client of ours, if the command line describes one.
+    #[must_use]
+    pub fn client_side_netvm(&self) -> Option<ClientSideNetvm> {
+        self.command_line.client_side_netvm()
+    }
+
     fn read_uplink(&mut self, store: &Store) {
-        if self.uplink_link == UplinkLink::Connected && self.has_store {
-            let (uplink, problems) = collect(|report| config::uplink(store, report));
+        let netvm = self.client_side_netvm();
+        if self.uplink_link == UplinkLink::Connected && (self.has_store || netvm.is_some()) {
+            let (uplink, problems) = match netvm {
+                Some(netvm) => (config::client_side_uplink(&netvm), Vec::new()),
+                None => collect(|report| config::uplink(store, report)),
+            };
             let fresh = self.uplink.update(uplink, problems);
             self.log_all(fresh, Notice::Config);
             self.announce_network();
@@ -323,7 +334,10 @@ impl Control {
     }
 
     fn read_connected(&mut self, store: &Store) {
-        let (connected, problems) = collect(|report| config::connected_ips(store, report));
+        let (mut connected, problems) = collect(|report| config::connected_ips(store, report));
+        // To dom0 the NetVM is a client like any other; to us its address is beyond the uplink.
+        let gateway = self.client_side_netvm().map(|netvm| IpAddr::V4(netvm.gateway));
+        connected.retain(|ip| Some(*ip) != gateway);
         let fresh = self.connected.update(connected, problems);
         self.log_all(fresh, Notice::Config);
         self.announce_network();

@@ -119,8 +119,8 @@ impl<S: Sink> EventLoop<S> {
 
     fn on_change<M: Machine>(&mut self, machine: &mut M, change: Change) -> Option<Stop> {
         match change {
-            Change::ClientUp { id, port, devid } => self.client_up(id, port, devid),
-            Change::ClientDown { id, reason } => self.client_down(id, reason),
+            Change::ClientUp { id, port, devid } => self.client_up(machine, id, port, devid),
+            Change::ClientDown { id, reason } => self.client_down(machine, id, reason),
             Change::UplinkUp { port, backend } => self.uplink_up(machine, port, backend),
             Change::UplinkDown { reason } => self.uplink_down(machine, reason),
             Change::DatabaseUp => {

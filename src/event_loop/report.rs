@@ -39,7 +39,17 @@ impl Default for DropSummary {
 }
 
 impl<S: Sink> EventLoop<S> {
-    pub(super) fn client_up(&mut self, id: ClientId, port: ClientPort, devid: u32) {
+    pub(super) fn client_up<M: Machine>(
+        &mut self,
+        machine: &mut M,
+        id: ClientId,
+        port: ClientPort,
+        devid: u32,
+    ) {
+        let netvm = self.control.client_side_netvm();
+        if netvm.is_some_and(|netvm| port.ip4 == Some(netvm.gateway)) {
+            return self.netvm_up(machine, id, &port, devid);
+        }
         let (domid, ip4, ip6) = (port.domid, port.ip4, port.ip6);
         let source = Source::Client(id.0);
         match self.firewall.attach_client(id, port) {
@@ -60,9 +70,40 @@ impl<S: Sink> EventLoop<S> {
         }
     }
 
-    pub(super) fn client_down(&mut self, id: ClientId, reason: Reason) {
+    pub(super) fn client_down<M: Machine>(
+        &mut self,
+        machine: &mut M,
+        id: ClientId,
+        reason: Reason,
+    ) {
+        let had_uplink = self.firewall.has_uplink();
         self.firewall.detach_client(id);
         self.log.line(self.now, Source::Client(id.0), format_args!("client gone {reason}"));
+        if had_uplink && !self.firewall.has_uplink() {
+            self.uplink_gone(machine, reason);
+        }
+    }
+
+    /// The vif of a NetVM that is a client of ours.
+    fn netvm_up<M: Machine>(
+        &mut self,
+        machine: &mut M,
+        id: ClientId,
+        port: &ClientPort,
+        devid: u32,
+    ) {
+        let (domid, mac) = (port.domid, port.mac);
+        match self.firewall.attach_netvm(self.now, id, port) {
+            Ok(()) => {
+                self.take_uplink_addresses(machine);
+                self.report_uplink(format_args!("client={domid} devid={devid} their_mac={mac}"));
+            }
+            Err(error) => self.log.line(
+                self.now,
+                Source::Uplink,
+                format_args!("netvm refused domid={domid} devid={devid} reason=\"{error}\""),
+            ),
+        }
     }
 
     pub(super) fn uplink_up<M: Machine>(
@@ -71,27 +112,49 @@ impl<S: Sink> EventLoop<S> {
         port: UplinkPort,
         backend: u16,
     ) {
+        if self.control.client_side_netvm().is_some() {
+            return self.log.line(
+                self.now,
+                Source::Uplink,
+                format_args!("uplink ignored backend={backend}: --ipv4-gw names another NetVM"),
+            );
+        }
         let mac = port.mac;
         self.firewall.set_uplink(self.now, Some(port));
+        self.take_uplink_addresses(machine);
+        self.report_uplink(format_args!("backend={backend} mac={mac}"));
+    }
+
+    pub(super) fn uplink_down<M: Machine>(&mut self, machine: &mut M, reason: Reason) {
+        if self.control.client_side_netvm().is_some() {
+            return;
+        }
+        self.firewall.set_uplink(self.now, None);
+        self.uplink_gone(machine, reason);
+    }
+
+    fn uplink_gone<M: Machine>(&mut self, machine: &mut M, reason: Reason) {
+        self.control.on_uplink_gone();
+        self.run_actions(machine);
+        self.log.line(self.now, Source::Uplink, format_args!("uplink gone reason=\"{reason}\""));
+    }
+
+    fn take_uplink_addresses<M: Machine>(&mut self, machine: &mut M) {
         self.control.on_uplink_connected(self.database.store());
         self.run_actions(machine);
+    }
+
+    fn report_uplink(&mut self, device: fmt::Arguments<'_>) {
         let v4 = &self.firewall.network().v4;
         self.log.line(
             self.now,
             Source::Uplink,
             format_args!(
-                "uplink connected backend={backend} mac={mac} ip={} gateway={}",
+                "uplink connected {device} ip={} gateway={}",
                 OrNone(v4.address),
                 OrNone(v4.gateway)
             ),
         );
-    }
-
-    pub(super) fn uplink_down<M: Machine>(&mut self, machine: &mut M, reason: Reason) {
-        self.firewall.set_uplink(self.now, None);
-        self.control.on_uplink_gone();
-        self.run_actions(machine);
-        self.log.line(self.now, Source::Uplink, format_args!("uplink gone reason=\"{reason}\""));
     }
 
     pub(super) fn report_first_packet<M: Machine>(&mut self, machine: &M) {

@@ -253,6 +253,50 @@ fn test_addresses_are_those_of_the_keys() {
 }
 
 #[test]
+fn a_netvm_among_the_clients_is_the_uplink() {
+    let mut rig = Rig::new("--ipv4=10.137.0.6 --ipv4-gw=10.137.0.5 --ipv4-dns=9.9.9.9");
+    let mut entries = rules_of_a("action=accept");
+    // Without a netvm of its own dom0 has nothing to say about the uplink.
+    let uplink = ["/qubes-ip", "/qubes-gateway", "/qubes-netmask"];
+    let dns = ["/qubes-primary-dns", "/qubes-secondary-dns"];
+    entries.retain(|(key, _)| !uplink.contains(key) && !dns.contains(key));
+    entries.iter_mut().filter(|(key, _)| *key == "/connected-ips").for_each(|entry| {
+        entry.1 = "10.137.0.10 10.137.0.5";
+    });
+    rig.connect_database(&entries);
+    let a = testing::vif(5, MAC_A, A);
+    rig.machine.changes.push_back(Change::ClientUp { id: ID_A, port: a, devid: 0 });
+    rig.turn();
+    assert!(rig.client_sends(&syn(443)).iter().all(|(port, _)| *port == PortId::Client(ID_A)));
+
+    let netvm = testing::vif(3, testing::MAC_B, NETVM);
+    rig.machine.changes.push_back(Change::ClientUp { id: testing::ID_B, port: netvm, devid: 0 });
+    rig.turn();
+    let line = "fw: uplink connected client=3 devid=0 their_mac=00:16:3e:5e:6c:0b ip=10.137.0.6 \
+                gateway=10.137.0.5";
+    assert!(rig.has_line(line), "{:?}", rig.lines.0.borrow());
+    let to_netvm = PortId::Client(testing::ID_B);
+    let sent = rig.client_sends(&syn(443));
+    assert_eq!((sent.len(), sent[0].0, &sent[0].1[26..30]), (1, to_netvm, &OWN.octets()[..]));
+    let query = Build::udp((A, 5000), (testing::CLIENT_DNS[0], 53));
+    let sent = rig.client_sends(&query);
+    assert_eq!((sent[0].0, &sent[0].1[30..34]), (to_netvm, &[9, 9, 9, 9][..]));
+    // Its own address is beyond the uplink, not that of a client.
+    let sent = rig.client_sends(&Build::tcp((A, 1), (NETVM, 22), testing::SYN));
+    assert_eq!(sent[0].0, to_netvm);
+
+    let port = UplinkPort { mac: MAC_UP, caps: PortCaps::PLAIN };
+    rig.machine.changes.push_back(Change::UplinkUp { port, backend: 9 });
+    rig.turn();
+    assert!(rig.has_line("fw: uplink ignored backend=9: --ipv4-gw names another NetVM"));
+    let reason = Reason::new(format_args!("reason=\"test\""));
+    rig.machine.changes.push_back(Change::ClientDown { id: testing::ID_B, reason });
+    rig.turn();
+    assert!(rig.has_line("fw: uplink gone"));
+    assert!(rig.client_sends(&syn(443)).iter().all(|(port, _)| *port == PortId::Client(ID_A)));
+}
+
+#[test]
 fn numbers_of_flows_are_live_and_told() {
     let mut rig = Rig::up();
     rig.write("/vm-config/fw-flows-per-client", "1");

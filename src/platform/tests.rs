@@ -38,6 +38,10 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::with("fw-log=drops")
+    }
+
+    fn with(cmdline: &'static str) -> Self {
         let limits = Limits { clients: 8, addresses: 32, flows: 64, flows_per_client: 32 };
         let mut store = Store::new();
         // The toolstack makes these, ours to write.
@@ -46,7 +50,7 @@ impl Rig {
             store.write(&format!("control/{name}"), "");
         }
         let boot = BootInfo {
-            cmdline: "fw-log=drops",
+            cmdline,
             memory_bytes: 32 << 20,
             entry_ns: fake::now_ns(),
             entry_running_ns: 0,
@@ -55,7 +59,7 @@ impl Rig {
         let machine = XenMachine::start(boot, &limits).unwrap();
         let lines = Lines::default();
         let firewall = Firewall::new(limits, [3; 32]).unwrap();
-        let event_loop = EventLoop::new(firewall, 32 << 20, "fw-log=drops", lines.clone());
+        let event_loop = EventLoop::new(firewall, 32 << 20, cmdline, lines.clone());
         let waker = |_| {
             let channel = event::Channel::alloc_unbound(WAKER).unwrap();
             let port = fake::peer(WAKER).bind(channel.port());
@@ -96,9 +100,13 @@ impl Rig {
     }
 
     fn connect_client(&mut self) -> Guest {
-        attach_client(&mut self.store, CLIENT, 0, "10.137.0.10");
+        self.connect_client_of(CLIENT, "10.137.0.10")
+    }
+
+    fn connect_client_of(&mut self, domain: DomId, ip: &str) -> Guest {
+        attach_client(&mut self.store, domain, 0, ip);
         self.settle();
-        let guest = Guest::new(CLIENT, 0);
+        let guest = Guest::new(domain, 0);
         guest.publish(&mut self.store);
         self.settle();
         guest
@@ -200,6 +208,32 @@ fn an_arp_request_for_the_gateway_is_answered_to_the_client() {
     // A reply whose sender is the gateway's fixed address.
     assert_eq!(answer[20..22], [0, 2]);
     assert_eq!(answer[22..32], [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 10, 137, 0, 6]);
+}
+
+#[test]
+fn a_netvm_among_the_clients_is_the_uplink() {
+    let mut rig = Rig::with("--ipv4=10.137.0.6 --ipv4-gw=10.137.0.5");
+    let mut guest = rig.connect_client_of(NETVM, "10.137.0.5");
+    assert!(rig.has_line("fw: uplink connected client=2 devid=0"), "{:?}", rig.lines.0.borrow());
+    guest.post(8);
+    for _ in 0..20 {
+        rig.settle();
+    }
+    let received = guest.received();
+    // ARP requests that ask for the NetVM, from our address on its vif.
+    let is_ours = |frame: &[u8]| {
+        frame[12..14] == [8, 6]
+            && frame[22..32] == [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 10, 137, 0, 6]
+    };
+    assert!(!received.is_empty() && received.iter().all(|(_, frame)| is_ours(frame)));
+    assert!(received.iter().any(|(_, frame)| frame[38..42] == [10, 137, 0, 5]));
+    detach_client(&mut rig.store, NETVM, 0);
+    rig.settle();
+    guest.set(&mut rig.store, "state", "6");
+    for _ in 0..20 {
+        rig.settle();
+    }
+    assert!(rig.has_line("fw: uplink gone"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod drops;
 mod exposed;
 mod nat;
+mod netvm;
 mod offload;
 mod robust;
 mod rule_change;
