@@ -58,6 +58,8 @@ pub struct RuleSet {
     policy: Action,
     /// Ascending by key, no key twice, at most 10000.
     rules: Vec<(RuleKey, Rule)>,
+    /// The distinct names, ascending, each by the place of a rule that has it.
+    names: Vec<u16>,
 }
 
 /// What happens to a packet. Never silence: a source that has a set learns that it was refused.
@@ -155,7 +157,9 @@ impl RuleSet {
             rules.push((key, rule));
         }
         let policy = policy.ok_or(RuleSetError::PolicyMissing)?;
-        Ok(Self { family, policy, rules: sorted(rules)? })
+        let rules = sorted(rules)?;
+        let names = distinct_names(&rules)?;
+        Ok(Self { family, policy, rules, names })
     }
 
     /// Judges the first packet of a flow: the first rule that matches, else the policy.
@@ -203,17 +207,19 @@ impl RuleSet {
         self.rules.get(index).map(|(key, rule)| (*key, rule))
     }
 
-    /// The names that the set depends on, in the order of the rules; a name may come twice.
-    pub fn host_names(&self) -> impl Iterator<Item = &HostName> {
-        self.rules.iter().filter_map(|(_, rule)| rule.host_name())
+    /// The names that the set depends on: each once, ascending as text.
+    pub fn names(&self) -> impl Iterator<Item = &HostName> {
+        self.names.iter().filter_map(|&place| self.get(place.into())?.1.host_name())
     }
 
     /// Heap bytes that the set holds, for budgets.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        let names =
-            self.host_names().map(|name| name.as_str().len()).fold(0, usize::saturating_add);
-        self.rules.capacity().saturating_mul(size_of::<(RuleKey, Rule)>()).saturating_add(names)
+        let names = self.rules.iter().filter_map(|(_, rule)| rule.host_name());
+        let text = names.map(|name| name.as_str().len()).fold(0, usize::saturating_add);
+        let rules = self.rules.capacity().saturating_mul(size_of::<(RuleKey, Rule)>());
+        let index = self.names.capacity().saturating_mul(size_of::<u16>());
+        rules.saturating_add(index).saturating_add(text)
     }
 }
 
@@ -236,4 +242,18 @@ fn sorted(mut rules: Vec<(RuleKey, Rule)>) -> Result<Vec<(RuleKey, Rule)>, RuleS
         Some([(key, _), _]) => Err(RuleSetError::DuplicateRule(*key)),
         None => Ok(rules),
     }
+}
+
+fn distinct_names(rules: &[(RuleKey, Rule)]) -> Result<Vec<u16>, RuleSetError> {
+    let name = |place: u16| rules.get(usize::from(place)).and_then(|(_, rule)| rule.host_name());
+    let mut names = Vec::new();
+    for (place, (_, rule)) in (0_u16..).zip(rules) {
+        if rule.host_name().is_some() {
+            names.try_reserve(1).map_err(|_| RuleSetError::OutOfMemory)?;
+            names.push(place);
+        }
+    }
+    names.sort_unstable_by(|&one, &other| name(one).cmp(&name(other)));
+    names.dedup_by(|one, other| name(*one) == name(*other));
+    Ok(names)
 }

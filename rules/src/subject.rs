@@ -84,12 +84,29 @@ pub enum NameMatch {
     Unresolved,
 }
 
-/// Addresses of the host names in rules (`dsthost=`), resolved ahead of matching.
+/// Addresses of the host names in rules (`dsthost=`), resolved ahead of matching, as one source sees them.
+///
+/// The questions are two views of one state, and must agree: [`Names::each_at`] reports a name if and only if
+/// [`Names::lookup`] says [`NameMatch::Has`] for it. The slow interpreter asks the first question, the compiled set
+/// the others, so that its cost does not grow with the number of names.
 ///
 /// [`NoNames`] is the implementation that knows no name at all.
 pub trait Names {
     /// Whether `address` belongs to `name`. Does no I/O: it looks into what is known now.
     fn lookup(&self, name: &HostName, address: IpAddr) -> NameMatch;
+
+    /// Calls `found` with each name that is known to have `address`. Names that the set does not use may be among them,
+    /// the order is free, and a name may come twice.
+    fn each_at(&self, address: IpAddr, found: &mut dyn FnMut(&str));
+
+    /// Stands for *which names are unresolved*: equal stamps promise that no name became unresolved or ceased to be it
+    /// in between (addresses may have changed). A counter that moves with each such change will do. A set remembers
+    /// what it found out under a stamp, so one set must never see one stamp for two states.
+    ///
+    /// `None`, which is always right, makes the set ask [`Names::lookup`] for the name of each drop rule.
+    fn stamp(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// No name is resolved.
@@ -100,4 +117,6 @@ impl Names for NoNames {
     fn lookup(&self, _: &HostName, _: IpAddr) -> NameMatch {
         NameMatch::Unresolved
     }
+
+    fn each_at(&self, _: IpAddr, _: &mut dyn FnMut(&str)) {}
 }

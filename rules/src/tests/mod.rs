@@ -28,6 +28,11 @@ impl Names for KnownNames {
             Some(_) => NameMatch::HasNot,
         }
     }
+
+    fn each_at(&self, address: IpAddr, found: &mut dyn FnMut(&str)) {
+        let has = |addresses: &Vec<IpAddr>| addresses.contains(&address);
+        self.0.iter().filter(|(_, addresses)| has(addresses)).for_each(|(name, _)| found(name));
+    }
 }
 
 /// Rules numbered from 0000 below an IPv4 source, policy drop.

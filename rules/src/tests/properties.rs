@@ -261,6 +261,8 @@ proptest! {
             fn lookup(&self, _: &crate::HostName, _: IpAddr) -> NameMatch {
                 NameMatch::HasNot
             }
+
+            fn each_at(&self, _: IpAddr, _: &mut dyn FnMut(&str)) {}
         }
         let with = parse(true).evaluate(&subject, &NoAddress).verdict;
         prop_assert_eq!(with, parse(false).evaluate(&subject, &NoNames).verdict);
