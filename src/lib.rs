@@ -39,6 +39,9 @@ pub mod visible;
 
 mod nat;
 
+#[allow(dead_code, reason = "the pipeline does not use it yet")]
+pub mod dns;
+
 mod egress;
 mod icmp;
 

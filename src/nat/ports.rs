@@ -38,9 +38,19 @@ impl Random {
         self.prf = SipHasher24::new_with_keys(k0, k1);
     }
 
-    fn below(&mut self, bound: u32) -> u32 {
+    /// A generator of its own, for another user.
+    #[allow(dead_code, reason = "used by `dns`, which the pipeline does not use yet")]
+    pub(crate) fn fork(&mut self) -> Self {
+        Self::new(self.next(), self.next())
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
         self.counter = self.counter.wrapping_add(1);
-        let random = self.prf.hash(&self.counter.to_le_bytes());
+        self.prf.hash(&self.counter.to_le_bytes())
+    }
+
+    fn below(&mut self, bound: u32) -> u32 {
+        let random = self.next();
         // The bias of a 64-bit number against at most 2^16 values is below 2^-47.
         u32::try_from(random % u64::from(bound.max(1))).unwrap_or(0)
     }
@@ -101,6 +111,13 @@ impl PortPool {
         let (own, other) =
             if wanted < 1024 { (1..=1023, 1024..=65535) } else { (1024..=65535, 1..=1023) };
         let port = self.random_free(random, own).or_else(|| self.random_free(random, other))?;
+        self.take(port).then_some(Lease(port))
+    }
+
+    /// Leases a random port above the well-known ones.
+    #[allow(dead_code, reason = "used by `dns`, which the pipeline does not use yet")]
+    pub(crate) fn lease_random(&mut self, random: &mut Random) -> Option<Lease> {
+        let port = self.random_free(random, 1024..=65535)?;
         self.take(port).then_some(Lease(port))
     }
 

@@ -1,0 +1,232 @@
+//! Host names in rules (`dsthost=`): resolved ahead of matching, by a resolver of our own.
+//!
+//! A state machine without I/O: it is handed packets and the time, and writes packets. Its parts:
+//! - [`message`]: DNS messages, read and written; [`name`]: the forms of a name;
+//! - [`store`]: which client uses which name, and the addresses it has;
+//! - [`resolver`]: questions to the servers, by UDP and, with [`stream`], by TCP; [`packet`]: the packets around them.
+//!
+//! Two things feed the store. Our own resolver asks for every name that a rule has, and again before its answer is too
+//! old. And answers that a client gets from the resolvers of QubesDB ([`Dns::learn`]) feed that client's own names, so
+//! that a rule follows a name whose addresses change from one question to the next. The answer must have come to a flow
+//! of that client, by UDP and in one piece.
+//!
+//! Rules never wait for any of it: they ask a [`View`] of what is known now.
+
+pub mod message;
+mod name;
+mod packet;
+mod resolver;
+mod store;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use core::net::IpAddr;
+use core::time::Duration;
+
+use rules::{Family, HostName, NameMatch, Names};
+
+use crate::conntrack::index::HashKey;
+use crate::limits::OutOfMemory;
+use crate::nat::Nat;
+use crate::nat::ports::Random;
+use crate::time::Instant;
+use message::Outcome;
+pub use resolver::Problem;
+use resolver::Resolver;
+pub(crate) use resolver::{Route, Taken};
+pub use store::{Limits, MAX_LIFE, MAX_NEGATIVE_LIFE, MIN_LIFE, STALE};
+use store::{NameId, Store};
+
+/// DNS (RFC 1035).
+pub(crate) const DNS_PORT: u16 = 53;
+
+/// A name by which the rules accepted a flow: the flow keeps its address under that name until it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Held(NameId);
+
+/// Names, their addresses and the questions on their way.
+#[derive(Debug)]
+pub(crate) struct Dns {
+    store: Store,
+    resolver: Resolver,
+}
+
+/// What is known about names, for one client at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View<'a> {
+    dns: &'a Dns,
+    now: Instant,
+    client: IpAddr,
+    held: Option<(Held, IpAddr)>,
+}
+
+impl Dns {
+    pub(crate) fn new(limits: Limits, key: HashKey, random: Random) -> Result<Self, OutOfMemory> {
+        Ok(Self { store: Store::new(limits, key)?, resolver: Resolver::new(random)? })
+    }
+
+    pub(crate) fn add_entropy(&mut self, seed: &[u8]) {
+        self.resolver.add_entropy(seed);
+    }
+
+    /// Replaces the names of a client. Returns how many there was no room for.
+    pub(crate) fn set_names<'a>(
+        &mut self,
+        now: Instant,
+        client: IpAddr,
+        names: impl Iterator<Item = &'a HostName>,
+    ) -> usize {
+        self.store.set_names(now, client, names)
+    }
+
+    /// Changes the way to the servers, or takes it away.
+    pub(crate) fn set_route(&mut self, now: Instant, route: Option<Route>, nat: &mut Nat) {
+        self.resolver.set_route(now, route, nat, &mut self.store);
+    }
+
+    /// What the rules of `client` may know. A flow that they accepted before says by which name, and its address.
+    pub(crate) fn view(
+        &self,
+        now: Instant,
+        client: IpAddr,
+        held: Option<(Held, IpAddr)>,
+    ) -> View<'_> {
+        View { dns: self, now, client, held }
+    }
+
+    /// What a flow of `client` keeps of the name it was accepted by.
+    pub(crate) fn hold(&self, client: IpAddr, name: &HostName) -> Option<Held> {
+        self.store.id_of(client, name.as_str()).map(Held)
+    }
+
+    /// Writes the next packet of our own, from its IP header on, and says how long it is.
+    pub(crate) fn transmit(
+        &mut self,
+        now: Instant,
+        nat: &mut Nat,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        self.resolver.transmit(now, nat, &mut self.store, out)
+    }
+
+    /// Takes a UDP datagram that came from the DNS port of `from` to a port of our own address.
+    pub(crate) fn receive(
+        &mut self,
+        now: Instant,
+        from: IpAddr,
+        to_port: u16,
+        payload: &[u8],
+        nat: &mut Nat,
+    ) -> Taken {
+        self.resolver.receive(now, from, to_port, payload, nat, &mut self.store)
+    }
+
+    /// Takes a TCP segment that came from the DNS port of `from` to a port of our own address, from its IP header on.
+    pub(crate) fn receive_segment(
+        &mut self,
+        now: Instant,
+        from: IpAddr,
+        to_port: u16,
+        packet: &[u8],
+        nat: &mut Nat,
+    ) -> Taken {
+        self.resolver.receive_segment(now, from, to_port, packet, nat, &mut self.store)
+    }
+
+    /// Takes an answer that one of our resolvers sent to a client; `client_of` gives the client's address of a family.
+    /// A message that is none is nobody's business here: it goes to the client, as any other payload.
+    pub(crate) fn learn(
+        &mut self,
+        now: Instant,
+        payload: &[u8],
+        client_of: impl FnOnce(Family) -> Option<IpAddr>,
+    ) {
+        let Ok(message) = message::read(payload) else { return };
+        let family = message.kind().family();
+        let Some(client) = client_of(family) else { return };
+        let Some(name) = message.name() else { return };
+        for name in [name, name.with_root()] {
+            // Most answers are about names that no rule has: they cost no more than this.
+            if !self.store.is_used(client, name.as_str(), family) {
+                continue;
+            }
+            if let Ok(Outcome::Addresses { addresses, ttl_s }) = message.outcome() {
+                let ttl = Duration::from_secs(ttl_s.into());
+                self.store.learned(now, client, name.as_str(), &addresses, ttl);
+            }
+        }
+    }
+
+    pub(crate) fn on_timer(&mut self, now: Instant, nat: &mut Nat) {
+        self.resolver.on_timer(now, nat, &mut self.store);
+        self.store.sweep(now);
+    }
+
+    /// When [`Dns::on_timer`] or [`Dns::transmit`] has something to do.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        [self.resolver.next_deadline(&self.store), self.store.next_sweep()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Whether [`Dns::take_change`] has something.
+    pub(crate) fn has_changes(&self) -> bool {
+        self.store.has_changes()
+    }
+
+    /// A client and a name of it whose addresses have changed since they were taken.
+    pub(crate) fn take_change(&mut self) -> Option<(IpAddr, HostName)> {
+        self.store.take_change()
+    }
+
+    /// The addresses of a client's name; one may come twice.
+    pub(crate) fn addresses_of(
+        &self,
+        now: Instant,
+        client: IpAddr,
+        name: &HostName,
+    ) -> impl Iterator<Item = IpAddr> {
+        self.store.addresses_of(now, client, name.as_str())
+    }
+
+    /// A client, a name of it that cannot be resolved, and why; each is told once until it is resolved.
+    pub(crate) fn take_problem(&mut self) -> Option<(IpAddr, HostName, Problem)> {
+        self.store.take_problem()
+    }
+
+    /// Whether a question is on its way that was asked before, or failed already.
+    #[cfg(test)]
+    pub(crate) fn resolver_is_past_first_attempt(&self) -> bool {
+        self.resolver.is_past_first_attempt()
+    }
+}
+
+impl View<'_> {
+    /// The name under which a flow to `address` keeps it.
+    fn held_name(&self, address: IpAddr) -> Option<&str> {
+        let (Held(name), _) = self.held.filter(|(_, held)| *held == address)?;
+        self.dns.store.text_of(self.client, name)
+    }
+}
+
+impl Names for View<'_> {
+    fn lookup(&self, name: &HostName, address: IpAddr) -> NameMatch {
+        if self.held_name(address) == Some(name.as_str()) {
+            return NameMatch::Has;
+        }
+        self.dns.store.lookup(self.now, self.client, name.as_str(), address)
+    }
+
+    fn each_at(&self, address: IpAddr, found: &mut dyn FnMut(&str)) {
+        if let Some(name) = self.held_name(address) {
+            found(name);
+        }
+        self.dns.store.names_of(self.now, self.client, address, found);
+    }
+
+    fn stamp(&self) -> Option<u64> {
+        Some(self.dns.store.stamp())
+    }
+}

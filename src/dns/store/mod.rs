@@ -1,0 +1,516 @@
+//! What is known about the names in rules: which client uses which name, and the addresses that a name has.
+//!
+//! A *name* (text and family) exists once, however many clients use it: what our resolver learns about it serves all of
+//! them. That leaks nothing: a client cannot tell whether a name was known before its own rules named it, and all are
+//! given the same answer by the same servers. A *use* ties a name to a client; addresses that a client's own DNS
+//! answers contained belong to its use and to nobody else's.
+//!
+//! An answer adds addresses, and only time takes them away: each counts until the TTL that it came with is over, so that
+//! a server that rotates through its addresses does not cut off what it said a moment ago. Those of the latest answer
+//! count for [`STALE`] longer while no newer answer comes. After that the name is unresolved again.
+//!
+//! All memory is taken in [`Store::new`], save for the text of the names, which the rules hold anyway; looking up and
+//! adding addresses does not allocate.
+
+use core::net::IpAddr;
+use core::time::Duration;
+
+use rules::{Family, HostName, NameMatch};
+
+use super::message::Addresses;
+use super::resolver::Problem;
+use crate::conntrack::index::{HashKey, Index};
+use crate::conntrack::slab::Slab;
+use crate::limits::OutOfMemory;
+use crate::time::Instant;
+
+/// Least life of an answer: programs use an address for some time after they asked, whatever its TTL, and a TTL of zero
+/// must not make us ask for ever.
+pub const MIN_LIFE: Duration = Duration::from_secs(60);
+/// Longest life of an address.
+pub const MAX_LIFE: Duration = Duration::from_secs(86_400);
+/// Longest life of "no such name" and "no address" (RFC 2308, section 5 proposes one to three hours).
+pub const MAX_NEGATIVE_LIFE: Duration = Duration::from_secs(3600);
+/// How much longer the latest answer counts while nothing newer is to be had (RFC 8767 allows days; ours are rules).
+pub const STALE: Duration = Duration::from_secs(3600);
+/// Time between two searches for addresses whose time is over.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
+
+mod addresses;
+mod uses;
+
+use addresses::is_valid;
+use uses::IsNew;
+
+const NONE: u32 = u32::MAX;
+
+/// How much is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Names of all clients, each family on its own.
+    pub names: u32,
+    /// Pairs of a client and a name.
+    pub uses: u32,
+    /// Names of one client and family.
+    pub names_per_client: u32,
+    /// Addresses of all names.
+    pub addresses: u32,
+    /// Addresses of one name; as many again that one client was told.
+    pub addresses_per_name: u16,
+}
+
+impl Limits {
+    /// For so many client addresses: a name for each and 256 more. Takes about 700 bytes for each name.
+    #[must_use]
+    pub fn for_clients(clients: u16) -> Self {
+        let names = 256 + u32::from(clients);
+        Self {
+            names,
+            uses: 2 * names,
+            names_per_client: names / 2,
+            addresses: 4 * names,
+            addresses_per_name: 64,
+        }
+    }
+}
+
+/// What became known about a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer<'a> {
+    /// It has these addresses.
+    Addresses(&'a Addresses, Duration),
+    /// It does not exist, or not with this family.
+    Nothing(Duration),
+}
+
+/// Slot of a name, and the number that tells it from one that had the slot before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NameId {
+    slot: u32,
+    serial: u32,
+}
+
+/// A name.
+#[derive(Debug)]
+pub(crate) struct Name {
+    pub(crate) host_name: HostName,
+    pub(crate) family: Family,
+    serial: u32,
+    uses: u32,
+    /// Number of the latest answer.
+    answer: u32,
+    /// Set while the latest answer counts: until about then, when a sweep takes it away.
+    known_until: Option<Instant>,
+    addresses: Chain,
+    /// An address came or went since the uses were told.
+    has_changed: bool,
+    /// For the resolver: when to ask next, `None` while it asks.
+    pub(crate) ask_at: Option<Instant>,
+    /// For the resolver: failures since the last answer.
+    pub(crate) failures: u8,
+    trouble: Trouble,
+}
+
+/// Whether somebody has to be told that the name is not resolved; once, until it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    None,
+    Untold(Problem),
+    Told,
+}
+
+/// A client's use of a name.
+#[derive(Debug)]
+struct Use {
+    client: IpAddr,
+    name: u32,
+    learned: Chain,
+    /// The rule set that it was seen in last.
+    edit: u32,
+    is_changed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Chain {
+    first: u32,
+    len: u16,
+}
+
+impl Chain {
+    const EMPTY: Self = Self { first: NONE, len: 0 };
+}
+
+/// One address of one name.
+#[derive(Debug)]
+struct Entry {
+    address: IpAddr,
+    name: u32,
+    /// The use that it belongs to, or [`NONE`]: all of them.
+    owner: u32,
+    answer: u32,
+    expires_at: Instant,
+    next: u32,
+}
+
+/// The store.
+#[derive(Debug)]
+pub(crate) struct Store {
+    limits: Limits,
+    key: HashKey,
+    names: Slab<Name>,
+    by_name: Index,
+    uses: Slab<Use>,
+    by_use: Index,
+    entries: Slab<Entry>,
+    by_address: Index,
+    serial: u32,
+    edit: u32,
+    /// Moves whenever a name becomes known or ceases to be.
+    stamp: u64,
+    /// No name is due before.
+    ask_at: Option<Instant>,
+    untold: u32,
+    sweep_at: Option<Instant>,
+    changed_uses: u32,
+    /// Where the search for a changed use goes on.
+    cursor: u32,
+}
+
+impl Store {
+    pub(crate) fn new(limits: Limits, key: HashKey) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            limits,
+            key,
+            names: Slab::with_capacity(limits.names)?,
+            by_name: Index::with_capacity(limits.names)?,
+            uses: Slab::with_capacity(limits.uses)?,
+            by_use: Index::with_capacity(limits.uses)?,
+            entries: Slab::with_capacity(limits.addresses)?,
+            by_address: Index::with_capacity(limits.addresses)?,
+            serial: 0,
+            edit: 0,
+            stamp: 0,
+            ask_at: None,
+            untold: 0,
+            sweep_at: None,
+            changed_uses: 0,
+            cursor: 0,
+        })
+    }
+
+    /// Replaces the names that a client uses. Returns how many there was no room for: those stay unresolved.
+    pub(crate) fn set_names<'a>(
+        &mut self,
+        now: Instant,
+        client: IpAddr,
+        names: impl Iterator<Item = &'a HostName>,
+    ) -> usize {
+        self.edit = self.edit.wrapping_add(1);
+        self.stamp = self.stamp.wrapping_add(1);
+        let (mut used, mut left_out) = (0, 0);
+        for name in names {
+            match self.use_name(now, client, name, used) {
+                Some(IsNew::Yes) => used += 1,
+                Some(IsNew::No) => {}
+                None => left_out += 1,
+            }
+        }
+        for slot in 0..self.uses.slots() {
+            let one = self.uses.get(slot);
+            if one.is_some_and(|one| one.client == client && one.edit != self.edit) {
+                self.end_use(slot);
+            }
+        }
+        left_out
+    }
+
+    /// What is known about an address of a name, for one client.
+    pub(crate) fn lookup(
+        &self,
+        now: Instant,
+        client: IpAddr,
+        name: &str,
+        address: IpAddr,
+    ) -> NameMatch {
+        let found = self.find_name(name, Family::of(address));
+        let Some((slot, known)) = found.and_then(|slot| Some((slot, self.names.get(slot)?))) else {
+            return NameMatch::Unresolved;
+        };
+        let Some(owner) = self.find_use(client, slot) else { return NameMatch::Unresolved };
+        let has = self.find_entry(address, |entry| {
+            entry.name == slot
+                && (entry.owner == NONE || entry.owner == owner)
+                && is_valid(now, entry, known)
+        });
+        if has.is_some() {
+            NameMatch::Has
+        } else if known.known_until.is_some() {
+            NameMatch::HasNot
+        } else {
+            NameMatch::Unresolved
+        }
+    }
+
+    /// Calls `found` with every name of a client that has this address.
+    pub(crate) fn names_of(
+        &self,
+        now: Instant,
+        client: IpAddr,
+        address: IpAddr,
+        found: &mut dyn FnMut(&str),
+    ) {
+        let _ = self.find_entry(address, |entry| {
+            let Some(name) = self.names.get(entry.name) else { return false };
+            let is_its_own = match entry.owner {
+                NONE => self.find_use(client, entry.name).is_some(),
+                owner => self.uses.get(owner).is_some_and(|one| one.client == client),
+            };
+            if is_its_own && is_valid(now, entry, name) {
+                found(name.host_name.as_str());
+            }
+            false
+        });
+    }
+
+    /// Whether a client uses a name of this family.
+    pub(crate) fn is_used(&self, client: IpAddr, name: &str, family: Family) -> bool {
+        self.find_name(name, family).is_some_and(|name| self.find_use(client, name).is_some())
+    }
+
+    /// Takes what our resolver was answered.
+    pub(crate) fn answered(&mut self, now: Instant, id: NameId, answer: Answer<'_>) {
+        let life = match answer {
+            Answer::Addresses(_, ttl) => ttl.clamp(MIN_LIFE, MAX_LIFE),
+            Answer::Nothing(ttl) => ttl.clamp(MIN_LIFE, MAX_NEGATIVE_LIFE),
+        };
+        // Early enough for all attempts before the life is over.
+        self.ask_again(id, Some(now.after(life.saturating_sub(life / 4))));
+        self.set_trouble(id, Trouble::None);
+        let Some(name) = self.name_mut(id) else { return };
+        name.answer = name.answer.wrapping_add(1);
+        let known_until = Some(now.after(life.saturating_add(STALE)));
+        let was_known = core::mem::replace(&mut name.known_until, known_until).is_some();
+        name.failures = 0;
+        let number = name.answer;
+        if let Answer::Addresses(addresses, _) = answer {
+            for address in addresses.iter() {
+                self.add(id.slot, NONE, address, now, now.after(life), number);
+            }
+        }
+        self.tell_uses(id.slot);
+        if !was_known {
+            self.stamp = self.stamp.wrapping_add(1);
+        }
+        self.sweep_at.get_or_insert(now.after(SWEEP_INTERVAL));
+    }
+
+    /// Takes an answer that a client received itself. Only names that it uses count.
+    pub(crate) fn learned(
+        &mut self,
+        now: Instant,
+        client: IpAddr,
+        name: &str,
+        addresses: &Addresses,
+        ttl: Duration,
+    ) {
+        let Some(first) = addresses.iter().next() else { return };
+        let Some(slot) = self.find_name(name, Family::of(first)) else { return };
+        let Some(owner) = self.find_use(client, slot) else { return };
+        let expires_at = now.after(ttl.clamp(MIN_LIFE, MAX_LIFE));
+        // Answers of the resolver are numbered from 1: what was learned never counts as its latest.
+        let before = self.names.get(slot).is_some_and(|name| name.has_changed);
+        for address in addresses.iter() {
+            self.add(slot, owner, address, now, expires_at, 0);
+        }
+        if let Some(name) = self.names.get_mut(slot) {
+            let is_changed = core::mem::replace(&mut name.has_changed, before);
+            if is_changed && !before {
+                self.mark_changed(owner);
+            }
+        }
+    }
+
+    /// Notes that the name could not be resolved; what was known before goes on to count.
+    pub(crate) fn failed(&mut self, id: NameId, ask_at: Option<Instant>, problem: Problem) {
+        self.ask_again(id, ask_at);
+        let Some(name) = self.name_mut(id) else { return };
+        name.failures = name.failures.saturating_add(1);
+        if name.trouble == Trouble::None {
+            self.set_trouble(id, Trouble::Untold(problem));
+        }
+    }
+
+    /// Has every name asked for again, at once.
+    pub(crate) fn ask_all(&mut self, now: Instant) {
+        self.names.for_each_mut(|name| {
+            name.failures = 0;
+            name.ask_at = Some(now);
+        });
+        self.ask_at = Some(now);
+    }
+
+    /// A name, unless it is gone.
+    pub(crate) fn name(&self, id: NameId) -> Option<&Name> {
+        self.names.get(id.slot).filter(|name| name.serial == id.serial)
+    }
+
+    fn name_mut(&mut self, id: NameId) -> Option<&mut Name> {
+        self.names.get_mut(id.slot).filter(|name| name.serial == id.serial)
+    }
+
+    /// Takes the name that has waited longest for a question that is due; it waits no more.
+    pub(crate) fn take_due(&mut self, now: Instant) -> Option<NameId> {
+        self.ask_at.filter(|at| *at <= now)?;
+        let waiting = |slot| Some((self.names.get(slot)?.ask_at?, slot));
+        let first = (0..self.names.slots()).filter_map(waiting).min();
+        self.ask_at = first.map(|(at, _)| at);
+        let (_, slot) = first.filter(|(at, _)| *at <= now)?;
+        let name = self.names.get_mut(slot)?;
+        name.ask_at = None;
+        Some(NameId { slot, serial: name.serial })
+    }
+
+    /// A moment before which no question is due.
+    pub(crate) fn next_ask(&self) -> Option<Instant> {
+        self.ask_at
+    }
+
+    fn ask_again(&mut self, id: NameId, at: Option<Instant>) {
+        if let Some(name) = self.name_mut(id) {
+            name.ask_at = at;
+            self.ask_at = [self.ask_at, at].into_iter().flatten().min();
+        }
+    }
+
+    fn set_trouble(&mut self, id: NameId, trouble: Trouble) {
+        let Some(name) = self.name_mut(id) else { return };
+        let before = core::mem::replace(&mut name.trouble, trouble);
+        self.count_untold(before, trouble);
+    }
+
+    fn count_untold(&mut self, before: Trouble, after: Trouble) {
+        if matches!(before, Trouble::Untold(_)) {
+            self.untold = self.untold.saturating_sub(1);
+        }
+        if matches!(after, Trouble::Untold(_)) {
+            self.untold = self.untold.saturating_add(1);
+        }
+    }
+
+    /// A name that cannot be resolved, why, and a client that uses it.
+    pub(crate) fn take_problem(&mut self) -> Option<(IpAddr, HostName, Problem)> {
+        if self.untold == 0 {
+            return None;
+        }
+        let slot = (0..self.names.slots()).find(|slot| {
+            self.names.get(*slot).is_some_and(|name| matches!(name.trouble, Trouble::Untold(_)))
+        })?;
+        let client = self.client_of(slot)?;
+        let name = self.names.get_mut(slot)?;
+        let Trouble::Untold(problem) = core::mem::replace(&mut name.trouble, Trouble::Told) else {
+            return None;
+        };
+        self.untold = self.untold.saturating_sub(1);
+        Some((client, name.host_name.clone(), problem))
+    }
+
+    fn client_of(&self, name: u32) -> Option<IpAddr> {
+        let uses = (0..self.uses.slots()).filter_map(|slot| self.uses.get(slot));
+        uses.filter(|one| one.name == name).map(|one| one.client).next()
+    }
+
+    /// When [`Store::sweep`] has something to do.
+    pub(crate) fn next_sweep(&self) -> Option<Instant> {
+        self.sweep_at
+    }
+
+    /// A number that stands for which names are known.
+    pub(crate) fn stamp(&self) -> u64 {
+        self.stamp
+    }
+
+    /// What a flow keeps of a name that a client uses.
+    pub(crate) fn id_of(&self, client: IpAddr, name: &str) -> Option<NameId> {
+        let slot = self.find_name(name, Family::of(client))?;
+        self.find_use(client, slot)?;
+        Some(NameId { slot, serial: self.names.get(slot)?.serial })
+    }
+
+    /// The text of a name that a client still uses.
+    pub(crate) fn text_of(&self, client: IpAddr, id: NameId) -> Option<&str> {
+        let name = self.name(id)?;
+        self.find_use(client, id.slot)?;
+        Some(name.host_name.as_str())
+    }
+
+    /// Removes addresses whose time is over, and what was known of names that nobody answers for any more.
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        if self.sweep_at.is_none_or(|at| now < at) {
+            return;
+        }
+        let mut stamp = self.stamp;
+        self.names.for_each_mut(|name| {
+            if name.known_until.is_some_and(|until| until <= now) {
+                name.known_until = None;
+                stamp = stamp.wrapping_add(1);
+            }
+        });
+        self.stamp = stamp;
+        for slot in 0..self.entries.slots() {
+            let Some(entry) = self.entries.get(slot) else { continue };
+            let is_over = self.names.get(entry.name).is_none_or(|name| !is_valid(now, entry, name));
+            if is_over {
+                let owner = entry.owner;
+                self.remove_entry(slot);
+                if owner != NONE {
+                    self.mark_changed(owner);
+                }
+            }
+        }
+        self.tell_all_uses();
+        self.sweep_at = (self.names.len() > 0).then(|| now.after(SWEEP_INTERVAL));
+    }
+
+    /// Whether [`Store::take_change`] has something.
+    pub(crate) fn has_changes(&self) -> bool {
+        self.changed_uses > 0
+    }
+
+    /// A client and a name of it whose addresses have changed; each client gets its turn.
+    pub(crate) fn take_change(&mut self) -> Option<(IpAddr, HostName)> {
+        let slots = self.uses.slots();
+        for step in 0..slots {
+            let slot = self.cursor.wrapping_add(step).checked_rem(slots)?;
+            let Some(one) = self.uses.get_mut(slot).filter(|one| one.is_changed) else { continue };
+            one.is_changed = false;
+            self.changed_uses = self.changed_uses.saturating_sub(1);
+            self.cursor = slot.wrapping_add(1);
+            let (client, name) = (one.client, one.name);
+            return Some((client, self.names.get(name)?.host_name.clone()));
+        }
+        self.changed_uses = 0;
+        None
+    }
+
+    /// The addresses of a client's name.
+    pub(crate) fn addresses_of(
+        &self,
+        now: Instant,
+        client: IpAddr,
+        name: &str,
+    ) -> impl Iterator<Item = IpAddr> + '_ {
+        let slot = self.find_name(name, Family::of(client));
+        let owner = slot.and_then(|slot| self.find_use(client, slot));
+        let known = slot.and_then(|slot| self.names.get(slot)).filter(|_| owner.is_some());
+        let learned = owner.and_then(|owner| self.uses.get(owner)).map(|one| one.learned);
+        let chains = [known.map(|name| name.addresses), learned].into_iter().flatten();
+        let valid = move |entry: &&Entry| known.is_some_and(|name| is_valid(now, entry, name));
+        chains.flat_map(|chain| self.chain(chain)).filter(valid).map(|entry| entry.address)
+    }
+
+    /// Number of names and of addresses.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.names.len(), self.entries.len())
+    }
+}
