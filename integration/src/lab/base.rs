@@ -35,6 +35,7 @@ const PROGRAMS: &[&str] = &[
     "conntrack",
     "tcpdump",
     "iperf3",
+    "socat",
     "dnsmasq-base",
     "strace",
     "dropbear-bin",

@@ -36,7 +36,7 @@ impl Role {
 
     fn programs(self) -> &'static [&'static str] {
         match self {
-            Self::Client => &["iperf3", "ping", "tcpdump", "ip", "arping"],
+            Self::Client => &["iperf3", "ping", "tcpdump", "ip", "arping", "socat"],
             Self::NetVm => &["dnsmasq", "iperf3", "ping", "tcpdump", "ip"],
             Self::LinuxFirewall => &["nft", "conntrack", "ip"],
         }

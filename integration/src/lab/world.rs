@@ -2,16 +2,16 @@
 //! what they need (`need_...`); what is there already is left alone.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Lab;
 use super::dom0d::{self, ClientState, Dom0d, Reloaded};
-use super::domain::{Domain, DomainSpec, State};
+use super::domain::{Domain, DomainSpec, State, Vif};
 use super::guests::Role;
 use super::plan::{Plan, UPLINK_CPU};
 use crate::error::{Error, Result};
-use crate::fail;
+use crate::{fail, progress};
 
 /// What stands in the firewall's place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,16 @@ pub struct World {
 
 /// Rules of a client that may do everything.
 pub const ACCEPT_ALL: &[&str] = &["action=accept"];
+
+/// Shell lines that show a guest's network from inside.
+const NETWORK_STATE: &str = "mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null; ip -s link; ip addr; ip route; \
+    ip -6 route; ip neigh; cat /tmp/hotplug.log; grep -i -e xen -e vif -e eth /proc/interrupts; cat /proc/net/snmp; \
+    for f in /sys/kernel/debug/xen-netback/*/*; do echo \"$f:\"; cat $f; done; xenstore-ls backend; \
+    for d in $(xenstore-list backend/vif); do for n in $(xenstore-list backend/vif/$d); do \
+    f=$(xenstore-read backend/vif/$d/$n/frontend); echo $f; xenstore-ls $f; done; done; dmesg | tail -30";
+
+/// How often an uplink is attached when the NetVM does not answer in libxl's time.
+const UPLINK_TRIES: u32 = 3;
 
 /// For what the firewall does in a moment; generous for a busy host.
 const START: Duration = Duration::from_secs(90);
@@ -120,6 +130,21 @@ impl World {
     /// When it fails.
     pub fn sh(&self, domain: &Domain, line: &str) -> Result<String> {
         domain.sh(&self.lab, line)
+    }
+
+    /// Writes what each Linux domain knows of its network to a file of its own in `dir`: interfaces with counters,
+    /// routes, neighbours, and a backend's rings and directories. What cannot be had is left out.
+    pub fn save_network_state(&self, dir: &Path) {
+        for (name, domain) in &self.domains {
+            if self.kind != Kind::Linux && *name == self.plan.firewall.name {
+                continue;
+            }
+            // A guest that hangs must not hold up the report for long.
+            let state = domain.exec_for(&self.lab, NETWORK_STATE, Duration::from_secs(20));
+            if let Ok(state) = state {
+                let _ = std::fs::write(dir.join(format!("network-{name}.txt")), state.text);
+            }
+        }
     }
 
     /// Names of the domains that were started and not seen to end.
@@ -317,7 +342,7 @@ impl World {
             )?;
         }
         let mark = self.firewall()?.console_mark();
-        self.lab.attach_vif(&self.plan.firewall.name, &vif)?;
+        self.attach_patiently(&vif)?;
         self.uplink = Some(index);
         if self.kind == Kind::Linux {
             // Qubes' udev rule does this in a Linux VM.
@@ -330,6 +355,22 @@ impl World {
             self.firewall()?.wait_console_after(&self.lab, mark, "fw: uplink connected", START)?;
         }
         Ok(())
+    }
+
+    /// Attaches an uplink. libxl gives the backend 10 s, and the Linux of the NetVM can be slower on a busy host: that
+    /// is said and tried again, after the removal of what is left.
+    fn attach_patiently(&self, vif: &Vif) -> Result<()> {
+        let name = &self.plan.firewall.name;
+        for tried in 1..UPLINK_TRIES {
+            match self.lab.attach_vif(name, vif) {
+                Err(error) if error.to_string().contains("unable to add device") => {
+                    progress::say(format!("NetVM slower than libxl waits, once more ({tried})"));
+                    self.lab.detach_vif(name, self.plan.firewall.devid)?;
+                }
+                other => return other,
+            }
+        }
+        self.lab.attach_vif(name, vif)
     }
 
     /// Disconnects the firewall from its NetVM; what `xl` said.

@@ -6,6 +6,7 @@
 
 pub mod basics;
 pub mod control;
+pub mod hostile;
 pub mod lifecycle;
 pub mod steps;
 pub mod traffic;
@@ -61,6 +62,8 @@ pub const GROUPS: &[Group] = &[
             "clients do not reach each other" => traffic::clients_are_isolated,
             "the outside opens nothing inwards" => traffic::nothing_inwards,
             "a forged source address is dropped and counted" => traffic::forged_source,
+            "broken frames are dropped and counted, the other client downloads" => hostile::raw_frames,
+            "a broken backend directory costs its client alone" => hostile::broken_directory,
             "IPv6 frames are dropped and counted" => traffic::ipv6_is_dropped,
             "a rule edit during a download takes effect in under a second" => control::rule_edit,
             "a malformed rule denies its client alone" => control::malformed_rule,

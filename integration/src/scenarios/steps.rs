@@ -97,18 +97,30 @@ pub fn refused_port(world: &World, client: &Domain, address: &str, port: u16) ->
     if ms >= 900 { refused_on_the_wire(world, client, address, port) } else { Ok(ms) }
 }
 
-/// Milliseconds between a client's SYN and the ICMP error about it.
-fn refused_on_the_wire(world: &World, client: &Domain, address: &str, port: u16) -> Result<u64> {
-    let filter = format!(
-        "(tcp and dst host {address} and dst port {port}) or (icmp and icmp[icmptype] == 3)"
-    );
+/// What the client's side of the wire shows of a refusal: milliseconds from its SYN to an ICMP "communication
+/// administratively prohibited" (type 3, code 13), by the bytes of the packet and not by anybody's words.
+///
+/// # Errors
+/// When no such packet follows at once.
+pub fn refused_on_the_wire(
+    world: &World,
+    client: &Domain,
+    address: &str,
+    port: u16,
+) -> Result<u64> {
+    // Only type 3 with code 13 passes the second half.
+    let filter =
+        format!("(tcp and dst host {address} and dst port {port}) or (icmp[0:2] == 0x030d)");
     let dump = capture(world, client, "eth0", &filter)?;
     client
         .exec(&world.lab, &format!("timeout 10 wget -q -O /dev/null http://{address}:{port}/"))?;
     let packets = dump.finish(world, client)?;
     match syn_to_icmp_ms(&packets) {
         Some(ms) if ms < 900 => Ok(ms),
-        _ => fail!("{}: {address}:{port} was not refused at once:\n{packets}", client.name),
+        _ => fail!(
+            "{}: {address}:{port} was not refused at once by ICMP 3/13:\n{packets}",
+            client.name
+        ),
     }
 }
 
@@ -142,17 +154,30 @@ fn hundredths(text: &str) -> Option<u64> {
 /// # Errors
 /// When it fails or differs.
 pub fn download(world: &World, client: &Domain) -> Result<f64> {
-    let (size, hash) = big_file();
-    let server = &world.plan.internet;
-    let line = format!(
-        "a=$(cut -d' ' -f1 /proc/uptime); timeout 170 wget -q -O - http://{server}:443/big | sha256sum; \
-         b=$(cut -d' ' -f1 /proc/uptime); echo \"from $a to $b\""
-    );
+    let line = download_line(world);
     let text = client.exec_for(&world.lab, &line, DOWNLOAD)?.ok("download of 20 MB")?;
+    downloaded(client, &text)
+}
+
+/// The shell line of a download, for [`downloaded`].
+pub fn download_line(world: &World) -> String {
+    format!(
+        "a=$(cut -d' ' -f1 /proc/uptime); timeout 170 wget -q -O - http://{}:443/big | sha256sum; \
+         b=$(cut -d' ' -f1 /proc/uptime); echo \"from $a to $b\"",
+        world.plan.internet
+    )
+}
+
+/// Judges what [`download_line`] printed; bytes per second.
+///
+/// # Errors
+/// When something else than the file came.
+pub fn downloaded(client: &Domain, text: &str) -> Result<f64> {
+    let (size, hash) = big_file();
     if !text.starts_with(&hash) {
         fail!("{}: {size} bytes with SHA-256 {hash} expected, got {text}", client.name);
     }
-    let ms = elapsed_ms(&text).unwrap_or(0).max(10);
+    let ms = elapsed_ms(text).unwrap_or(0).max(10);
     #[expect(clippy::cast_precision_loss, reason = "a rate for people, of numbers far below 2^52")]
     Ok(size as f64 * 1000.0 / ms as f64)
 }
@@ -244,16 +269,7 @@ pub fn flows_again(world: &World, client: &Domain, address: &str) -> Result<f32>
             return Ok(begun.elapsed().as_secs_f32());
         }
     }
-    let netvms: String = (0..2).filter_map(|index| netvm_state(world, index)).collect();
-    fail!("{}: no answer from {address} for 90 s; {netvms}", client.name)
-}
-
-/// How the NetVM sees its clients, to tell a fault of its set-up from one of the firewall.
-fn netvm_state(world: &World, index: usize) -> Option<String> {
-    let netvm = world.netvm(index).ok()?;
-    let look = "ip -s link; ip route; ip neigh; cat /tmp/hotplug.log";
-    let state = netvm.exec(&world.lab, look).ok()?;
-    Some(format!("{}:\n{}\n", netvm.name, state.text))
+    fail!("{}: no answer from {address} for 90 s", client.name)
 }
 
 /// A running packet capture in a Linux guest.

@@ -38,6 +38,7 @@ pub fn one_port_only(world: &mut World) -> Result<String> {
     let alice = world.client(ALICE)?;
     steps::page(world, alice, 0)?;
     let ms = steps::refused(world, alice, &server)?;
+    let on_the_wire = steps::refused_on_the_wire(world, alice, &server, 80)?;
     if steps::ping(world, alice, 2, &server)? > 0 {
         fail!("{}: ping got through", alice.name);
     }
@@ -45,7 +46,9 @@ pub fn one_port_only(world: &mut World) -> Result<String> {
         fail!("{}: the gateway does not answer ping", alice.name);
     }
     steps::page(world, alice, 0)?;
-    Ok(format!("port 80 refused in {ms} ms"))
+    Ok(format!(
+        "port 80 refused in {ms} ms, on A's wire by ICMP type 3 code 13 after {on_the_wire} ms"
+    ))
 }
 
 /// Client B: everything.

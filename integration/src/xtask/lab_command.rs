@@ -16,7 +16,9 @@ usage: cargo xtask lab build [--fresh]      the images (--fresh: from newly down
        cargo xtask lab exec DOMAIN CMD...   a command in dom0 or in a Linux guest
        cargo xtask lab console DOMAIN       what a domain wrote to its console, and what it writes
        cargo xtask lab boot IMAGE           boot IMAGE as a PVH domain without devices and show its console
-       cargo xtask lab scenario [PART]      the scenarios whose name contains PART (or of that group)
+       cargo xtask lab scenario [--repeat N] [PART]
+                                            the scenarios whose name contains PART (or of that group), N times,
+                                            each time on a fresh boot; the report counts
        cargo xtask lab prove [unusual]      the lab alone, with a Linux firewall in the place of ours
        cargo xtask lab down                 end it";
 
@@ -39,15 +41,21 @@ pub fn run(args: &[&str]) -> Result<()> {
         }
         ["exec", domain, line @ ..] if !line.is_empty() => exec(domain, &line.join(" ")),
         ["console", domain] => console(domain),
-        ["scenario", filter @ ..] => {
-            apt::ensure(apt::LAB)?;
-            super::scenarios::run_matching(&super::image::build()?, &filter.join(" "))
-        }
+        ["scenario", "--repeat", times, filter @ ..] => scenario(times, &filter.join(" ")),
+        ["scenario", filter @ ..] => scenario("1", &filter.join(" ")),
         ["prove"] => super::prove::run(Plan::usual()),
         ["prove", "unusual"] => super::prove::run(Plan::unusual()),
         ["boot", image] => boot(Path::new(image)),
         _ => fail!("{USAGE}"),
     }
+}
+
+fn scenario(times: &str, filter: &str) -> Result<()> {
+    let Some(times) = times.parse().ok().filter(|times| *times > 0) else {
+        fail!("--repeat wants a number, not {times:?}");
+    };
+    apt::ensure(apt::LAB)?;
+    super::scenarios::repeat_matching(&super::image::build()?, filter, times)
 }
 
 fn build(fresh: bool) -> Result<()> {

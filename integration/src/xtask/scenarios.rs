@@ -18,6 +18,18 @@ struct Tally {
     passed: u32,
     failed: Vec<String>,
     emulator_faults: u32,
+    /// Number of the run, when there are several.
+    run: Option<u32>,
+}
+
+impl Tally {
+    /// What a scenario is called in this run's report and logs.
+    fn label(&self, scenario: &Scenario) -> String {
+        match self.run {
+            Some(run) => format!("{run}: {}", scenario.name),
+            None => scenario.name.to_owned(),
+        }
+    }
 }
 
 /// Runs every scenario on `image`.
@@ -33,17 +45,31 @@ pub fn run_all(image: &Image) -> Result<()> {
 /// # Errors
 /// As [`run_all`]; also when the filter matches nothing.
 pub fn run_matching(image: &Image, filter: &str) -> Result<()> {
+    repeat_matching(image, filter, 1)
+}
+
+/// [`run_matching`] `times` times, each group on a fresh boot each time. Goes on after a failure.
+///
+/// # Errors
+/// As [`run_matching`]; each failure is named with the number of its run.
+pub fn repeat_matching(image: &Image, filter: &str, times: u32) -> Result<()> {
     build_dom0d()?;
     let images = cache::images(false)?;
     let mut tally = Tally::default();
-    for group in GROUPS {
-        let chosen: Vec<&Scenario> = group
-            .scenarios
-            .iter()
-            .filter(|scenario| scenario.name.contains(filter) || group.name == filter)
-            .collect();
-        if !chosen.is_empty() {
-            run_group(&images, image, group, &chosen, &mut tally);
+    for run in 1..=times {
+        if times > 1 {
+            tally.run = Some(run);
+            progress::say(format!("run {run} of {times}"));
+        }
+        for group in GROUPS {
+            let chosen: Vec<&Scenario> = group
+                .scenarios
+                .iter()
+                .filter(|scenario| scenario.name.contains(filter) || group.name == filter)
+                .collect();
+            if !chosen.is_empty() {
+                run_group(&images, image, group, &chosen, &mut tally);
+            }
         }
     }
     let faults = match tally.emulator_faults {
@@ -106,13 +132,14 @@ fn run_group(
                 ));
             }
             Err(error) => {
-                tally.failed.push(scenario.name.to_owned());
+                let label = tally.label(scenario);
                 progress::say(format!(
                     "FAILED {} ({:.0} s): {error}",
                     scenario.name,
                     begun.elapsed().as_secs_f32()
                 ));
-                save_logs(world.as_ref(), scenario.name);
+                save_logs(world.as_ref(), &label);
+                tally.failed.push(label);
                 // The next one finds an empty world; a dom0 that does not answer is replaced.
                 if world.as_mut().is_some_and(|world| world.clear().is_err()) {
                     world = None;
@@ -160,7 +187,12 @@ pub fn save_logs(world: Option<&World>, label: &str) {
         label.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(60).collect();
     let saved = world.map(|world| world.lab.save_logs(&label));
     match saved {
-        Some(Ok(dir)) => progress::say(format!("console logs of all domains: {}", dir.display())),
+        Some(Ok(dir)) => {
+            if let Some(world) = world {
+                world.save_network_state(&dir);
+            }
+            progress::say(format!("console logs of all domains: {}", dir.display()));
+        }
         Some(Err(error)) => progress::say(format!("the logs could not be saved: {error}")),
         None => progress::say(format!(
             "the lab did not boot; see {}",

@@ -186,6 +186,31 @@ fn a_frame_to_the_backend_carries_its_bytes_and_flags() {
 }
 
 #[test]
+fn a_backend_that_lost_the_first_event_hears_of_the_next_frame() {
+    let mut rig = Rig::new();
+    let mut backend = rig.connect(NETVM, 0);
+    backend.peer.take_notifications();
+    rig.send(100, Offload::NONE).unwrap();
+    rig.settle();
+    // Raised as the ring asks, and lost: nobody looks at the ring, so its event index stays where it is.
+    assert_eq!(backend.peer.take_notifications(), [backend.port]);
+    rig.send(100, Offload::NONE).unwrap();
+    rig.settle();
+    assert_eq!(backend.peer.take_notifications(), [backend.port], "the ring does not ask for it");
+    assert_eq!(backend.sent().len(), 2);
+    rig.settle();
+    // It has answered, so it listens: from here on events are what its index asks for. It is awake and takes what
+    // comes without having asked again.
+    rig.send(100, Offload::NONE).unwrap();
+    rig.settle();
+    backend.peer.take_notifications();
+    rig.send(100, Offload::NONE).unwrap();
+    rig.settle();
+    assert!(backend.peer.take_notifications().is_empty(), "no event beyond the asked ones");
+    assert_eq!(backend.sent().len(), 2);
+}
+
+#[test]
 fn a_frame_from_the_backend_is_private_before_it_is_seen() {
     let mut rig = Rig::new();
     let mut backend = rig.connect(NETVM, 0);
