@@ -59,8 +59,6 @@ pub(super) struct Link {
     /// Responses may wait.
     pub(super) ready: bool,
     pub(super) gate: EventGate,
-    /// The backend has answered a frame: it listens.
-    pub(super) answered: bool,
     pub(super) counters: Counters,
 }
 
@@ -87,7 +85,6 @@ impl Link {
             up: false,
             ready: false,
             gate: EventGate::default(),
-            answered: false,
             counters: Counters::default(),
         })
     }
@@ -112,10 +109,7 @@ impl Link {
         let tx = ring.push(page);
         let (ring, page) = self.rx.parts();
         let rx = ring.push(page);
-        // A NetVM was seen to take no frame at all after a reconnect. An event lost while its backend connected would
-        // explain it, as the ring asks for no second one; that was not observed itself. One more event is harmless.
-        let unheard = !self.answered && self.tx.ring().in_flight() > 0;
-        if tx == Notify::Needed || rx == Notify::Needed || unheard {
+        if tx == Notify::Needed || rx == Notify::Needed {
             self.channel.notify();
         }
     }

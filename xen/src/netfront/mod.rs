@@ -160,7 +160,7 @@ impl Frontend {
     pub fn flush(&mut self, now: u64) {
         self.now = now;
         let target = self.config.rx_buffers;
-        if let Some(link) = self.link_mut() {
+        if let Some(link) = self.link_mut().filter(|link| link.up) {
             from_backend::refill(link, target);
             link.push();
         }

@@ -186,28 +186,25 @@ fn a_frame_to_the_backend_carries_its_bytes_and_flags() {
 }
 
 #[test]
-fn a_backend_that_lost_the_first_event_hears_of_the_next_frame() {
+fn a_backend_finds_empty_rings_when_it_binds_the_channel() {
     let mut rig = Rig::new();
-    let mut backend = rig.connect(NETVM, 0);
-    backend.peer.take_notifications();
-    rig.send(100, Offload::NONE).unwrap();
+    attach_uplink(&mut rig.store, NETVM, 0);
     rig.settle();
-    // Raised as the ring asks, and lost: nobody looks at the ring, so its event index stays where it is.
+    fake::peer(NETVM);
+    NetVm::offer(&mut rig.store, NETVM, 0);
+    rig.settle();
+    assert_eq!(rig.state(0).as_deref(), Some("4"), "published");
+    let mut backend = NetVm::connect(&mut rig.store, NETVM, 0);
+    // A Linux backend with work at this moment may lose the end of its first interrupt, and with it every later event.
+    assert!(backend.take_buffer().is_none(), "a receive buffer before the backend was ready");
+    assert!(backend.take_requests().is_empty());
+    backend.peer.take_notifications();
+    rig.settle();
+    // In state 4 it has done its own part: buffers come, and the event that tells of them.
+    assert!(rig.front.is_up());
     assert_eq!(backend.peer.take_notifications(), [backend.port]);
-    rig.send(100, Offload::NONE).unwrap();
-    rig.settle();
-    assert_eq!(backend.peer.take_notifications(), [backend.port], "the ring does not ask for it");
-    assert_eq!(backend.sent().len(), 2);
-    rig.settle();
-    // It has answered, so it listens: from here on events are what its index asks for. It is awake and takes what
-    // comes without having asked again.
-    rig.send(100, Offload::NONE).unwrap();
-    rig.settle();
-    backend.peer.take_notifications();
-    rig.send(100, Offload::NONE).unwrap();
-    rig.settle();
-    assert!(backend.peer.take_notifications().is_empty(), "no event beyond the asked ones");
-    assert_eq!(backend.sent().len(), 2);
+    assert!(backend.take_buffer().is_some());
+    assert_eq!(rig.front.status().unwrap().posted, 32);
 }
 
 #[test]

@@ -51,7 +51,6 @@ pub(super) fn complete(link: &mut Link) -> Result<(), DownReason> {
         let (ring, page) = link.tx.parts();
         let Some((_, slot)) = ring.take(page) else { break };
         link.gate.note_work();
-        link.answered = true;
         let response = TxResponse::decode(&slot);
         let entry = link.sent.get_mut(usize::from(response.id));
         let granted = entry.and_then(Option::take).ok_or(DownReason::UnknownResponse)?;
