@@ -4,7 +4,7 @@ use core::net::Ipv4Addr;
 
 use etherparse::{ArpHardwareId, ArpOperation, ArpPacketSlice, EtherType};
 
-use crate::clients::{ClientPort, Clients};
+use crate::clients::{Attached, Clients};
 use crate::frame::{Checksum, Frame, Offload};
 use crate::ingress::L3;
 use crate::time::Instant;
@@ -49,11 +49,17 @@ pub(crate) fn read(frame: &Frame<'_>) -> Result<Message, DropReason> {
     Ok(message)
 }
 
-/// Answers a client: every address but its own is behind us.
-pub(crate) fn from_client(client: &ClientPort, message: Message, frame: &mut Frame<'_>) -> Verdict {
-    let is_own = Some(message.target) == client.ip4;
+/// Answers a client: every address but its own is behind us, that of the gateway that it knows too. One that is told
+/// other addresses has to use its own MAC address as well, as behind Linux.
+pub(crate) fn from_client(client: &Attached, message: Message, frame: &mut Frame<'_>) -> Verdict {
+    let own = match client.known_ip4() {
+        Ok(own) => own,
+        Err(reason) => return reason.into(),
+    };
+    let is_own = Some(message.target) == own;
     let is_probe = message.sender.is_unspecified() && is_own;
-    if Some(message.sender) != client.ip4 && !is_probe {
+    let is_other_mac = client.visible.is_some() && message.sender_mac != client.port.mac;
+    if Some(message.sender) != own && !is_probe || is_other_mac {
         return Verdict::Drop(DropReason::ArpSpoofed);
     }
     if is_own || !message.is_request {

@@ -16,6 +16,8 @@ use crate::icmp::TokenBucket;
 use crate::limits::{Limits, OutOfMemory};
 use crate::port::{ClientId, PortCaps};
 use crate::time::Instant;
+use crate::verdict::DropReason;
+use crate::visible::{MappedIp, Visible};
 use crate::wire::Mac;
 
 /// Rule edits whose report nobody has taken yet; older ones are overwritten.
@@ -95,7 +97,20 @@ pub(crate) struct Attached {
     pub(crate) port: ClientPort,
     pub(crate) host4: Option<HostId>,
     host6: Option<HostId>,
+    /// Set if the client is told other addresses than its real ones.
+    pub(crate) visible: Option<Visible>,
     pub(crate) answers: TokenBucket,
+}
+
+impl Attached {
+    /// The IPv4 address that the client takes for its own.
+    pub(crate) fn known_ip4(&self) -> Result<Option<Ipv4Addr>, DropReason> {
+        match self.visible {
+            None => Ok(self.port.ip4),
+            Some(Visible::As { address, .. }) => Ok(Some(address)),
+            Some(Visible::Unknown) => Err(DropReason::MappingUnknown),
+        }
+    }
 }
 
 /// The two tables.
@@ -104,6 +119,8 @@ pub(crate) struct Clients {
     slots: Box<[Option<Attached>]>,
     hosts: Slab<Host>,
     by_address: Index,
+    /// Clients that are told other addresses, ascending.
+    mapped: Vec<MappedIp>,
     key: HashKey,
     reports: [Option<RuleEditReport>; REPORTS],
     next_report: usize,
@@ -118,6 +135,7 @@ impl Clients {
             slots: slots.into_boxed_slice(),
             hosts: Slab::with_capacity(u32::from(limits.addresses))?,
             by_address: Index::with_capacity(u32::from(limits.addresses))?,
+            mapped: Vec::new(),
             key,
             reports: [None; REPORTS],
             next_report: 0,
@@ -172,8 +190,9 @@ impl Clients {
                 return Err(error);
             }
         };
+        let visible = visible_of(&self.mapped, port.ip4);
         if let Some(slot) = self.slots.get_mut(usize::from(id.0)) {
-            *slot = Some(Attached { port, host4, host6, answers: TokenBucket::default() });
+            *slot = Some(Attached { port, host4, host6, visible, answers: TokenBucket::default() });
         }
         [host4, host6].into_iter().flatten().for_each(|host| self.choose_port(host));
         Ok(())
@@ -236,6 +255,14 @@ impl Clients {
         }
         self.forget_all_unused();
         result
+    }
+
+    /// Replaces what clients are told, attached ones too.
+    pub(crate) fn set_mapped(&mut self, mapped: &[MappedIp]) {
+        self.mapped = mapped.to_vec();
+        for attached in self.slots.iter_mut().flatten() {
+            attached.visible = visible_of(&self.mapped, attached.port.ip4);
+        }
     }
 
     /// Notes that a packet of `host` was judged by its current rules.
@@ -318,6 +345,11 @@ impl Clients {
             self.forget_unused(Some(HostId(slot)));
         }
     }
+}
+
+fn visible_of(mapped: &[MappedIp], real: Option<Ipv4Addr>) -> Option<Visible> {
+    let at = mapped.binary_search_by_key(&real?, |one| one.real).ok()?;
+    mapped.get(at).map(|one| one.visible)
 }
 
 #[cfg(test)]

@@ -156,6 +156,7 @@ impl Firewall {
     /// If there is no room for the connected addresses; the configuration stays what it was.
     pub fn set_network(&mut self, config: NetworkConfig) -> Result<(), TooManyAddresses> {
         self.clients.set_connected(&config.connected)?;
+        self.clients.set_mapped(&config.mapped);
         let old = core::mem::replace(&mut self.network, config);
         let new = &self.network;
         let is_moved = old.v4.address != new.v4.address || old.v6.address != new.v6.address;
@@ -251,7 +252,7 @@ impl Firewall {
         frame: &mut Frame<'_>,
     ) -> Verdict {
         match self.clients.attached(id) {
-            Some(client) => arp::from_client(&client.port, message, frame),
+            Some(client) => arp::from_client(client, message, frame),
             None => DropReason::UnknownPort.into(),
         }
     }

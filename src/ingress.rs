@@ -15,6 +15,7 @@ use crate::packet::{self, Packet};
 use crate::port::ClientId;
 use crate::uplink::NetworkConfig;
 use crate::verdict::DropReason;
+use crate::visible::{self, Visible};
 use crate::wire::checksum::Sum;
 use crate::wire::{
     ETHERNET_BYTES, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Mac, read, read_u16,
@@ -43,14 +44,16 @@ pub(crate) struct FromUplink {
     pub(crate) packet: Packet,
 }
 
-/// Reads a client's frame.
+/// Reads a client's frame. One that is told other addresses has its real ones from here on.
 pub(crate) fn from_client(
     clients: &mut Clients,
+    network: &NetworkConfig,
     id: ClientId,
     frame: &mut Frame<'_>,
 ) -> Result<Ingress<FromClient>, DropReason> {
     let client = clients.attached(id).ok_or(DropReason::UnknownPort)?;
-    let (address, host4) = (client.port.ip4, client.host4);
+    let (host4, visible) = (client.host4, client.visible);
+    let (real, address) = (client.port.ip4, client.known_ip4()?);
     let header = match link(frame, Mac::GATEWAY)? {
         Link::Arp => return arp::read(frame).map(Ingress::Arp),
         Link::Ipv4 => ipv4_header(frame)?,
@@ -62,7 +65,10 @@ pub(crate) fn from_client(
     if is_martian(header.destination) {
         return Err(DropReason::DestinationMartian);
     }
-    let packet = packet::read_ipv4(frame, &header)?;
+    let mut packet = packet::read_ipv4(frame, &header)?;
+    if let (Some(Visible::As { gateway, .. }), Some(real)) = (visible, real) {
+        visible::reveal(frame, &mut packet, real.into(), gateway, network)?;
+    }
     clients.heard(id, host);
     Ok(Ingress::Packet(FromClient { packet, host }))
 }
@@ -90,6 +96,12 @@ pub(crate) fn from_uplink(
     }
     let packet = packet::read_ipv4(frame, &header)?;
     Ok(Ingress::Packet(FromUplink { packet }))
+}
+
+/// Reads a packet that was checked or made here once more.
+pub(crate) fn reread(frame: &mut Frame<'_>) -> Result<Packet, DropReason> {
+    let header = ipv4_header(frame)?;
+    packet::read_ipv4(frame, &header)
 }
 
 enum Link {

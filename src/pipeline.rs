@@ -23,11 +23,12 @@ impl Firewall {
             Origin::Client(id) => self.client_frame(now, id, frame),
             Origin::Uplink => self.uplink_frame(now, frame),
         };
+        let verdict = self.disguise(side, verdict, frame);
         self.conclude(origin, side, verdict, frame)
     }
 
     fn client_frame(&mut self, now: Instant, id: ClientId, frame: &mut Frame<'_>) -> Verdict {
-        let ingress = match ingress::from_client(&mut self.clients, id, frame) {
+        let ingress = match ingress::from_client(&mut self.clients, &self.network, id, frame) {
             Ok(Ingress::Packet(ingress)) => ingress,
             Ok(Ingress::Arp(message)) => return self.arp_from_client(id, message, frame),
             Err(reason) => return reason.into(),

@@ -10,6 +10,7 @@ use crate::firewall::{Firewall, local};
 use crate::packet::{Packet, Upper};
 use crate::port::PortId;
 use crate::verdict::{DropReason, Refusal, Verdict};
+use crate::visible::Visible;
 use crate::wire::Mac;
 
 /// Where a client's packet goes.
@@ -63,8 +64,15 @@ impl Firewall {
     }
 
     pub(crate) fn exit_to_client(&self, host: HostId) -> Option<(PortId, Exit)> {
-        let id = self.clients.host(host)?.port?;
+        let host = self.clients.host(host)?;
+        let id = host.port?;
         let client = self.clients.attached(id)?;
+        match client.visible {
+            Some(Visible::As { .. }) if host.address.is_ipv4() => {}
+            None => {}
+            // Not understood, or IPv6, which there is none of where addresses are hidden.
+            Some(_) => return None,
+        }
         let (destination, caps) = (client.port.mac, client.port.caps);
         Some((PortId::Client(id), Exit { source: Mac::GATEWAY, destination, caps }))
     }

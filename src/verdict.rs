@@ -105,6 +105,7 @@ drop_reasons! {
     LinkDestination, "link-destination", "The destination MAC address is not ours.";
     EtherType, "ether-type", "Neither IPv4 nor ARP nor IPv6.";
     Ipv6, "ipv6", "IPv6 is not forwarded yet.";
+    MappingUnknown, "mapping-unknown", "What dom0 said about the visible address of this client cannot be understood.";
     ArpMalformed, "arp-malformed", "Not a complete ARP packet for IPv4 over Ethernet.";
     ArpSpoofed, "arp-spoofed", "The ARP sender address does not belong to the sender.";
     ArpIgnored, "arp-ignored", "ARP that asks us nothing and answers nothing we asked: gratuitous, for others.";

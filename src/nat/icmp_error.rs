@@ -48,7 +48,8 @@ pub(crate) fn to_remote(
     translate(frame, packet, quote, outside.local, outside.remote, &quoted)
 }
 
-fn translate(
+/// Gives an error other ends, and the packet that it quotes too.
+pub(crate) fn translate(
     frame: &mut Frame<'_>,
     packet: &Packet,
     quote: &Quote,

@@ -2,6 +2,7 @@
 
 use crate::exposure::{Allow, Exposure, Scope};
 use crate::testing::*;
+use crate::visible::{MappedIp, Visible};
 use crate::*;
 
 const TCP: (core::net::Ipv4Addr, u16) = (SERVER, 443);
@@ -56,6 +57,11 @@ fn prepare(reason: DropReason, kit: &mut Kit) -> Case {
         }
         EtherType => case(reason, FROM_A, syn().with(|b| b.ether_type = 0x8100), Silence),
         Ipv6 => case(reason, FROM_A, syn().with(|b| b.ether_type = 0x86dd), Silence),
+        MappingUnknown => {
+            let unknown = MappedIp { real: A, visible: Visible::Unknown };
+            kit.set_network(|config| config.mapped = vec![unknown]);
+            case(reason, FROM_A, syn(), Silence)
+        }
         ArpMalformed => {
             bytes(reason, FROM_A, arp(1, (MAC_A, A), (Mac([0; 6]), OWN))[..41].to_vec())
         }

@@ -2,6 +2,7 @@
 
 mod drops;
 mod exposed;
+mod mapped;
 mod nat;
 mod netvm;
 mod offload;
