@@ -46,7 +46,7 @@ pub(crate) fn finish(frame: &mut Frame<'_>, packet: &Packet, exit: &Exit) {
     frame.offload.checksum = match frame.offload.checksum {
         Checksum::Blank if exit.caps.accepts_blank_v4 => Checksum::Blank,
         Checksum::Blank => {
-            complete(frame, packet);
+            complete_checksum(frame, packet);
             Checksum::Validated
         }
         // A peer's claim that its checksum is right is not ours to repeat: the receiver checks it.
@@ -55,8 +55,11 @@ pub(crate) fn finish(frame: &mut Frame<'_>, packet: &Packet, exit: &Exit) {
 }
 
 /// Turns a partial checksum into a complete one: the sum over the segment, which includes the pseudo header's sum in
-/// the checksum field.
-fn complete(frame: &mut Frame<'_>, packet: &Packet) {
+/// the checksum field. Leaves other checksums alone.
+pub(crate) fn complete_checksum(frame: &mut Frame<'_>, packet: &Packet) {
+    if frame.offload.checksum != Checksum::Blank {
+        return;
+    }
     let segment = frame.bytes().get(packet.l4..).unwrap_or_default();
     let (offset, value) = match packet.upper {
         Upper::Tcp(_) => (16, Sum::default().bytes(segment).complete()),

@@ -22,6 +22,8 @@ impl Firewall {
         if self.exposure == exposure {
             return;
         }
+        // A port that our resolver has in use is to be reserved as well; it asks again from another one.
+        self.names.abort(&mut self.nat);
         self.nat.unreserve_all();
         for entry in &exposure.forward {
             let (protocol, port) = (entry.transport.protocol(), entry.port.get());
@@ -75,7 +77,7 @@ impl Firewall {
         let host = self.clients.find(inside.local).ok_or(NO_FLOW)?;
         self.exit_to_client(host).ok_or(NO_FLOW)?;
         let faces = (&inside, &outside);
-        let generation = self.accept(now, host, packet, basis, faces).map_err(Verdict::silently)?;
+        let permit = self.accept(now, host, packet, basis, faces).map_err(Verdict::silently)?;
         self.reclaim(now, RECLAIM_PER_NEW_FLOW);
         self.make_room(host).map_err(Verdict::silently)?;
         let mapping = match basis {
@@ -84,8 +86,7 @@ impl Firewall {
             }
             Basis::Forwarded | Basis::Allowed { .. } => None,
         };
-        let new =
-            NewFlow { inside, outside, host, basis, mapping, peer: None, generation, class, tcp };
+        let new = NewFlow { inside, outside, host, basis, mapping, peer: None, permit, class, tcp };
         self.insert(now, new).ok_or(DropReason::NatAmbiguous.into())
     }
 

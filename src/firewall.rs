@@ -11,6 +11,7 @@ use crate::clients::{
 use crate::conntrack::index::HashKey;
 use crate::conntrack::table::Table;
 use crate::conntrack::tcp::Tracker;
+use crate::dns::{self, Dns};
 use crate::exposure::Exposure;
 use crate::frame::Frame;
 use crate::icmp::{self, Link, TokenBucket};
@@ -58,6 +59,8 @@ pub struct Firewall {
     pub(crate) table: Table,
     pub(crate) nat: Nat,
     pub(crate) exposure: Exposure,
+    pub(crate) names: Dns,
+    pub(crate) names_left_out: usize,
     pub(crate) stats: Stats,
     limits: Limits,
     uplink_answers: TokenBucket,
@@ -73,13 +76,17 @@ impl Firewall {
         let [k0, k1, k2, k3] =
             [0, 1, 2, 3].map(|n| words.get(n).map_or(0, |word| u64::from_le_bytes(*word)));
         let key = HashKey(k0, k1);
+        let mut random = Random::new(k2, k3);
+        let name_limits = dns::Limits::for_clients(limits.addresses);
         Ok(Self {
             clients: Clients::new(&limits, key)?,
             network: NetworkConfig::default(),
             uplink: None,
             netvm: NetvmVifs::default(),
             table: Table::new(&limits, key)?,
-            nat: Nat::new(&limits, key, Random::new(k2, k3))?,
+            names: Dns::new(name_limits, key, random.fork())?,
+            names_left_out: 0,
+            nat: Nat::new(&limits, key, random)?,
             exposure: Exposure::default(),
             stats: Stats::new(limits.clients)?,
             limits,
@@ -90,6 +97,7 @@ impl Firewall {
     /// Mixes `seed` into the generator of ports and identifiers. The keys of the tables stay: they were drawn at boot.
     pub fn add_entropy(&mut self, seed: &[u8]) {
         self.nat.add_entropy(seed);
+        self.names.add_entropy(seed);
     }
 
     /// Bounds the flows of all clients, and of one of them; the tables stay as large as they are. Without a number: all
@@ -147,7 +155,9 @@ impl Firewall {
         address: IpAddr,
         rules: RulesState,
     ) -> Result<Generation, TooManyAddresses> {
-        self.clients.set_rules(now, address, rules)
+        let generation = self.clients.set_rules(now, address, rules)?;
+        self.register_names(now, address);
+        Ok(generation)
     }
 
     /// Replaces the network configuration. Another own address ends all flows; other resolvers have them judged again.
@@ -188,6 +198,11 @@ impl Firewall {
 
     /// Writes the next frame of our own that is due, if any, and says where it goes.
     pub fn poll_generate(&mut self, now: Instant, frame: &mut Frame<'_>) -> Option<PortId> {
+        let port = self.announce(now, frame).or_else(|| self.ask_for_names(now, frame))?;
+        Some(self.port_of(port))
+    }
+
+    fn announce(&mut self, now: Instant, frame: &mut Frame<'_>) -> Option<PortId> {
         loop {
             let uplink = self.uplink.as_mut()?;
             let own_mac = uplink.port.mac;
@@ -195,7 +210,7 @@ impl Firewall {
             let what = uplink.announce(now)?;
             if arp::announce(frame, &self.network, own_mac, what).is_some() {
                 self.stats.count(PortId::Uplink, Counter::OwnFrames, 1);
-                return Some(self.port_of(PortId::Uplink));
+                return Some(PortId::Uplink);
             }
         }
     }
@@ -205,11 +220,13 @@ impl Firewall {
     pub fn next_deadline(&self) -> Option<Instant> {
         let uplink = self.uplink.filter(|_| self.network.v4.address.is_some());
         let announcement = uplink.and_then(|uplink| uplink.next_deadline());
-        [self.table.next_deadline(), announcement].into_iter().flatten().min()
+        let names = self.names.next_deadline();
+        [self.table.next_deadline(), announcement, names].into_iter().flatten().min()
     }
 
-    /// Reclaims a bounded number of expired flows.
+    /// Reclaims a bounded number of expired flows, and keeps the names in rules resolved.
     pub fn on_timer(&mut self, now: Instant) {
+        self.resolve_names(now);
         self.reclaim(now, RECLAIM_PER_TIMER);
     }
 
@@ -337,6 +354,10 @@ impl Firewall {
             }
             Verdict::Consumed => {
                 self.stats.count(back, Counter::ArpLearned, 1);
+                Fate::Consumed
+            }
+            Verdict::Resolved => {
+                self.stats.count(back, Counter::ResolverAnswers, 1);
                 Fate::Consumed
             }
             Verdict::Reject(reason, refusal) => {

@@ -2,10 +2,10 @@
 
 use core::net::IpAddr;
 
-use crate::clients::{Generation, HostId};
+use crate::clients::HostId;
 use crate::conntrack::table::{FlowId, NoRoom};
 use crate::conntrack::tcp::{Sender, Step, Tracker};
-use crate::conntrack::{Basis, Class, Hold, NewFlow, Standing, Tuple};
+use crate::conntrack::{Basis, Class, Hold, NewFlow, Permit, Standing, Tuple};
 use crate::firewall::Firewall;
 use crate::frame::Frame;
 use crate::icmp;
@@ -210,8 +210,14 @@ impl Firewall {
         if flow.generation != host.generation {
             flow.generation = host.generation;
             let faces = (&flow.inside, &flow.outside);
-            flow.standing = match judge(host, &self.network, &self.exposure, flow.basis, faces) {
-                Ok(()) => Standing::Accepted,
+            let held = flow.held.map(|held| (held, flow.outside.remote));
+            let names = self.names.view(now, host.address, held);
+            let judged = judge(host, &self.network, &self.exposure, names, flow.basis, faces);
+            flow.standing = match judged {
+                Ok(held) => {
+                    flow.held = held;
+                    Standing::Accepted
+                }
                 Err(_) => Standing::Forbidden,
             };
             let (standing, owner, is_tcp) = (flow.standing, flow.host, flow.tcp.is_some());
@@ -273,7 +279,7 @@ impl Firewall {
         };
         // The local port follows once the rules have accepted the flow.
         let outside = Tuple { local, remote, ..inside };
-        let generation = self.accept(now, host, packet, basis, (&inside, &outside))?;
+        let permit = self.accept(now, host, packet, basis, (&inside, &outside))?;
         self.reclaim(now, RECLAIM_PER_NEW_FLOW);
         self.make_room(host)?;
         let (mapping, local_port) = match masquerades {
@@ -281,8 +287,7 @@ impl Firewall {
             false => (None, inside.local_port),
         };
         let outside = Tuple { local_port, ..outside };
-        let new =
-            NewFlow { inside, outside, host, basis, mapping, peer: None, generation, class, tcp };
+        let new = NewFlow { inside, outside, host, basis, mapping, peer: None, permit, class, tcp };
         self.insert(now, new).ok_or(Verdict::Reject(DropReason::NatAmbiguous, Refusal::Prohibited))
     }
 
@@ -312,13 +317,14 @@ impl Firewall {
         packet: &Packet,
         basis: Basis,
         faces: (&Tuple, &Tuple),
-    ) -> Result<Generation, Verdict> {
+    ) -> Result<Permit, Verdict> {
         let owner = self.clients.host(host).ok_or(DropReason::NoRules)?;
-        let judged = judge(owner, &self.network, &self.exposure, basis, faces);
+        let names = self.names.view(now, owner.address, None);
+        let judged = judge(owner, &self.network, &self.exposure, names, basis, faces);
         let generation = owner.generation;
         self.clients.judged(now, host);
-        judged.map_err(|reason| forbidden(reason, packet, IsKnown::No))?;
-        Ok(generation)
+        let held = judged.map_err(|reason| forbidden(reason, packet, IsKnown::No))?;
+        Ok(Permit { generation, held })
     }
 
     /// A client over its quota loses its own oldest flow that nobody answered; another one's flow is never touched.

@@ -1,40 +1,56 @@
 //! What the rules of a source say about a flow.
 
-use rules::{NoNames, Subject, Upper};
+use rules::{DecidedBy, Subject, Upper};
 
 use crate::clients::{Host, RulesState};
 use crate::conntrack::{Basis, Tuple};
+use crate::dns::{Held, View};
 use crate::exposure::Exposure;
 use crate::uplink::NetworkConfig;
 use crate::verdict::DropReason;
 use crate::wire::protocol;
 
-/// Judges a flow by what permits it, as that is now; `host` is its client. `inside` and `outside` are its faces.
+/// Judges a flow by what permits it, as that is now; `host` is its client. `inside` and `outside` are its faces. Says by
+/// which name the rules accept it, if it is by one.
 pub(crate) fn judge(
     host: &Host,
     network: &NetworkConfig,
     exposure: &Exposure,
+    names: View<'_>,
     basis: Basis,
     (inside, outside): (&Tuple, &Tuple),
-) -> Result<(), DropReason> {
+) -> Result<Option<Held>, DropReason> {
     match basis {
-        Basis::Forwarded if exposure.forwards(inside, outside) => Ok(()),
+        Basis::Forwarded if exposure.forwards(inside, outside) => Ok(None),
         Basis::Forwarded => Err(DropReason::NoFlow),
         Basis::Allowed { .. } if !exposure.allows(outside) => Err(DropReason::ClientIsolation),
-        Basis::Allowed { .. } | Basis::Rules => judge_by_rules(host, network, outside),
+        Basis::Allowed { .. } | Basis::Rules => judge_by_rules(host, network, names, outside),
     }
 }
 
 /// What the source's current rules say; `outside` is the flow as the world sees it, after DNS redirection.
-fn judge_by_rules(host: &Host, network: &NetworkConfig, outside: &Tuple) -> Result<(), DropReason> {
+fn judge_by_rules(
+    host: &Host,
+    network: &NetworkConfig,
+    names: View<'_>,
+    outside: &Tuple,
+) -> Result<Option<Held>, DropReason> {
     let rules = match &host.rules {
         RulesState::None => return Err(DropReason::NoRules),
         RulesState::Refused => return Err(DropReason::RulesRefused),
         RulesState::Active(rules) => rules,
     };
-    match rules.evaluate(&subject(network, outside), &NoNames).verdict {
-        rules::Verdict::Accept => Ok(()),
-        rules::Verdict::Reject => Err(DropReason::RuleRejected),
+    let decision = rules.evaluate(&subject(network, outside), &names);
+    match (decision.verdict, decision.by) {
+        (rules::Verdict::Accept, DecidedBy::Rule { index, .. }) => {
+            let name = rules.get(index).and_then(|(_, rule)| rule.host_name());
+            Ok(name.and_then(|name| names.hold(name)))
+        }
+        (rules::Verdict::Accept, _) => Ok(None),
+        (rules::Verdict::Reject, DecidedBy::UnresolvedName { .. }) => {
+            Err(DropReason::NameUnresolved)
+        }
+        (rules::Verdict::Reject, _) => Err(DropReason::RuleRejected),
     }
 }
 

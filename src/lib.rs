@@ -39,8 +39,8 @@ pub mod visible;
 
 mod nat;
 
-#[allow(dead_code, reason = "the pipeline does not use it yet")]
 pub mod dns;
+mod names;
 
 mod egress;
 mod icmp;

@@ -22,7 +22,7 @@ pub struct OutOfMemory;
 
 impl Limits {
     /// What one flow costs in bytes, its share of the hash tables and of its NAT mapping included.
-    pub const FLOW_BYTES: u32 = 384;
+    pub const FLOW_BYTES: u32 = 400;
 
     /// Limits that suit a domain with `memory_bytes`: an eighth of it for flows, a quarter of those for one client.
     #[must_use]

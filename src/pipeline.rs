@@ -79,7 +79,11 @@ impl Firewall {
         packet: &Packet,
         frame: &mut Frame<'_>,
     ) -> Result<Verdict, Verdict> {
+        if let Some(verdict) = self.take_answer(now, packet, frame) {
+            return Ok(verdict);
+        }
         let flow = self.flow_of_uplink(now, packet)?;
+        self.learn_names(now, flow, packet, frame);
         let (port, exit) = self.exit_of(flow)?;
         egress::check(frame, packet, &exit.caps)?;
         self.translate_inbound(flow, packet, frame)?;

@@ -38,6 +38,8 @@ counters! {
     IcmpErrors, "icmp-errors", "ICMP errors of our own to this port.";
     TcpResets, "tcp-resets", "TCP resets of our own to this port.";
     AnswersSuppressed, "answers-suppressed", "Errors and resets that the rate limit kept back, or that cannot be sent.";
+    ResolverPackets, "resolver-packets", "Packets of our own resolver to this port.";
+    ResolverAnswers, "resolver-answers", "Packets from this port that our resolver took.";
     OwnFrames, "own-frames", "Frames to this port that nothing received caused: ARP requests.";
 }
 

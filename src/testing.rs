@@ -9,6 +9,7 @@ use rules::{Family, RuleSet};
 
 use crate::config::DebugMode;
 use crate::config::features::{Features, Words};
+use crate::dns::testing::{self as dns_testing, Asked, Reply};
 use crate::stats::PortStats;
 use crate::*;
 
@@ -405,6 +406,55 @@ impl Kit {
 
     pub(crate) fn up(&mut self, build: Build) -> Out {
         self.send(Origin::Uplink, &build.up())
+    }
+
+    /// The next question of the resolver; ARP requests before it are passed over.
+    #[track_caller]
+    pub(crate) fn asked(&mut self) -> Asked {
+        self.try_asked().expect("a question")
+    }
+
+    pub(crate) fn try_asked(&mut self) -> Option<Asked> {
+        self.fw.on_timer(self.now);
+        loop {
+            let (port, frame) = self.generated()?;
+            assert_eq!(port, PortId::Uplink);
+            if frame[12..14] == [8, 6] {
+                continue;
+            }
+            let out = Out { fate: Fate::Send(port), bytes: frame, offload: Offload::default() };
+            out.assert_sums();
+            assert_eq!((out.src(), out.bytes[23], out.dport()), (OWN, 17, 53));
+            let message = out.l4()[8..].to_vec();
+            let id = u16::from_be_bytes([message[0], message[1]]);
+            let (server, port) = (out.dst().into(), out.sport());
+            return Some(Asked { server, port, id, question: message[12..].to_vec() });
+        }
+    }
+
+    /// A datagram from a DNS server to one of our ports.
+    pub(crate) fn dns(&mut self, from: IpAddr, port: u16, message: &[u8]) -> Out {
+        let IpAddr::V4(from) = from else { panic!("an IPv4 server") };
+        let mut l4 = [53u16, port, (8 + message.len()) as u16, 0].map(u16::to_be_bytes).concat();
+        l4.extend(message);
+        self.up(Build::raw(from, OWN, 17, l4).checksummed(6))
+    }
+
+    /// Answers the questions that are due as a DNS server that knows these names, and no others.
+    pub(crate) fn serve_dns(&mut self, zone: &[(&str, &[Ipv4Addr])]) {
+        while let Some(asked) = self.try_asked() {
+            let known = zone
+                .iter()
+                .find(|(name, _)| asked.name().eq_ignore_ascii_case(&dns_testing::wire(name)));
+            let reply = match known {
+                Some((_, addresses)) => {
+                    addresses.iter().fold(Reply::to(&asked), |reply, address| reply.a(60, *address))
+                }
+                None => Reply::to(&asked).rcode(3),
+            };
+            let out = self.dns(asked.server, asked.port, &reply.bytes());
+            assert_eq!(out.fate, Fate::Consumed);
+        }
     }
 
     /// The next frame that the firewall sends by itself.

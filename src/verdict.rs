@@ -24,6 +24,8 @@ pub(crate) enum Verdict {
     Answer(Answer),
     /// Was for us, and is used up.
     Consumed,
+    /// Was for our resolver, and is used up.
+    Resolved,
     /// Ends here; its sender is told so, as far as the rate limit allows.
     Reject(DropReason, Refusal),
     /// Ends here in silence.
@@ -134,6 +136,7 @@ drop_reasons! {
     NotAFirstPacket, "not-a-first-packet", "No known flow, and such a packet cannot start one.";
     IcmpErrorUnrelated, "icmp-error-unrelated", "An ICMP error about no flow that is known.";
     RulesRefused, "rules-refused", "The rules of this source cannot be understood: everything is rejected.";
+    NameUnresolved, "name-unresolved", "A drop rule of this source has a host name that is not resolved: it might match, so the flow is rejected.";
     RuleRejected, "rule-rejected", "The rules of this source reject the flow.";
     FlowForbidden, "flow-forbidden", "The flow was accepted once; the current rules forbid it.";
     QuotaExceeded, "quota-exceeded", "The client holds as many established flows as it may.";
@@ -143,6 +146,7 @@ drop_reasons! {
     TcpOutOfWindow, "tcp-out-of-window", "A TCP segment from outside that the client's window excludes.";
     TooBig, "too-big", "Larger than the way on can carry.";
     GsoUnsupported, "gso-unsupported", "A super-frame for a port that cannot take it; it is not cut up yet.";
+    DnsAnswer, "dns-answer", "From a DNS server to a port of our own resolver, and not what was asked there.";
     NoFlow, "no-flow", "From the uplink, part of no flow.";
 }
 

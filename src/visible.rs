@@ -97,7 +97,10 @@ impl Firewall {
         let port = match verdict {
             Verdict::Forward(port) => port,
             Verdict::Answer(Answer::Echo) | Verdict::Reject(..) => PortId::from(origin),
-            Verdict::Answer(Answer::Arp) | Verdict::Consumed | Verdict::Drop(_) => return verdict,
+            Verdict::Answer(Answer::Arp)
+            | Verdict::Consumed
+            | Verdict::Resolved
+            | Verdict::Drop(_) => return verdict,
         };
         let PortId::Client(id) = port else { return verdict };
         let Some(client) = self.clients.attached(id) else { return verdict };

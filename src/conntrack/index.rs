@@ -28,7 +28,6 @@ impl HashKey {
     }
 
     /// Hashes a text and a small number that goes with it.
-    #[allow(dead_code, reason = "used by `dns`, which the pipeline does not use yet")]
     pub(crate) fn hash_text(self, text: &[u8], number: u8) -> u32 {
         let mut hasher = SipHasher13::new_with_keys(self.0, self.1);
         hasher.write(text);

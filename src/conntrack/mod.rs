@@ -13,6 +13,7 @@ use core::net::IpAddr;
 use core::time::Duration;
 
 use crate::clients::{Generation, HostId};
+use crate::dns::Held;
 use crate::nat::MappingId;
 use crate::nat::peers::PeerId;
 use crate::time::Instant;
@@ -115,6 +116,8 @@ pub(crate) struct Flow {
     pub(crate) peer: Option<PeerId>,
     pub(crate) generation: Generation,
     pub(crate) standing: Standing,
+    /// The name by which the rules accepted it, as of its generation.
+    pub(crate) held: Option<Held>,
     pub(crate) class: Class,
     pub(crate) hold: Hold,
     /// Present for TCP.
@@ -133,7 +136,14 @@ pub(crate) struct NewFlow {
     pub(crate) basis: Basis,
     pub(crate) mapping: Option<MappingId>,
     pub(crate) peer: Option<PeerId>,
-    pub(crate) generation: Generation,
+    pub(crate) permit: Permit,
     pub(crate) class: Class,
     pub(crate) tcp: Option<tcp::Tracker>,
+}
+
+/// What an accept of the rules rests on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Permit {
+    pub(crate) generation: Generation,
+    pub(crate) held: Option<Held>,
 }

@@ -37,6 +37,11 @@ pub enum Action {
         /// The value.
         value: Vec<u8>,
     },
+    /// Remove this key of dom0's database or, with a slash at its end, all below it; if there is none, nothing.
+    RemoveDb {
+        /// The key or prefix.
+        path: Path,
+    },
     /// Say this in the log.
     Log(Notice),
 }

@@ -16,6 +16,7 @@
 //! - *Link to QubesDB lost*: everything in force stays.
 
 mod action;
+mod published;
 mod tracked;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -19,6 +19,8 @@ mod resolver;
 mod store;
 mod stream;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use core::net::IpAddr;
@@ -85,6 +87,16 @@ impl Dns {
         self.resolver.set_route(now, route, nat, &mut self.store);
     }
 
+    /// Takes every question back. They are asked again on the next way that is set.
+    pub(crate) fn abort(&mut self, nat: &mut Nat) {
+        self.resolver.abort(nat);
+    }
+
+    /// Whether a port of our address is that of a question.
+    pub(crate) fn owns_port(&self, protocol: u8, port: u16) -> bool {
+        self.resolver.owns_port(protocol, port)
+    }
+
     /// What the rules of `client` may know. A flow that they accepted before says by which name, and its address.
     pub(crate) fn view(
         &self,
@@ -93,11 +105,6 @@ impl Dns {
         held: Option<(Held, IpAddr)>,
     ) -> View<'_> {
         View { dns: self, now, client, held }
-    }
-
-    /// What a flow of `client` keeps of the name it was accepted by.
-    pub(crate) fn hold(&self, client: IpAddr, name: &HostName) -> Option<Held> {
-        self.store.id_of(client, name.as_str()).map(Held)
     }
 
     /// Writes the next packet of our own, from its IP header on, and says how long it is.
@@ -204,6 +211,11 @@ impl Dns {
 }
 
 impl View<'_> {
+    /// What a flow keeps of the name it is accepted by.
+    pub(crate) fn hold(&self, name: &HostName) -> Option<Held> {
+        self.dns.store.id_of(self.client, name.as_str()).map(Held)
+    }
+
     /// The name under which a flow to `address` keeps it.
     fn held_name(&self, address: IpAddr) -> Option<&str> {
         let (Held(name), _) = self.held.filter(|(_, held)| *held == address)?;

@@ -113,6 +113,13 @@ struct Query {
     problem: Problem,
 }
 
+impl Query {
+    /// What its lease is for.
+    fn protocol(&self) -> u8 {
+        if self.phase == Phase::Streaming { protocol::TCP } else { protocol::UDP }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mixing {
     Mixed,
@@ -180,12 +187,27 @@ impl Resolver {
         if route == self.route {
             return;
         }
-        self.route = route;
         self.stream.close(now);
+        self.abort(nat);
+        self.route = route;
+        store.ask_all(now);
+    }
+
+    /// Takes every question back, and with them the way: when there is one again, all are asked anew.
+    pub(crate) fn abort(&mut self, nat: &mut Nat) {
+        self.route = None;
+        self.stream.abort();
         for query in self.queries.iter_mut().filter_map(Option::take) {
             release(query.lease, query.phase, nat);
         }
-        store.ask_all(now);
+    }
+
+    /// Whether a question is on its way from this port of our address.
+    pub(crate) fn owns_port(&self, protocol: u8, port: u16) -> bool {
+        self.queries.iter().flatten().any(|query| {
+            query.protocol() == protocol
+                && query.lease.as_ref().is_some_and(|lease| lease.port() == port)
+        })
     }
 
     /// Writes the next packet of our own, from its IP header on, and says how long it is.

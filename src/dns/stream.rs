@@ -147,10 +147,15 @@ impl Stream {
         self.answer.get(PREFIX_BYTES..end).unwrap_or_default()
     }
 
-    /// Ends the connection, with a reset if it is still there.
-    pub(crate) fn close(&mut self, now: Instant) {
+    /// Forgets the connection.
+    pub(crate) fn abort(&mut self) {
         (self.until, self.deadline) = (None, None);
         self.sockets.get_mut::<Socket<'_>>(self.handle).abort();
+    }
+
+    /// Ends the connection, with a reset if it is still there.
+    pub(crate) fn close(&mut self, now: Instant) {
+        self.abort();
         self.interface.poll(stack_time(now), &mut self.wire, &mut self.sockets);
     }
 

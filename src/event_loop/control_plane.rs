@@ -114,6 +114,8 @@ impl<S: Sink> EventLoop<S> {
                         );
                     }
                 }
+                // Nothing there to be removed, or no database: then it is gone already.
+                Action::RemoveDb { path } => drop(self.database.remove(path.as_str())),
                 Action::Log(notice) => {
                     self.log.line(self.now, Source::Control, format_args!("{notice}"));
                 }
@@ -155,8 +157,11 @@ impl<S: Sink> EventLoop<S> {
     fn set_rules<M: Machine>(&mut self, machine: &M, ip: IpAddr, rules: SourceRules) {
         // The state's text is needed after the rules are handed over.
         let state = super::machine::Reason::new(format_args!("{rules}"));
+        // Each edit publishes the names anew.
+        self.control.withdraw_names(ip);
         match self.firewall.set_rules(machine.now(), ip, rules.into()) {
             Ok(generation) => {
+                self.log_names_left_out(ip);
                 let spent_us = machine.now().since(self.now).as_micros();
                 self.log.line(
                     self.now,

@@ -7,6 +7,7 @@
 mod control_plane;
 mod data_plane;
 pub mod machine;
+mod names;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,8 @@ pub struct EventLoop<S: Sink> {
     has_forwarded: bool,
     is_ready: bool,
     drops: DropSummary,
+    /// No name is published before.
+    publish_at: Instant,
 }
 
 impl<S: Sink> EventLoop<S> {
@@ -73,6 +76,7 @@ impl<S: Sink> EventLoop<S> {
             has_forwarded: false,
             is_ready: false,
             drops: DropSummary::default(),
+            publish_at: Instant::default(),
         }
     }
 
@@ -103,14 +107,19 @@ impl<S: Sink> EventLoop<S> {
         let agent_has_more = self.serve_agent(machine);
         self.firewall.on_timer(self.now);
         self.generate(machine);
+        self.publish_names(machine);
         machine.flush();
 
         self.report_turn(machine);
         let deadline = if database_has_more || agent_has_more {
             Some(self.now)
         } else {
-            let deadlines =
-                [self.firewall.next_deadline(), self.links_deadline(), self.report_deadline()];
+            let deadlines = [
+                self.firewall.next_deadline(),
+                self.links_deadline(),
+                self.report_deadline(),
+                self.names_deadline(),
+            ];
             deadlines.into_iter().flatten().min()
         };
         machine.sleep(deadline);

@@ -1,5 +1,6 @@
 //! The loop on a scripted machine: what dom0 and the devices do goes in, frames, bytes and log lines come out.
 
+use core::net::Ipv4Addr;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
@@ -583,4 +584,91 @@ fn short_memory_delays_own_frames_only() {
             .iter()
             .any(|(to, frame)| { *to == PortId::Uplink && frame[12..14] == [8, 6] })
     );
+}
+
+/// What was written to dom0 since the last time: type, path and value of each message.
+fn to_dom0(rig: &mut Rig) -> Vec<(u8, String, String)> {
+    let mut bytes = std::mem::take(&mut rig.machine.database.as_mut().unwrap().outbound);
+    let mut messages = Vec::new();
+    while !bytes.is_empty() {
+        let len = u32::from_le_bytes(bytes[68..HEADER].try_into().unwrap()) as usize;
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let path = bytes[1..65].split(|byte| *byte == 0).next().unwrap();
+        messages.push((bytes[0], text(path), text(&bytes[HEADER..HEADER + len])));
+        bytes.drain(..HEADER + len);
+    }
+    messages
+}
+
+/// The question of the resolver among the frames that were sent, and the answer to it.
+fn answer_to_question(rig: &mut Rig, addresses: &[Ipv4Addr]) -> Build {
+    use crate::dns::testing::{Asked, Reply};
+
+    let is_udp = |frame: &&(PortId, Vec<u8>)| frame.1[12..14] == [8, 0] && frame.1[23] == 17;
+    let (port, frame) = rig.machine.sent.iter().find(is_udp).cloned().unwrap();
+    assert_eq!((port, &frame[36..38]), (PortId::Uplink, &53u16.to_be_bytes()[..]));
+    let server = Ipv4Addr::from(<[u8; 4]>::try_from(&frame[30..34]).unwrap());
+    let port = u16::from_be_bytes([frame[34], frame[35]]);
+    let id = u16::from_be_bytes([frame[42], frame[43]]);
+    let asked = Asked { server: server.into(), port, id, question: frame[54..].to_vec() };
+    let reply = addresses.iter().fold(Reply::to(&asked), |reply, address| reply.a(60, *address));
+    let message = if addresses.is_empty() { reply.rcode(2) } else { reply }.bytes();
+    let mut l4 = [53, port, (8 + message.len()) as u16, 0].map(u16::to_be_bytes).concat();
+    l4.extend(message);
+    Build::raw(server, OWN, 17, l4).checksummed(6).up()
+}
+
+#[test]
+fn dom0_is_told_the_addresses_of_names() {
+    let mut rig = Rig::new("");
+    let mut entries = rules_of_a("action=accept dsthost=www.example.org");
+    entries.push(("/dns/10.137.0.10/old.example.org", "{'192.0.2.1/32'}"));
+    rig.connect_database(&entries);
+    rig.machine.changes.push_back(Change::UplinkUp {
+        port: UplinkPort { mac: MAC_UP, caps: PortCaps::PLAIN },
+        backend: 1,
+    });
+    rig.turn();
+    let answer = answer_to_question(&mut rig, &[SERVER, Ipv4Addr::new(198, 51, 100, 6)]);
+    // A removal waits until dom0 has answered everything.
+    let confirm = |rig: &mut Rig, path| {
+        rig.machine.database.as_mut().unwrap().inbound.extend(message(7, path, ""));
+        rig.turn();
+    };
+    confirm(&mut rig, "/qubes-firewall-handled/10.137.0.10");
+    let before = to_dom0(&mut rig);
+    confirm(&mut rig, "/dns/10.137.0.10/");
+    assert!(before.contains(&(4, "/dns/10.137.0.10/".into(), String::new())), "{before:?}");
+    rig.machine.frames.push_back((Origin::Uplink, answer.frame()));
+    rig.machine.now_ns += 300_000_000;
+    rig.turn();
+    rig.turn();
+    let value = "{'198.51.100.6/32', '198.51.100.7/32'}".to_owned();
+    let expected = [(1, "/dns/10.137.0.10/www.example.org".to_owned(), value)];
+    assert_eq!(to_dom0(&mut rig), expected);
+    // Nothing more to say, and no turn for it.
+    rig.turn();
+    assert_eq!(to_dom0(&mut rig), []);
+    let wake = rig.machine.deadlines.last().unwrap().unwrap();
+    assert!(wake > Instant::from_nanos(rig.machine.now_ns), "{wake:?}");
+}
+
+#[test]
+fn a_name_that_cannot_be_resolved_is_logged_with_its_client() {
+    let mut rig = Rig::new("");
+    rig.connect_database(&rules_of_a("action=accept dsthost=www.example.org"));
+    rig.machine.changes.push_back(Change::UplinkUp {
+        port: UplinkPort { mac: MAC_UP, caps: PortCaps::PLAIN },
+        backend: 1,
+    });
+    rig.turn();
+    for _ in 0..4 {
+        let answer = answer_to_question(&mut rig, &[]);
+        rig.machine.frames.push_back((Origin::Uplink, answer.frame()));
+        rig.machine.sent.clear();
+        rig.turn();
+    }
+    let line = "fw: name not resolved client=10.137.0.10 name=www.example.org \
+                reason=\"the servers cannot resolve it\"";
+    assert!(rig.has_line(line), "{:?}", rig.lines.0.borrow());
 }

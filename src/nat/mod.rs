@@ -148,14 +148,12 @@ impl Nat {
     }
 
     /// A random port for a connection of our own; no client's mapping can get it meanwhile.
-    #[allow(dead_code, reason = "used by `dns`, which the pipeline does not use yet")]
     pub(crate) fn lease_own(&mut self, protocol: u8) -> Option<Lease> {
         let Self { pools, random, .. } = self;
         pool_of(pools, protocol)?.lease_random(random)
     }
 
     /// Gives back what [`Nat::lease_own`] gave for the same protocol.
-    #[allow(dead_code, reason = "used by `dns`, which the pipeline does not use yet")]
     pub(crate) fn give_back_own(&mut self, protocol: u8, lease: Lease) {
         if let Some(pool) = pool_of(&mut self.pools, protocol) {
             pool.give_back(lease);

@@ -39,7 +39,6 @@ impl Random {
     }
 
     /// A generator of its own, for another user.
-    #[allow(dead_code, reason = "used by `dns`, which the pipeline does not use yet")]
     pub(crate) fn fork(&mut self) -> Self {
         Self::new(self.next(), self.next())
     }
@@ -115,7 +114,6 @@ impl PortPool {
     }
 
     /// Leases a random port above the well-known ones.
-    #[allow(dead_code, reason = "used by `dns`, which the pipeline does not use yet")]
     pub(crate) fn lease_random(&mut self, random: &mut Random) -> Option<Lease> {
         let port = self.random_free(random, 1024..=65535)?;
         self.take(port).then_some(Lease(port))

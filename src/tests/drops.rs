@@ -136,6 +136,16 @@ fn prepare(reason: DropReason, kit: &mut Kit) -> Case {
             kit.set_rules(A, RulesState::Refused);
             case(reason, FROM_A, syn(), Error)
         }
+        NameUnresolved => {
+            kit.set_rules(A, rules(&["action=drop dsthost=www.example.org", "action=accept"]));
+            case(reason, FROM_A, syn(), Error)
+        }
+        DnsAnswer => {
+            kit.set_rules(A, rules(&["action=accept dsthost=www.example.org"]));
+            let asked = kit.asked();
+            let noise = Build::udp((OWN_DNS[0], 53), (OWN, asked.port));
+            case(reason, Origin::Uplink, noise, Silence)
+        }
         RuleRejected => {
             kit.set_rules(A, rules(&["action=drop"]));
             case(reason, FROM_A, syn(), Error)

@@ -3,6 +3,7 @@
 mod drops;
 mod exposed;
 mod mapped;
+mod names;
 mod nat;
 mod netvm;
 mod offload;

@@ -10,6 +10,7 @@ use core::time::Duration;
 
 use rules::{Family, HostName, NameMatch, Names, RuleSet};
 
+use super::testing::*;
 use super::*;
 use crate::limits;
 
@@ -22,12 +23,6 @@ const NAME: &str = "www.example.org";
 const X: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 6);
 const Y: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
-const A: u16 = 1;
-const NS: u16 = 2;
-const CNAME: u16 = 5;
-const SOA: u16 = 6;
-const AAAA: u16 = 28;
-
 const LIMITS: Limits =
     Limits { names: 8, uses: 16, names_per_client: 4, addresses: 16, addresses_per_name: 4 };
 
@@ -37,114 +32,6 @@ fn host_name(text: &str) -> HostName {
     let entries = [(&b"policy"[..], &b"drop"[..]), (&b"0000"[..], line.as_bytes())];
     let set = RuleSet::parse(Family::V4, entries).unwrap();
     set.names().next().unwrap().clone()
-}
-
-/// A name as DNS writes it, put together by hand.
-fn wire(text: &str) -> Vec<u8> {
-    let mut bytes: Vec<u8> = text
-        .split('.')
-        .flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat())
-        .collect();
-    bytes.push(0);
-    bytes
-}
-
-/// A question that went out.
-#[derive(Clone, Debug)]
-struct Asked {
-    server: IpAddr,
-    port: u16,
-    id: u16,
-    /// Name, type and class.
-    question: Vec<u8>,
-}
-
-impl Asked {
-    fn name(&self) -> &[u8] {
-        &self.question[..self.question.len() - 4]
-    }
-
-    fn kind(&self) -> u16 {
-        let at = self.question.len() - 4;
-        u16::from_be_bytes([self.question[at], self.question[at + 1]])
-    }
-}
-
-/// An answer under construction.
-#[derive(Clone, Debug)]
-struct Reply {
-    id: u16,
-    flags: u16,
-    question: Vec<u8>,
-    answers: Vec<Vec<u8>>,
-    authority: Vec<Vec<u8>>,
-}
-
-/// A record whose owner is `name` in wire form.
-fn record(name: &[u8], kind: u16, ttl: u32, data: &[u8]) -> Vec<u8> {
-    let mut bytes = name.to_vec();
-    bytes.extend(kind.to_be_bytes());
-    bytes.extend([0, 1]);
-    bytes.extend(ttl.to_be_bytes());
-    bytes.extend((data.len() as u16).to_be_bytes());
-    bytes.extend(data);
-    bytes
-}
-
-/// A pointer to the name of the question.
-const TO_QUESTION: &[u8] = &[0xc0, 12];
-
-fn soa(ttl: u32, minimum: u32) -> Vec<u8> {
-    let mut data = [wire("ns.example.org"), wire("admin.example.org")].concat();
-    for number in [1, 7200, 900, 1_209_600, minimum] {
-        data.extend(u32::to_be_bytes(number));
-    }
-    record(&wire("example.org"), SOA, ttl, &data)
-}
-
-impl Reply {
-    fn to(asked: &Asked) -> Self {
-        Self {
-            id: asked.id,
-            flags: 0x8180,
-            question: asked.question.clone(),
-            answers: vec![],
-            authority: vec![],
-        }
-    }
-
-    fn a(self, ttl: u32, address: Ipv4Addr) -> Self {
-        self.answer(record(TO_QUESTION, A, ttl, &address.octets()))
-    }
-
-    fn answer(mut self, record: Vec<u8>) -> Self {
-        self.answers.push(record);
-        self
-    }
-
-    fn authority(mut self, record: Vec<u8>) -> Self {
-        self.authority.push(record);
-        self
-    }
-
-    fn rcode(mut self, rcode: u16) -> Self {
-        self.flags |= rcode;
-        self
-    }
-
-    fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
-        change(&mut self);
-        self
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let counts = [1, self.answers.len() as u16, self.authority.len() as u16, 0];
-        let mut bytes: Vec<u8> =
-            [self.id, self.flags].into_iter().chain(counts).flat_map(u16::to_be_bytes).collect();
-        bytes.extend(&self.question);
-        bytes.extend(self.answers.iter().chain(&self.authority).flatten());
-        bytes
-    }
 }
 
 /// The machine, a clock and the ports of our address.

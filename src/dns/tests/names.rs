@@ -166,8 +166,8 @@ fn addresses_are_told_when_they_change_and_not_when_they_are_confirmed() {
 #[test]
 fn a_flow_keeps_its_address_under_its_name() {
     let mut script = Script::new(&[NAME]);
-    let held = script.dns.hold(CLIENT, &host_name(NAME)).unwrap();
-    assert_eq!(script.dns.hold(OTHER, &host_name(NAME)), None);
+    let held = script.dns.view(script.now, CLIENT, None).hold(&host_name(NAME)).unwrap();
+    assert_eq!(script.dns.view(script.now, OTHER, None).hold(&host_name(NAME)), None);
     let check = |script: &Script, expected: NameMatch| {
         let view = script.dns.view(script.now, CLIENT, Some((held, X.into())));
         assert_eq!(view.lookup(&host_name(NAME), X.into()), expected);
