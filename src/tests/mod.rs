@@ -1,6 +1,7 @@
 //! Tests of the whole core, packet in and packet out.
 
 mod drops;
+mod edits;
 mod exposed;
 mod mapped;
 mod names;
@@ -9,4 +10,5 @@ mod netvm;
 mod offload;
 mod robust;
 mod rule_change;
+mod spoof;
 mod vectors;
