@@ -27,13 +27,13 @@ impl Firewall {
         self.nat.unreserve_all();
         for entry in &exposure.forward {
             let (protocol, port) = (entry.transport.protocol(), entry.port.get());
-            while !self.nat.reserve(protocol, port) {
-                let is_holder = |flow: &Flow| {
+            if !self.nat.reserve(protocol, port) {
+                self.end_flows(|flow| {
                     flow.mapping.is_some()
                         && (flow.outside.protocol, flow.outside.local_port) == (protocol, port)
-                };
-                let Some(holder) = self.table.find_any(is_holder) else { break };
-                self.end_flow(holder);
+                });
+                // Its mapping went with the last of its flows.
+                let _ = self.nat.reserve(protocol, port);
             }
         }
         self.exposure = exposure;
@@ -42,11 +42,16 @@ impl Firewall {
 
     /// Ends the flows of other clients to one that is gone.
     pub(crate) fn end_allowed_to(&mut self, gone: HostId) {
-        let is_to_it = |flow: &Flow| flow.basis == Basis::Allowed { to: gone };
-        while self.table.has_allowed()
-            && let Some(flow) = self.table.find_any(is_to_it)
-        {
+        if self.table.has_allowed() {
+            self.end_flows(|flow| flow.basis == Basis::Allowed { to: gone });
+        }
+    }
+
+    fn end_flows(&mut self, is_match: impl Fn(&Flow) -> bool) {
+        let mut last = None;
+        while let Some(flow) = self.table.find_after(last, &is_match) {
             self.end_flow(flow);
+            last = Some(flow);
         }
     }
 

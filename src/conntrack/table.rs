@@ -232,11 +232,15 @@ impl Table {
         self.allowed > 0
     }
 
-    /// Any flow that `is_match` picks. Looks at every slot: for the control plane only.
-    pub(crate) fn find_any(&self, is_match: impl Fn(&Flow) -> bool) -> Option<FlowId> {
-        (0..self.flows.slots())
-            .find(|slot| self.flows.get(*slot).is_some_and(&is_match))
-            .map(FlowId)
+    /// The first flow in slots behind `after` that `is_match` picks. Looks at every slot: for the control plane only.
+    pub(crate) fn find_after(
+        &self,
+        after: Option<FlowId>,
+        is_match: impl Fn(&Flow) -> bool,
+    ) -> Option<FlowId> {
+        let first = after.map_or(0, |id| id.0.saturating_add(1));
+        let mut slots = first..self.flows.slots();
+        slots.find(|slot| self.flows.get(*slot).is_some_and(&is_match)).map(FlowId)
     }
 
     /// Any flow at all.
