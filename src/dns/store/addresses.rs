@@ -25,20 +25,15 @@ impl Store {
             entry.answer = answer;
             return;
         }
-        let Some(chain) = self.chain_of(name, owner).copied() else { return };
-        if chain.len >= self.limits.addresses_per_name || self.entries.is_full() {
-            let oldest = self
-                .chain_slots(chain)
-                .min_by_key(|slot| self.entries.get(*slot).map(|entry| entry.expires_at));
-            // A name without any address waits for the next sweep to make room.
-            let Some(oldest) = oldest else { return };
-            self.remove_entry(oldest);
+        if !self.make_room(name, owner) {
+            return;
         }
         let first = self.chain_of(name, owner).map_or(NONE, |chain| chain.first);
         let entry = Entry { address, name, owner, answer, expires_at, next: first };
         let Some(slot) = self.entries.insert(entry) else { return };
         let hash = self.hash_address(address);
         self.by_address.insert(hash, slot);
+        self.learned += usize::from(owner != NONE);
         if let Some(chain) = self.chain_of(name, owner) {
             *chain = Chain { first: slot, len: chain.len.saturating_add(1) };
         }
@@ -46,6 +41,44 @@ impl Store {
             name.has_changed = true;
         }
         self.sweep_at.get_or_insert(now.after(SWEEP_INTERVAL));
+    }
+
+    /// Addresses that a name may have, of our resolver or of a client.
+    pub(super) fn most_of(&self, owner: u32) -> u16 {
+        let most = self.limits.addresses_per_name;
+        if owner == NONE { most } else { (most / 4).max(1) }
+    }
+
+    /// Makes room for one more address: a name over its bound loses its own, and where all is full the name that has
+    /// most. So whoever makes names have many addresses leaves the others a fair share.
+    fn make_room(&mut self, name: u32, owner: u32) -> bool {
+        let Some(own) = self.chain_of(name, owner).copied() else { return false };
+        let half = self.limits.addresses as usize / 2;
+        let used = if owner == NONE { self.entries.len() - self.learned } else { self.learned };
+        let chain = if own.len >= self.most_of(owner) {
+            own
+        } else if used >= half {
+            self.longest_like(owner).unwrap_or(own)
+        } else {
+            return true;
+        };
+        let expiry = |slot: &u32| self.entries.get(*slot).map(|entry| entry.expires_at);
+        let Some(oldest) = self.chain_slots(chain).min_by_key(expiry) else { return false };
+        let loser = self.entries.get(oldest).map_or(NONE, |entry| entry.owner);
+        self.remove_entry(oldest);
+        self.mark_changed(loser);
+        true
+    }
+
+    /// The longest chain of those that a new address of `owner` competes with.
+    fn longest_like(&self, owner: u32) -> Option<Chain> {
+        let of_names =
+            (0..self.names.slots()).filter_map(|slot| Some(self.names.get(slot)?.addresses));
+        let of_uses = (0..self.uses.slots()).filter_map(|slot| Some(self.uses.get(slot)?.learned));
+        match owner {
+            NONE => of_names.max_by_key(|chain| chain.len),
+            _ => of_uses.max_by_key(|chain| chain.len),
+        }
     }
 
     pub(super) fn remove_entry(&mut self, slot: u32) {
@@ -65,6 +98,7 @@ impl Store {
         }
         self.by_address.remove(hash, slot);
         self.entries.remove(slot);
+        self.learned -= usize::from(owner != NONE);
         if let Some(name) = self.names.get_mut(name).filter(|_| owner == NONE) {
             name.has_changed = true;
         }
@@ -75,6 +109,7 @@ impl Store {
         while let Some(gone) = self.entries.remove(at) {
             let hash = self.hash_address(gone.address);
             self.by_address.remove(hash, at);
+            self.learned -= usize::from(gone.owner != NONE);
             at = gone.next;
         }
     }

@@ -37,6 +37,8 @@ pub const STALE: Duration = Duration::from_secs(3600);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 
 mod addresses;
+mod changes;
+mod schedule;
 mod uses;
 
 use addresses::is_valid;
@@ -53,9 +55,9 @@ pub struct Limits {
     pub uses: u32,
     /// Names of one client and family.
     pub names_per_client: u32,
-    /// Addresses of all names.
+    /// Addresses of all names; half of them are for what our resolver learns, half for what clients do.
     pub addresses: u32,
-    /// Addresses of one name; as many again that one client was told.
+    /// Addresses of one name that our resolver learned; a quarter of that for each client that learned some itself.
     pub addresses_per_name: u16,
 }
 
@@ -170,6 +172,8 @@ pub(crate) struct Store {
     /// No name is due before.
     ask_at: Option<Instant>,
     untold: u32,
+    /// Addresses that belong to a use.
+    learned: usize,
     sweep_at: Option<Instant>,
     changed_uses: u32,
     /// Where the search for a changed use goes on.
@@ -192,6 +196,7 @@ impl Store {
             stamp: 0,
             ask_at: None,
             untold: 0,
+            learned: 0,
             sweep_at: None,
             changed_uses: 0,
             cursor: 0,
@@ -277,33 +282,6 @@ impl Store {
         self.find_name(name, family).is_some_and(|name| self.find_use(client, name).is_some())
     }
 
-    /// Takes what our resolver was answered.
-    pub(crate) fn answered(&mut self, now: Instant, id: NameId, answer: Answer<'_>) {
-        let life = match answer {
-            Answer::Addresses(_, ttl) => ttl.clamp(MIN_LIFE, MAX_LIFE),
-            Answer::Nothing(ttl) => ttl.clamp(MIN_LIFE, MAX_NEGATIVE_LIFE),
-        };
-        // Early enough for all attempts before the life is over.
-        self.ask_again(id, Some(now.after(life.saturating_sub(life / 4))));
-        self.set_trouble(id, Trouble::None);
-        let Some(name) = self.name_mut(id) else { return };
-        name.answer = name.answer.wrapping_add(1);
-        let known_until = Some(now.after(life.saturating_add(STALE)));
-        let was_known = core::mem::replace(&mut name.known_until, known_until).is_some();
-        name.failures = 0;
-        let number = name.answer;
-        if let Answer::Addresses(addresses, _) = answer {
-            for address in addresses.iter() {
-                self.add(id.slot, NONE, address, now, now.after(life), number);
-            }
-        }
-        self.tell_uses(id.slot);
-        if !was_known {
-            self.stamp = self.stamp.wrapping_add(1);
-        }
-        self.sweep_at.get_or_insert(now.after(SWEEP_INTERVAL));
-    }
-
     /// Takes an answer that a client received itself. Only names that it uses count.
     pub(crate) fn learned(
         &mut self,
@@ -319,7 +297,7 @@ impl Store {
         let expires_at = now.after(ttl.clamp(MIN_LIFE, MAX_LIFE));
         // Answers of the resolver are numbered from 1: what was learned never counts as its latest.
         let before = self.names.get(slot).is_some_and(|name| name.has_changed);
-        for address in addresses.iter() {
+        for address in addresses.iter().take(self.most_of(owner).into()) {
             self.add(slot, owner, address, now, expires_at, 0);
         }
         if let Some(name) = self.names.get_mut(slot) {
@@ -330,25 +308,6 @@ impl Store {
         }
     }
 
-    /// Notes that the name could not be resolved; what was known before goes on to count.
-    pub(crate) fn failed(&mut self, id: NameId, ask_at: Option<Instant>, problem: Problem) {
-        self.ask_again(id, ask_at);
-        let Some(name) = self.name_mut(id) else { return };
-        name.failures = name.failures.saturating_add(1);
-        if name.trouble == Trouble::None {
-            self.set_trouble(id, Trouble::Untold(problem));
-        }
-    }
-
-    /// Has every name asked for again, at once.
-    pub(crate) fn ask_all(&mut self, now: Instant) {
-        self.names.for_each_mut(|name| {
-            name.failures = 0;
-            name.ask_at = Some(now);
-        });
-        self.ask_at = Some(now);
-    }
-
     /// A name, unless it is gone.
     pub(crate) fn name(&self, id: NameId) -> Option<&Name> {
         self.names.get(id.slot).filter(|name| name.serial == id.serial)
@@ -356,67 +315,6 @@ impl Store {
 
     fn name_mut(&mut self, id: NameId) -> Option<&mut Name> {
         self.names.get_mut(id.slot).filter(|name| name.serial == id.serial)
-    }
-
-    /// Takes the name that has waited longest for a question that is due; it waits no more.
-    pub(crate) fn take_due(&mut self, now: Instant) -> Option<NameId> {
-        self.ask_at.filter(|at| *at <= now)?;
-        let waiting = |slot| Some((self.names.get(slot)?.ask_at?, slot));
-        let first = (0..self.names.slots()).filter_map(waiting).min();
-        self.ask_at = first.map(|(at, _)| at);
-        let (_, slot) = first.filter(|(at, _)| *at <= now)?;
-        let name = self.names.get_mut(slot)?;
-        name.ask_at = None;
-        Some(NameId { slot, serial: name.serial })
-    }
-
-    /// A moment before which no question is due.
-    pub(crate) fn next_ask(&self) -> Option<Instant> {
-        self.ask_at
-    }
-
-    fn ask_again(&mut self, id: NameId, at: Option<Instant>) {
-        if let Some(name) = self.name_mut(id) {
-            name.ask_at = at;
-            self.ask_at = [self.ask_at, at].into_iter().flatten().min();
-        }
-    }
-
-    fn set_trouble(&mut self, id: NameId, trouble: Trouble) {
-        let Some(name) = self.name_mut(id) else { return };
-        let before = core::mem::replace(&mut name.trouble, trouble);
-        self.count_untold(before, trouble);
-    }
-
-    fn count_untold(&mut self, before: Trouble, after: Trouble) {
-        if matches!(before, Trouble::Untold(_)) {
-            self.untold = self.untold.saturating_sub(1);
-        }
-        if matches!(after, Trouble::Untold(_)) {
-            self.untold = self.untold.saturating_add(1);
-        }
-    }
-
-    /// A name that cannot be resolved, why, and a client that uses it.
-    pub(crate) fn take_problem(&mut self) -> Option<(IpAddr, HostName, Problem)> {
-        if self.untold == 0 {
-            return None;
-        }
-        let slot = (0..self.names.slots()).find(|slot| {
-            self.names.get(*slot).is_some_and(|name| matches!(name.trouble, Trouble::Untold(_)))
-        })?;
-        let client = self.client_of(slot)?;
-        let name = self.names.get_mut(slot)?;
-        let Trouble::Untold(problem) = core::mem::replace(&mut name.trouble, Trouble::Told) else {
-            return None;
-        };
-        self.untold = self.untold.saturating_sub(1);
-        Some((client, name.host_name.clone(), problem))
-    }
-
-    fn client_of(&self, name: u32) -> Option<IpAddr> {
-        let uses = (0..self.uses.slots()).filter_map(|slot| self.uses.get(slot));
-        uses.filter(|one| one.name == name).map(|one| one.client).next()
     }
 
     /// When [`Store::sweep`] has something to do.
@@ -469,48 +367,5 @@ impl Store {
         }
         self.tell_all_uses();
         self.sweep_at = (self.names.len() > 0).then(|| now.after(SWEEP_INTERVAL));
-    }
-
-    /// Whether [`Store::take_change`] has something.
-    pub(crate) fn has_changes(&self) -> bool {
-        self.changed_uses > 0
-    }
-
-    /// A client and a name of it whose addresses have changed; each client gets its turn.
-    pub(crate) fn take_change(&mut self) -> Option<(IpAddr, HostName)> {
-        let slots = self.uses.slots();
-        for step in 0..slots {
-            let slot = self.cursor.wrapping_add(step).checked_rem(slots)?;
-            let Some(one) = self.uses.get_mut(slot).filter(|one| one.is_changed) else { continue };
-            one.is_changed = false;
-            self.changed_uses = self.changed_uses.saturating_sub(1);
-            self.cursor = slot.wrapping_add(1);
-            let (client, name) = (one.client, one.name);
-            return Some((client, self.names.get(name)?.host_name.clone()));
-        }
-        self.changed_uses = 0;
-        None
-    }
-
-    /// The addresses of a client's name.
-    pub(crate) fn addresses_of(
-        &self,
-        now: Instant,
-        client: IpAddr,
-        name: &str,
-    ) -> impl Iterator<Item = IpAddr> + '_ {
-        let slot = self.find_name(name, Family::of(client));
-        let owner = slot.and_then(|slot| self.find_use(client, slot));
-        let known = slot.and_then(|slot| self.names.get(slot)).filter(|_| owner.is_some());
-        let learned = owner.and_then(|owner| self.uses.get(owner)).map(|one| one.learned);
-        let chains = [known.map(|name| name.addresses), learned].into_iter().flatten();
-        let valid = move |entry: &&Entry| known.is_some_and(|name| is_valid(now, entry, name));
-        chains.flat_map(|chain| self.chain(chain)).filter(valid).map(|entry| entry.address)
-    }
-
-    /// Number of names and of addresses.
-    #[cfg(test)]
-    pub(crate) fn sizes(&self) -> (usize, usize) {
-        (self.names.len(), self.entries.len())
     }
 }

@@ -261,7 +261,7 @@ fn without_a_way_nothing_is_asked_and_with_one_all_is() {
 fn questions_on_their_way_are_bounded_and_all_get_their_turn() {
     let names: Vec<String> = (0..20).map(|n| format!("n{n}.example.org")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let limits = Limits { names: 20, names_per_client: 20, uses: 20, addresses: 20, ..LIMITS };
+    let limits = Limits { names: 20, names_per_client: 20, uses: 20, addresses: 40, ..LIMITS };
     let mut script = Script::with_limits(limits);
     script.servers(&[FIRST, SECOND]);
     assert_eq!(script.names(CLIENT, &names), 0);

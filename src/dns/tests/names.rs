@@ -1,5 +1,7 @@
 //! The store: who uses which name, what clients learn by themselves, bounds, and what dom0 is told.
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn told(script: &mut Script) -> Vec<(IpAddr, String)> {
@@ -102,26 +104,132 @@ fn what_was_learned_has_bounds_in_time_and_number() {
     for n in 0..100u8 {
         script.learn(CLIENT, &heard(NAME).a(u32::from(n) + 100, Ipv4Addr::new(203, 0, 113, n)));
     }
-    assert_eq!(script.dns.store.sizes().1, 4);
+    assert_eq!(script.dns.store.sizes().1, 1);
     let newest = Ipv4Addr::new(203, 0, 113, 99);
     assert_eq!([script.knows(newest), script.knows(Y)], [NameMatch::Has, NameMatch::Unresolved]);
 }
 
 #[test]
-fn a_client_that_learns_much_takes_nothing_from_others() {
-    let limits = Limits { addresses: 6, ..LIMITS };
+fn a_client_that_learns_much_leaves_others_their_share() {
+    let limits = Limits { addresses: 16, addresses_per_name: 16, ..LIMITS };
     let mut script = Script::with_limits(limits);
     script.servers(&[FIRST]);
-    script.names(OTHER, &["b.example.org"]);
-    script.resolve(300, X);
-    script.names(CLIENT, &[NAME, "c.example.org"]);
+    let names = [NAME, "c.example.org", "d.example.org"];
+    script.names(CLIENT, &names);
     for n in 0..50u8 {
-        let address = Ipv4Addr::new(203, 0, 113, n);
-        script.learn(CLIENT, &heard(NAME).a(600, address));
-        script.learn(CLIENT, &heard("c.example.org").a(600, address));
+        for name in names {
+            script.learn(CLIENT, &heard(name).a(600, Ipv4Addr::new(203, 0, 113, n)));
+        }
     }
-    assert_eq!(script.dns.store.sizes().1, 6);
+    assert_eq!(script.dns.store.sizes().1, 8, "half of all");
+    script.names(OTHER, &["b.example.org"]);
+    let of_others = |n| Ipv4Addr::new(192, 0, 2, n);
+    for n in 0..2 {
+        script.learn(OTHER, &heard("b.example.org").a(60, of_others(n)));
+    }
+    for asked in script.all_asked() {
+        script.reply(&asked, &Reply::to(&asked).a(300, X));
+    }
+    assert_eq!(script.dns.store.sizes().1, 8 + 4);
+    for address in [of_others(0), of_others(1), X] {
+        assert_eq!(script.look(OTHER, "b.example.org", address), NameMatch::Has);
+    }
+}
+
+#[test]
+fn a_name_with_many_addresses_leaves_others_their_share() {
+    let limits = Limits { addresses: 16, addresses_per_name: 8, ..LIMITS };
+    let mut script = Script::with_limits(limits);
+    script.servers(&[FIRST]);
+    script.names(CLIENT, &[NAME]);
+    let asked = script.ask();
+    let many = (0..64).fold(Reply::to(&asked), |r, n| r.a(600, Ipv4Addr::new(203, 0, 113, n)));
+    script.reply(&asked, &many);
+    assert_eq!(script.dns.store.sizes().1, 8);
+    script.names(OTHER, &["b.example.org"]);
+    script.resolve(60, X);
     assert_eq!(script.look(OTHER, "b.example.org", X), NameMatch::Has);
+    assert_eq!(script.dns.store.sizes().1, 8);
+}
+
+/// What may happen to the store.
+#[derive(Clone, Debug)]
+enum Step {
+    Names(u8, Vec<u8>),
+    Answer(u8, Vec<u8>, u32),
+    Learn(u8, u8, Vec<u8>, u32),
+    Wait(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let some = |n: u8| proptest::collection::vec(0..n, 0..6);
+    let ttl = prop_oneof![0u32..200, Just(100_000)];
+    let step = prop_oneof![
+        (0u8..3, some(6)).prop_map(|(client, names)| Step::Names(client, names)),
+        (0u8..3, some(12), ttl.clone()).prop_map(|(kind, all, ttl)| Step::Answer(kind, all, ttl)),
+        (0u8..3, 0u8..6, some(12), ttl).prop_map(|(c, n, all, ttl)| Step::Learn(c, n, all, ttl)),
+        prop_oneof![0u64..100, Just(4000)].prop_map(Step::Wait),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+fn address(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, n)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Whatever happens, both questions agree, all bounds hold, and nothing is left when the names are gone.
+    #[test]
+    fn the_store_agrees_with_itself(steps in steps()) {
+        let client = |n: u8| IpAddr::from([10, 137, 0, n]);
+        let name = |n: u8| format!("n{n}.example.org");
+        let hosts: Vec<HostName> = (0..6).map(|n| host_name(&name(n))).collect();
+        let mut script = Script::with_limits(Limits { names: 5, ..LIMITS });
+        script.servers(&[FIRST]);
+        for step in steps {
+            match step {
+                Step::Names(n, names) => {
+                    let names: Vec<String> = names.into_iter().map(name).collect();
+                    script.names(client(n), &names.iter().map(String::as_str).collect::<Vec<_>>());
+                }
+                Step::Answer(kind, all, ttl) => for asked in script.all_asked() {
+                    let reply = Reply::to(&asked);
+                    let reply = match kind {
+                        0 => all.iter().fold(reply, |reply, n| reply.a(ttl, address(*n))),
+                        1 => reply.rcode(3),
+                        _ => reply.rcode(2),
+                    };
+                    script.reply(&asked, &reply);
+                },
+                Step::Learn(c, n, all, ttl) => {
+                    let reply = all.iter().fold(heard(&name(n)), |r, n| r.a(ttl, address(*n)));
+                    script.learn(client(c), &reply);
+                }
+                Step::Wait(seconds) => script.wait(seconds),
+            }
+            prop_assert!(script.dns.store.sizes().1 <= 16);
+            for c in 0..3 {
+                let view = script.dns.view(script.now, client(c), None);
+                for a in 0..12 {
+                    let mut at: Vec<String> = Vec::new();
+                    view.each_at(address(a).into(), &mut |name| at.push(name.to_owned()));
+                    for host in &hosts {
+                        let has = at.iter().any(|name| name == host.as_str());
+                        let found = view.lookup(host, address(a).into());
+                        prop_assert_eq!(has, found == NameMatch::Has);
+                        let mut listed = script.dns.addresses_of(script.now, client(c), host);
+                        prop_assert_eq!(has, listed.any(|one| one == IpAddr::from(address(a))));
+                    }
+                }
+            }
+        }
+        (0..3).for_each(|c| { script.names(client(c), &[]); });
+        prop_assert_eq!(script.dns.store.sizes(), (0, 0));
+        prop_assert!(!script.dns.has_changes());
+        prop_assert_eq!(script.dns.take_problem(), None);
+    }
 }
 
 #[test]

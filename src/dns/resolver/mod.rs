@@ -11,19 +11,23 @@ use core::fmt;
 use core::net::IpAddr;
 use core::time::Duration;
 
-use super::message::{self, Echo, Kind, MAX_QUERY_BYTES, Outcome};
+use super::message::{Kind, Outcome};
 use super::name::WireName;
-use super::packet;
-use super::store::{Answer, NameId, Store};
+use super::store::{Answer, Store};
 use super::stream::{Progress, Stream};
 use crate::limits::OutOfMemory;
 use crate::nat::Nat;
-use crate::nat::ports::{Lease, Random};
+use crate::nat::ports::Random;
 use crate::time::Instant;
-use crate::wire::protocol;
 
-/// Servers that are asked: two of each family.
-const MAX_SERVERS: usize = 4;
+mod query;
+mod route;
+
+pub(crate) use route::Route;
+use route::Server;
+
+use query::{Mixing, Next, Phase, Query, connect, judge, release, send};
+
 /// Questions on their way at one time.
 pub(crate) const MAX_QUERIES: usize = 8;
 /// Times that a question is asked before it counts as failed.
@@ -35,36 +39,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// For an absence that does not say how long it lasts.
 const DEFAULT_NEGATIVE_LIFE: Duration = Duration::from_secs(60);
-
-/// The way to the servers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Route {
-    servers: [Option<Server>; MAX_SERVERS],
-}
-
-/// A server and our address towards it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Server {
-    address: IpAddr,
-    own: IpAddr,
-}
-
-impl Route {
-    /// Adds servers that are reached from our address `own`.
-    pub(crate) fn with<A: Copy + Into<IpAddr>>(mut self, own: Option<A>, servers: &[A]) -> Self {
-        let Some(own) = own else { return self };
-        let free = self.servers.iter_mut().filter(|place| place.is_none());
-        for (place, server) in free.zip(servers) {
-            *place = Some(Server { address: (*server).into(), own: own.into() });
-        }
-        self
-    }
-
-    fn nth(&self, n: usize) -> Option<Server> {
-        let count = self.servers.iter().flatten().count();
-        self.servers.get(n.checked_rem(count)?).copied().flatten()
-    }
-}
 
 /// Why a name could not be resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,60 +70,6 @@ pub(crate) enum Taken {
     Used,
     /// It came to a port of ours, and is not the answer that is awaited there.
     Wrong,
-}
-
-#[derive(Debug)]
-struct Query {
-    name: NameId,
-    kind: Kind,
-    question: WireName,
-    is_mixed: Mixing,
-    id: u16,
-    server: Server,
-    attempt: u8,
-    wrong_answers: u8,
-    lease: Option<Lease>,
-    phase: Phase,
-    problem: Problem,
-}
-
-impl Query {
-    /// What its lease is for.
-    fn protocol(&self) -> u8 {
-        if self.phase == Phase::Streaming { protocol::TCP } else { protocol::UDP }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mixing {
-    Mixed,
-    Plain,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    ToSend,
-    Sent {
-        until: Instant,
-    },
-    /// Waits for the one TCP connection.
-    ToStream,
-    Streaming,
-}
-
-/// What to do with a question next.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "lives for one call; a box would allocate on the data path"
-)]
-enum Next {
-    Stay,
-    /// As another attempt.
-    Retry(Problem),
-    /// The same server, without mixed case.
-    RetryPlain,
-    Stream,
-    Answered(Outcome),
 }
 
 /// The questions on their way.
@@ -466,81 +386,6 @@ impl Resolver {
             }
         }
     }
-}
-
-/// Whether `payload` is the answer to `query`, and what follows from it.
-fn judge(query: &Query, from: IpAddr, payload: &[u8]) -> Next {
-    let Ok(message) = message::read(payload) else { return Next::Stay };
-    if from != query.server.address || message.id() != query.id {
-        return Next::Stay;
-    }
-    match message.echoes(&query.question, query.kind) {
-        Echo::Exact => {}
-        Echo::OtherCase if query.phase == Phase::Streaming => {}
-        Echo::OtherCase if query.is_mixed == Mixing::Mixed => return Next::RetryPlain,
-        Echo::OtherCase | Echo::Other => return Next::Stay,
-    }
-    match message.outcome() {
-        Ok(Outcome::Truncated) => Next::Stream,
-        Ok(Outcome::Failed) | Err(_) => Next::Retry(Problem::ServerFailure),
-        Ok(outcome) => Next::Answered(outcome),
-    }
-}
-
-/// Sends a question from a new port, with a new number and new cases; `None` if there is no port.
-fn send(
-    query: &mut Query,
-    now: Instant,
-    random: &mut Random,
-    nat: &mut Nat,
-    out: &mut [u8],
-) -> Option<usize> {
-    renew(query, random);
-    let lease = nat.lease_own(protocol::UDP)?;
-    let from = (query.server.own, lease.port());
-    query.lease = Some(lease);
-    let Query { id, question, kind, .. } = query;
-    let write = |out: &mut [u8]| message::write_query(out, *id, question, *kind);
-    let len = packet::datagram(out, from, query.server.address, write);
-    query.phase = Phase::Sent { until: now.after(patience(query.attempt)) };
-    len
-}
-
-/// Connects to the server, in order to ask over TCP.
-fn connect(
-    query: &mut Query,
-    now: Instant,
-    random: &mut Random,
-    stream: &mut Stream,
-    nat: &mut Nat,
-) -> Option<()> {
-    renew(query, random);
-    let mut bytes = [0; MAX_QUERY_BYTES];
-    let len = message::write_query(&mut bytes, query.id, &query.question, query.kind)?;
-    let lease = nat.lease_own(protocol::TCP)?;
-    let from = (query.server.own, lease.port());
-    (query.lease, query.phase) = (Some(lease), Phase::Streaming);
-    stream.ask(now, random.next(), from, query.server.address, bytes.get(..len)?)
-}
-
-fn renew(query: &mut Query, random: &mut Random) {
-    query.id = random.next() as u16;
-    match query.is_mixed {
-        Mixing::Mixed => query.question.mix_case(|| random.next()),
-        Mixing::Plain => query.question.mix_case(|| 0),
-    }
-}
-
-fn release(lease: Option<Lease>, phase: Phase, nat: &mut Nat) {
-    let protocol = if phase == Phase::Streaming { protocol::TCP } else { protocol::UDP };
-    if let Some(lease) = lease {
-        nat.give_back_own(protocol, lease);
-    }
-}
-
-/// How long an attempt waits: two seconds, then four.
-fn patience(attempt: u8) -> Duration {
-    Duration::from_secs(if attempt < 2 { 2 } else { 4 })
 }
 
 fn pause(failures: u8) -> Duration {
