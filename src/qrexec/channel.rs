@@ -45,6 +45,8 @@ pub(super) struct DataChannel<S> {
     mode: Mode,
     answer: Answer<S>,
     reader: Reader,
+    /// The caller has ended its input: what it still sends reaches no service.
+    input_ended: bool,
     kind: u32,
     /// Body of the caller's hello.
     version: u32,
@@ -62,6 +64,7 @@ impl<S> DataChannel<S> {
             mode,
             answer,
             reader: Reader::new(),
+            input_ended: false,
             kind: 0,
             version: 0,
             version_bytes: 0,
@@ -131,7 +134,9 @@ impl<S> DataChannel<S> {
                 self.version |= u32::from(*byte).checked_shl(shift).unwrap_or_default();
                 self.version_bytes = self.version_bytes.saturating_add(1);
             }
-        } else if let Answer::Session(session) = &mut self.answer {
+        } else if let Answer::Session(session) = &mut self.answer
+            && !self.input_ended
+        {
             services.stdin(session, piece);
         }
     }
@@ -145,7 +150,11 @@ impl<S> DataChannel<S> {
                 self.phase = Phase::Running { max_chunk };
             }
             (DATA_STDIN, _) | (_, Answer::Refusal { .. }) => {}
-            (_, Answer::Session(session)) => services.stdin_end(session),
+            (_, Answer::Session(session)) => {
+                if !core::mem::replace(&mut self.input_ended, true) {
+                    services.stdin_end(session);
+                }
+            }
         }
         Ok(())
     }

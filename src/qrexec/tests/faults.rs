@@ -164,3 +164,12 @@ fn events_of_unknown_calls_are_nothing() {
     bench.agent.data_transmitted(NOW, call, 5);
     assert_eq!((bench.control_sent().len(), bench.agent.poll_action()), (0, None));
 }
+
+#[test]
+fn input_after_its_end_reaches_no_service() {
+    let mut bench = Bench::ready();
+    let call = bench.call(&execute(0, 5, [1, 2], b"u:QUBESRPC x.Flood a"));
+    let late = cat(&[&[0x90, 1, 0, 0, 3, 0, 0, 0], b"abc", &STDIN_END]);
+    bench.data(call, &cat(&[&HELLO_4, &STDIN_END, &late]));
+    assert_eq!((bench.services.input.len(), bench.services.inputs_ended), (0, 1));
+}
