@@ -31,6 +31,9 @@ const PERMISSIVE: &[&str] = &[
 /// Packages under another licence. They serve the lab's dom0 side, behind the feature `lab` of `integration`.
 const LAB_ONLY: &[&str] = &["xenstore-rs"];
 
+/// The fuzzer, a workspace of its own, links LLVM's libFuzzer in source (NCSA, permissive). Nothing else uses it.
+const FUZZER: (&str, &str) = ("libfuzzer-sys", "(MIT OR Apache-2.0) AND NCSA");
+
 /// What each crate may use, besides for its tests. `None`: anything but `integration`.
 const MAY_USE: &[(&str, Option<&[&str]>)] = &[
     ("rules", Some(&["ipnet", "thiserror"])),
@@ -63,6 +66,8 @@ pub fn run() -> Result<()> {
     let all = metadata(&["--all-features"])?;
     let mut faults = Vec::new();
     licences(&plain, &all, &mut faults)?;
+    let fuzzer = metadata(&["--locked", "--manifest-path", "integration/fuzz/runner/Cargo.toml"])?;
+    licences_of_fuzzer(&fuzzer, &mut faults)?;
     directions(&all, &mut faults)?;
     unsafe_code(&mut faults)?;
     match faults.as_slice() {
@@ -102,6 +107,16 @@ fn licences(plain: &Value, all: &Value, faults: &mut Vec<String>) -> Result<()> 
                     text(package, "name")
                 ));
             }
+        }
+    }
+    Ok(())
+}
+
+fn licences_of_fuzzer(metadata: &Value, faults: &mut Vec<String>) -> Result<()> {
+    for package in list(metadata, "packages")? {
+        let (name, licence) = (text(package, "name"), text(package, "license"));
+        if !is_permissive(licence) && (name, licence) != FUZZER {
+            faults.push(format!("{name}, used by the fuzzer: licence {licence:?}"));
         }
     }
     Ok(())

@@ -21,6 +21,7 @@ const USAGE: &str = "\
 usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM, firewall, clients
        cargo xtask test [--fast]      every check; --fast leaves the lab out
        cargo xtask test --long PART   the long form of a part
+       cargo xtask fuzz TARGET [--time T]
        cargo xtask image              build target/image/vmlinuz
        cargo xtask lab ...            the lab by hand";
 
@@ -46,6 +47,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test", "--fast"] => test::run(true),
         ["test", "--long"] => parts::long(None),
         ["test", "--long", part] => parts::long(Some(part)),
+        ["fuzz", rest @ ..] => parts::fuzz::run(rest),
         ["image"] => image::build().map(drop),
         ["lab", rest @ ..] => lab_command::run(rest),
         _ => fail!("{USAGE}"),

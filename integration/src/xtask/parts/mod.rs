@@ -1,6 +1,7 @@
 //! The parts of `cargo xtask test` that exist in two lengths: short in every `test`, long in `test --long PART`.
 //! Each has a module of its own; [`ALL`] is the only place that lists them.
 
+pub mod fuzz;
 pub mod record;
 
 use crate::error::Result;
@@ -19,7 +20,7 @@ pub struct Part {
 /// The parts, in the order in which `test` runs their short forms.
 pub const ALL: &[Part] = &[
     planned("diff"),
-    planned("fuzz"),
+    Part { name: "fuzz", short: Some(fuzz::short), long: Some(fuzz::long) },
     planned("sim"),
     planned("mutants"),
     planned("lifecycle"),

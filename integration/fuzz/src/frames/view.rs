@@ -1,0 +1,190 @@
+//! What a frame says, read apart from the code under test: slowly, and only what the checks need.
+
+use std::net::IpAddr;
+
+use firewall::Checksum;
+
+use super::build::{checksum_at, pseudo, sum};
+
+/// State of a layer-4 checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sum {
+    Right,
+    Wrong,
+    /// The pseudo header's sum alone.
+    Partial,
+    /// The protocol has none, it is switched off (UDP), or the packet is a piece of a datagram.
+    Unknown,
+}
+
+/// Which piece of a datagram a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Piece {
+    Whole,
+    First,
+    Later,
+}
+
+/// An IP packet.
+#[derive(Clone, Debug)]
+pub(super) struct View {
+    pub(super) src: IpAddr,
+    pub(super) dst: IpAddr,
+    /// The upper-layer protocol.
+    pub(super) protocol: u8,
+    pub(super) piece: Piece,
+    pub(super) ttl: u8,
+    /// IPv4: don't fragment.
+    pub(super) has_df: bool,
+    /// Whether the header's length fields and (IPv4) its checksum are right.
+    pub(super) header_is_right: bool,
+    pub(super) l4: Vec<u8>,
+    pub(super) sum: Sum,
+}
+
+impl View {
+    /// Reads a frame; `None` if it is no IP packet whose headers can be followed.
+    pub(super) fn new(frame: &[u8], checksum: Checksum) -> Option<Self> {
+        let packet = frame.get(14..)?;
+        match frame.get(12..14)? {
+            [0x08, 0x00] => Self::v4(packet, checksum),
+            [0x86, 0xdd] => Self::v6(packet, checksum),
+            _ => None,
+        }
+    }
+
+    fn v4(ip: &[u8], checksum: Checksum) -> Option<Self> {
+        let header_len = usize::from(ip.first()? & 0xf) * 4;
+        let header = ip.get(..header_len).filter(|header| header.len() >= 20)?;
+        let total = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
+        let l4 = ip.get(header_len..total)?.to_vec();
+        let (offset, has_more) = (u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff, ip[6] & 0x20 != 0);
+        let address = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&ip[at..at + 4]).unwrap());
+        let view = Self {
+            src: address(12),
+            dst: address(16),
+            protocol: ip[9],
+            piece: piece(offset, has_more),
+            ttl: ip[8],
+            has_df: ip[6] & 0x40 != 0,
+            header_is_right: total == ip.len() && ip[0] >> 4 == 4 && sum(&[header]) == 0xffff,
+            l4,
+            sum: Sum::Unknown,
+        };
+        Some(view.summed(checksum))
+    }
+
+    fn v6(ip: &[u8], checksum: Checksum) -> Option<Self> {
+        let length = usize::from(u16::from_be_bytes([*ip.get(4)?, *ip.get(5)?]));
+        let (mut next, ttl) = (*ip.get(6)?, *ip.get(7)?);
+        let address =
+            |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(ip.get(at..at + 16)?).ok()?));
+        let (src, dst) = (address(8)?, address(24)?);
+        let mut rest = ip.get(40..40 + length)?;
+        let mut piece_is = Piece::Whole;
+        // Hop-by-hop, routing, fragment, authentication, destination options, mobility, HIP, shim6, experiments.
+        while [0, 43, 44, 51, 60, 135, 139, 140, 253, 254].contains(&next) {
+            let (this, units) = (next, usize::from(*rest.get(1)?));
+            let length = match this {
+                44 => 8,
+                51 => (units + 2) * 4,
+                _ => (units + 1) * 8,
+            };
+            if this == 44 {
+                let field = u16::from_be_bytes([*rest.get(2)?, *rest.get(3)?]);
+                piece_is = piece(field >> 3, field & 1 == 1);
+            }
+            next = *rest.first()?;
+            rest = rest.get(length..)?;
+            if piece_is == Piece::Later {
+                break;
+            }
+        }
+        let header_is_right = 40 + length == ip.len() && ip[0] >> 4 == 6;
+        let (l4, sum) = (rest.to_vec(), Sum::Unknown);
+        let view = Self {
+            src,
+            dst,
+            protocol: next,
+            piece: piece_is,
+            ttl,
+            has_df: true,
+            header_is_right,
+            l4,
+            sum,
+        };
+        Some(view.summed(checksum))
+    }
+
+    fn summed(mut self, checksum: Checksum) -> Self {
+        let protocol = self.protocol;
+        let Some(field) = checksum_at(protocol).and_then(|at| self.l4.get(at..at + 2)) else {
+            return self;
+        };
+        // ICMP of the other family is just another protocol.
+        let is_foreign = protocol == if self.src.is_ipv4() { 58 } else { 1 };
+        if is_foreign || self.piece != Piece::Whole || (protocol == 17 && field == [0, 0]) {
+            return self;
+        }
+        let pseudo = match protocol {
+            1 => Vec::new(),
+            _ => pseudo(self.src, self.dst, protocol, self.l4.len()),
+        };
+        let partial = sum(&[&pseudo]).to_be_bytes();
+        self.sum = match checksum {
+            Checksum::Blank if field == partial => Sum::Partial,
+            Checksum::Blank => Sum::Wrong,
+            _ if sum(&[&pseudo, &self.l4]) == 0xffff => Sum::Right,
+            _ => Sum::Wrong,
+        };
+        self
+    }
+
+    fn word(&self, at: usize) -> Option<u16> {
+        Some(u16::from_be_bytes([*self.l4.get(at)?, *self.l4.get(at + 1)?]))
+    }
+
+    /// Source and destination port, where there are ports.
+    pub(super) fn ports(&self) -> Option<(u16, u16)> {
+        let has_ports = matches!(self.protocol, 6 | 17) && self.piece != Piece::Later;
+        has_ports.then(|| Some((self.word(0)?, self.word(2)?)))?
+    }
+
+    /// Type of an ICMP message of the packet's own family.
+    pub(super) fn icmp_type(&self) -> Option<u8> {
+        let is_icmp = self.protocol == if self.src.is_ipv4() { 1 } else { 58 };
+        (is_icmp && self.piece != Piece::Later).then(|| self.l4.first().copied())?
+    }
+
+    /// What follows the transport header; everything for protocols without ports.
+    pub(super) fn payload(&self) -> &[u8] {
+        let header_len = match self.protocol {
+            6 => self.l4.get(12).map_or(0, |byte| usize::from(byte >> 4) * 4),
+            17 => 8,
+            _ => 0,
+        };
+        self.l4.get(header_len..).unwrap_or_default()
+    }
+
+    /// Identifier of an ICMP query or its reply.
+    pub(super) fn icmp_id(&self) -> Option<u16> {
+        self.word(4)
+    }
+
+    /// Whether it is an ICMP error.
+    pub(super) fn is_icmp_error(&self) -> bool {
+        match (self.src, self.icmp_type()) {
+            (_, None) => false,
+            (IpAddr::V4(_), Some(kind)) => [3, 4, 5, 11, 12].contains(&kind),
+            (IpAddr::V6(_), Some(kind)) => kind < 128,
+        }
+    }
+}
+
+fn piece(offset: u16, has_more: bool) -> Piece {
+    match (offset, has_more) {
+        (0, false) => Piece::Whole,
+        (0, true) => Piece::First,
+        _ => Piece::Later,
+    }
+}

@@ -1,0 +1,89 @@
+//! The slots of a frontend's TX ring, and the indices of rings: whatever a peer writes, nothing leaves its bounds and
+//! each slot is taken and answered once.
+
+use xen::netif::{Assembled, Assembler, Limits, TxPacket};
+use xen::ring;
+
+use crate::source::Source;
+
+/// Indices, limits, then slots of 12 bytes.
+pub fn run(data: &[u8]) {
+    let mut source = Source::new(data);
+    indices(&mut source);
+    let offers = source.byte();
+    let limits = Limits {
+        max_frame_bytes: source.pick(&[1514, 1518, 65_535]),
+        gso_tcpv4: offers & 1 == 1,
+        gso_tcpv6: offers & 2 == 2,
+    };
+    let mut slots = Vec::new();
+    while !source.is_empty() {
+        slots.push(source.array::<12>());
+    }
+    let assembler = Assembler::new(limits);
+    let mut rest = slots.as_slice();
+    while let [first, following @ ..] = rest {
+        let mut taken = 0;
+        let result = assembler.assemble(first, || {
+            let slot = following.get(taken).copied();
+            taken += usize::from(slot.is_some());
+            slot
+        });
+        let used = taken + 1;
+        match result {
+            // The device is closed: nothing of the ring is read any more.
+            Err(_) => return,
+            Ok(Assembled::Drop(packet, _)) => answers(&packet, &rest[..used]),
+            Ok(Assembled::Packet(packet)) => {
+                answers(&packet, &rest[..used]);
+                whole(&packet, &limits);
+            }
+        }
+        rest = &rest[used..];
+    }
+}
+
+/// Every slot has one answer, with the id that it came with.
+fn answers(packet: &TxPacket, slots: &[[u8; 12]]) {
+    assert_eq!(packet.slots(), slots.len());
+    let mut position = 0;
+    packet.for_each_slot(|id| {
+        if let Some(id) = id {
+            let slot = &slots[position];
+            assert_eq!(id, u16::from_le_bytes([slot[8], slot[9]]), "the id of slot {position}");
+        }
+        position += 1;
+    });
+    assert_eq!(position, slots.len());
+}
+
+fn whole(packet: &TxPacket, limits: &Limits) {
+    let sum: usize = packet.fragments().iter().map(|piece| usize::from(piece.len)).sum();
+    assert_eq!(sum, usize::from(packet.len()));
+    assert!(packet.len() >= 14 && packet.fragments().len() <= 18);
+    for piece in packet.fragments() {
+        assert!(piece.len > 0 && usize::from(piece.offset) + usize::from(piece.len) <= 4096);
+    }
+    match packet.offload().gso {
+        None => assert!(packet.len() <= limits.max_frame_bytes),
+        Some(gso) => assert!(gso.size > 0 && (limits.gso_tcpv4 || limits.gso_tcpv6)),
+    }
+}
+
+/// Against the definition in Xen public/io/ring.h, with plain arithmetic.
+fn indices(source: &mut Source<'_>) {
+    let (base, claimed) = (source.long(), source.long());
+    let limit = 1 << source.below(9);
+    let seen = source.below(limit as usize + 1) as u32;
+    let consumed = source.below(seen as usize + 1) as u32;
+    let absolute = |distance: u32| base.wrapping_add(distance);
+    let span = claimed.wrapping_sub(base);
+    match ring::validate(claimed, base, absolute(consumed), absolute(seen), limit) {
+        Ok(count) => assert!(count == span - consumed && count <= limit && span >= seen),
+        Err(ring::RingBroken) => assert!(span > limit || span < seen),
+    }
+    // `event` lies in (old, new], counted from old.
+    let (event, new) = (source.long(), absolute(limit));
+    let expected = event.wrapping_sub(base).wrapping_sub(1) < limit;
+    assert_eq!(ring::passes_event(base, new, event), expected);
+}
