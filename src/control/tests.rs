@@ -174,7 +174,7 @@ fn sequence_vector() {
 }
 
 #[test]
-fn interleaved_trees_take_effect_each_at_its_own_mark() {
+fn q4_interleaved_trees_take_effect_each_at_its_own_mark() {
     let mut rig = Rig::new();
     rig.dump(QUIET);
     rig.write("/qubes-firewall/10.137.0.9/policy", "drop");

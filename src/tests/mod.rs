@@ -8,6 +8,7 @@ mod names;
 mod nat;
 mod netvm;
 mod offload;
+mod requirements;
 mod robust;
 mod rule_change;
 mod spoof;
