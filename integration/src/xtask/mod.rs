@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod coverage;
 pub mod image;
 pub mod lab_command;
 pub mod parts;

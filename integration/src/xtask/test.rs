@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::image::cargo;
-use super::{audit, image, parts, scenarios, smoke};
+use super::{audit, coverage, image, parts, scenarios, smoke};
 use crate::error::Result;
 use crate::{apt, command, fail, paths, progress};
 
@@ -32,9 +32,14 @@ pub fn run(fast: bool) -> Result<()> {
     check("clippy: image", &mut || {
         clippy(&["--profile", "image", "--features", "platform", "--bin", "vmlinuz"])
     });
+    let mut ran = Vec::new();
     check("tests", &mut || {
-        command::output(&mut cargo(&["test", "--workspace", "--quiet"])).map(drop)
+        ran = coverage::ran(&command::output(&mut cargo(&["test", "--workspace"]))?);
+        Ok(())
     });
+    if !ran.is_empty() {
+        check("requirements and their tests", &mut || coverage::report(&ran));
+    }
     check("tests: platform on the in-memory hypervisor", &mut || {
         let only = ["test", "--quiet", "--lib", "--features", "fake", "platform"];
         command::output(&mut cargo(&only)).map(drop)

@@ -2,6 +2,7 @@
 //! Each has a module of its own; [`ALL`] is the only place that lists them.
 
 pub mod fuzz;
+pub mod mutants;
 pub mod record;
 
 use crate::error::Result;
@@ -22,7 +23,7 @@ pub const ALL: &[Part] = &[
     planned("diff"),
     Part { name: "fuzz", short: Some(fuzz::short), long: Some(fuzz::long) },
     planned("sim"),
-    planned("mutants"),
+    Part { name: "mutants", short: Some(mutants::short), long: Some(mutants::long) },
     planned("lifecycle"),
     planned("abuse"),
     planned("soak"),

@@ -1,0 +1,187 @@
+//! The flips. When the code moves, the text to be replaced follows it; a flip is removed only with its requirement.
+
+/// One way to break the implementation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flip {
+    pub(super) name: &'static str,
+    /// The requirements that it breaks.
+    pub(super) ids: &'static [&'static str],
+    pub(super) file: &'static str,
+    /// Exactly once in the file.
+    pub(super) from: &'static str,
+    pub(super) to: &'static str,
+    /// One of those that every `test` runs.
+    pub(super) is_quick: bool,
+}
+
+const fn flip(
+    name: &'static str,
+    ids: &'static [&'static str],
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+) -> Flip {
+    Flip { name, ids, file, from, to, is_quick: false }
+}
+
+/// The same, for every `test`.
+const fn quick(flip: Flip) -> Flip {
+    Flip { is_quick: true, ..flip }
+}
+
+pub(super) const FLIPS: &[Flip] = &[
+    quick(flip(
+        "endpoint-independence off",
+        &["U1", "T1", "I1", "U7"],
+        "src/nat/mod.rs",
+        "let known = self.by_endpoint.find(hash, is_match);",
+        "let known = self.by_endpoint.find(hash, is_match).filter(|_| false);",
+    )),
+    quick(flip(
+        "inbound refreshes the UDP timer",
+        &["U6"],
+        "src/flows.rs",
+        "                self.table.set_hold(id, Hold::Firm);\n",
+        "                self.table.set_hold(id, Hold::Firm);\n                self.table.renew(now, id, old);\n",
+    )),
+    quick(flip(
+        "source of clients not checked",
+        &["S4"],
+        "src/ingress.rs",
+        "if Some(header.source) != address {",
+        "if Some(header.source) != address && false {",
+    )),
+    flip(
+        "source of the uplink not checked",
+        &["S4"],
+        "src/ingress.rs",
+        "if clients.is_client(source) || network.is_own(source) {",
+        "if false && (clients.is_client(source) || network.is_own(source)) {",
+    ),
+    flip(
+        "time to live never ends",
+        &["I8"],
+        "src/egress.rs",
+        "if packet.ttl <= 1 {",
+        "if packet.ttl == 0 {",
+    ),
+    flip(
+        "too big is dropped in silence",
+        &["I8", "U12"],
+        "src/egress.rs",
+        "Err(if packet.is_dont_fragment {",
+        "Err(if packet.is_dont_fragment && false {",
+    ),
+    flip(
+        "port class ignored",
+        &["U3"],
+        "src/nat/ports.rs",
+        "if wanted < 1024 { (1..=1023, 1024..=65535) }",
+        "if wanted > 65535u16 - 1 { (1..=1023, 1024..=65535) }",
+    ),
+    flip(
+        "random ports sequential",
+        &["P1"],
+        "src/nat/ports.rs",
+        "let start = first.checked_add(u16::try_from(random.below(span)).ok()?)?;",
+        "let start = first.checked_add(u16::try_from(random.below(span) / span).ok()?)?;",
+    ),
+    flip(
+        "source quench passed",
+        &["S2"],
+        "src/packet.rs",
+        "            3 | 11 | 12 => Self::Error,\n            4 | 5 => Self::Forbidden,",
+        "            3 | 4 | 11 | 12 => Self::Error,\n            5 => Self::Forbidden,",
+    ),
+    flip(
+        "source route passed",
+        &["S8"],
+        "src/packet.rs",
+        "[LOOSE_ROUTE | STRICT_ROUTE, ..] => return Err(DropReason::SourceRoute),",
+        "[LOOSE_ROUTE | STRICT_ROUTE, ..] if options.is_empty() => return Err(DropReason::SourceRoute),",
+    ),
+    flip(
+        "ICMP checksum not checked",
+        &["I3"],
+        "src/packet.rs",
+        "if Sum::default().bytes(l4).fold() != 0xffff {",
+        "if Sum::default().bytes(l4).fold() == 0x1_ffff {",
+    ),
+    flip(
+        "inner packet of an ICMP error not rewritten",
+        &["I4", "I5", "T7", "U11"],
+        "src/nat/icmp_error.rs",
+        "    rewrite_quote(bytes, quote, quoted)?;\n",
+        "    if packet.l4 == 0 {\n        rewrite_quote(bytes, quote, quoted)?;\n    }\n",
+    ),
+    flip(
+        "ICMP error ends its flow",
+        &["U11", "T7"],
+        "src/flows.rs",
+        "        let live = found.and_then(|id| self.live(now, id));\n        let id = live.ok_or(DropReason::IcmpErrorUnrelated)?;\n",
+        "        let live = found.and_then(|id| self.live(now, id));\n        let id = live.ok_or(DropReason::IcmpErrorUnrelated)?;\n        self.table.renew(Instant::default(), id, Class::UdpDns);\n",
+    ),
+    flip(
+        "quota ignored",
+        &["P3", "I7"],
+        "src/conntrack/table.rs",
+        "if owner.flows >= self.quota {",
+        "if owner.flows >= self.quota && self.quota == 0 {",
+    ),
+    flip(
+        "reset outside of the window believed",
+        &["T6", "S7"],
+        "src/conntrack/tcp.rs",
+        "        if !is_believable {\n            return Step::OutOfWindow;",
+        "        if !is_believable && segment.window == 12_345 {\n            return Step::OutOfWindow;",
+    ),
+    flip(
+        "simultaneous open refused",
+        &["T2"],
+        "src/conntrack/tcp.rs",
+        "State::SynSent => !answers || self.acknowledges_syn(segment),",
+        "State::SynSent => answers && self.acknowledges_syn(segment),",
+    ),
+    flip(
+        "idle connections end after an hour",
+        &["T5"],
+        "src/conntrack/mod.rs",
+        "Self::TcpEstablished => 7440,",
+        "Self::TcpEstablished => 3600,",
+    ),
+    flip(
+        "answered UDP ends after two minutes",
+        &["U5"],
+        "src/conntrack/mod.rs",
+        "Self::UdpBothWays => 300,",
+        "Self::UdpBothWays => 120,",
+    ),
+    flip(
+        "ICMP queries wait for half a minute",
+        &["I2"],
+        "src/conntrack/mod.rs",
+        "Self::IcmpQuery => 60,",
+        "Self::IcmpQuery => 30,",
+    ),
+    flip(
+        "flows not judged again after a rule edit",
+        &["Q4"],
+        "src/flows.rs",
+        "        if flow.generation != host.generation {\n",
+        "        if flow.generation.0 > host.generation.0 {\n",
+    ),
+    flip(
+        "rules in force before their mark",
+        &["Q4"],
+        "src/control/mod.rs",
+        "            Event::Changed { path } | Event::Removed { path } => self.on_key(path.as_str(), store),\n",
+        "            Event::Changed { path } if path.as_str().starts_with(\"/qubes-firewall/\") => {\n                let ip = path.as_str().split('/').nth(2).unwrap_or_default();\n                if let Ok(tree) = qubesdb::Tree::new(ip) {\n                    self.on_committed(&tree, Ok(()), store);\n                }\n            }\n            Event::Changed { path } | Event::Removed { path } => self.on_key(path.as_str(), store),\n",
+    ),
+    flip(
+        "DF cleared",
+        &["P2", "U12"],
+        "src/egress.rs",
+        "    ipv4::decrement_ttl(bytes, L3);\n",
+        "    ipv4::decrement_ttl(bytes, L3);\n    let word = read_u16(bytes, L3 + 6);\n    write_u16(bytes, L3 + 6, word & !0x4000);\n    write_u16(bytes, L3 + 10, 0);\n    let sum = Sum::default().bytes(bytes.get(L3..packet.l4).unwrap_or_default());\n    write_u16(bytes, L3 + 10, sum.complete());\n",
+    ),
+];
