@@ -7,6 +7,7 @@ use etherparse::{ArpHardwareId, ArpOperation, ArpPacketSlice, EtherType};
 use crate::clients::{Attached, Clients};
 use crate::frame::{Checksum, Frame, Offload};
 use crate::ingress::L3;
+use crate::stats::Counter;
 use crate::time::Instant;
 use crate::uplink::{Announcement, NetworkConfig, Uplink};
 use crate::verdict::{Answer, DropReason, Verdict};
@@ -88,8 +89,8 @@ pub(crate) fn from_uplink(
         return reply(frame, uplink.port.mac, &message);
     }
     let is_gateway = network.v4.gateway == Some(message.sender);
-    if is_gateway && uplink.learn(now, message.sender_mac) {
-        return Verdict::Consumed;
+    if is_gateway && uplink.v4.learn(now, message.sender_mac) {
+        return Verdict::Consumed(Counter::ArpLearned);
     }
     Verdict::Drop(DropReason::ArpIgnored)
 }

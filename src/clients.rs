@@ -96,7 +96,7 @@ pub(crate) struct Host {
 pub(crate) struct Attached {
     pub(crate) port: ClientPort,
     pub(crate) host4: Option<HostId>,
-    host6: Option<HostId>,
+    pub(crate) host6: Option<HostId>,
     /// Set if the client is told other addresses than its real ones.
     pub(crate) visible: Option<Visible>,
     pub(crate) answers: TokenBucket,

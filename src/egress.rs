@@ -1,12 +1,14 @@
 //! The last stage: does the packet fit the port, and what has to be done to it so that it does.
 
+use core::net::IpAddr;
+
 use crate::frame::{Checksum, Frame, GsoKind};
 use crate::ingress::L3;
 use crate::packet::{Packet, Upper};
 use crate::port::PortCaps;
 use crate::verdict::{DropReason, Refusal, Verdict};
 use crate::wire::checksum::{Sum, udp_field};
-use crate::wire::{ETHERTYPE_IPV4, Mac, ipv4, read_u16, write_ethernet, write_u16};
+use crate::wire::{Mac, ip, read_u16, write_ethernet, write_u16};
 
 /// Where a packet leaves.
 #[derive(Clone, Copy, Debug)]
@@ -41,10 +43,14 @@ pub(crate) fn check(frame: &Frame<'_>, packet: &Packet, caps: &PortCaps) -> Resu
 /// Makes a packet that passed [`check`] and NAT ready to leave.
 pub(crate) fn finish(frame: &mut Frame<'_>, packet: &Packet, exit: &Exit) {
     let bytes = frame.bytes_mut();
-    ipv4::decrement_ttl(bytes, L3);
-    write_ethernet(bytes, exit.destination, exit.source, ETHERTYPE_IPV4);
+    ip::decrement_ttl(bytes, L3);
+    write_ethernet(bytes, exit.destination, exit.source, ip::ether_type(packet.source));
+    let takes_blank = match packet.source {
+        IpAddr::V4(_) => exit.caps.accepts_blank_v4,
+        IpAddr::V6(_) => exit.caps.accepts_blank_v6,
+    };
     frame.offload.checksum = match frame.offload.checksum {
-        Checksum::Blank if exit.caps.accepts_blank_v4 => Checksum::Blank,
+        Checksum::Blank if takes_blank => Checksum::Blank,
         Checksum::Blank => {
             complete_checksum(frame, packet);
             Checksum::Validated

@@ -27,13 +27,14 @@ impl Firewall {
         self.nat.unreserve_all();
         for entry in &exposure.forward {
             let (protocol, port) = (entry.transport.protocol(), entry.port.get());
-            if !self.nat.reserve(protocol, port) {
+            if !self.nat.reserve(entry.client, protocol, port) {
                 self.end_flows(|flow| {
                     flow.mapping.is_some()
+                        && flow.inside.local.is_ipv4() == entry.client.is_ipv4()
                         && (flow.outside.protocol, flow.outside.local_port) == (protocol, port)
                 });
                 // Its mapping went with the last of its flows.
-                let _ = self.nat.reserve(protocol, port);
+                let _ = self.nat.reserve(entry.client, protocol, port);
             }
         }
         self.exposure = exposure;

@@ -1,7 +1,7 @@
 //! The state of the firewall, and what the control plane does with it. `pipeline` uses it per packet.
 
 use core::convert::identity;
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::IpAddr;
 use core::num::NonZeroU32;
 
 use crate::arp;
@@ -18,12 +18,13 @@ use crate::icmp::{self, Link, TokenBucket};
 use crate::limits::{Limits, OutOfMemory};
 use crate::nat::Nat;
 use crate::nat::ports::Random;
+use crate::nd;
 use crate::netvm::NetvmVifs;
 use crate::packet::{Packet, Upper};
 use crate::port::{ClientId, Origin, PortId};
 use crate::stats::{Counter, Stats};
 use crate::time::Instant;
-use crate::uplink::{NetworkConfig, Redirect, Uplink, UplinkPort};
+use crate::uplink::{Announced, NetworkConfig, Redirect, Uplink, UplinkPort};
 use crate::verdict::{Answer, DropReason, Fate, Refusal, Verdict};
 use crate::wire::{Mac, protocol};
 
@@ -33,6 +34,7 @@ const DNS_PORT: u16 = 53;
 /// DHCP client: what Windows and others broadcast for before they believe their configuration.
 const DHCP_CLIENT_PORT: u16 = 68;
 const ECHO_REQUEST: u8 = 8;
+const ECHO_REQUEST_V6: u8 = 128;
 
 /// Why a vif cannot be attached; nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -170,10 +172,13 @@ impl Firewall {
         let old = core::mem::replace(&mut self.network, config);
         let new = &self.network;
         let is_moved = old.v4.address != new.v4.address || old.v6.address != new.v6.address;
-        if (is_moved || old.v4.gateway != new.v4.gateway)
-            && let Some(uplink) = &mut self.uplink
-        {
-            uplink.restart();
+        if let Some(uplink) = &mut self.uplink {
+            if (old.v4.address, old.v4.gateway) != (new.v4.address, new.v4.gateway) {
+                uplink.v4.restart();
+            }
+            if (old.v6.address, old.v6.gateway) != (new.v6.address, new.v6.gateway) {
+                uplink.v6.restart();
+            }
         }
         if old.v4.dns != new.v4.dns || old.v6.dns != new.v6.dns {
             self.clients.start_generation_for_all();
@@ -206,9 +211,11 @@ impl Firewall {
         loop {
             let uplink = self.uplink.as_mut()?;
             let own_mac = uplink.port.mac;
-            self.network.v4.address?;
-            let what = uplink.announce(now)?;
-            if arp::announce(frame, &self.network, own_mac, what).is_some() {
+            let written = match uplink.announce(now, &self.network)? {
+                Announced::V4(what) => arp::announce(frame, &self.network, own_mac, what),
+                Announced::V6(what) => nd::announce(frame, &self.network, own_mac, what),
+            };
+            if written.is_some() {
                 self.stats.count(PortId::Uplink, Counter::OwnFrames, 1);
                 return Some(PortId::Uplink);
             }
@@ -218,8 +225,7 @@ impl Firewall {
     /// When [`Firewall::on_timer`] and [`Firewall::poll_generate`] have something to do.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let uplink = self.uplink.filter(|_| self.network.v4.address.is_some());
-        let announcement = uplink.and_then(|uplink| uplink.next_deadline());
+        let announcement = self.uplink.and_then(|uplink| uplink.next_deadline(&self.network));
         let names = self.names.next_deadline();
         [self.table.next_deadline(), announcement, names].into_iter().flatten().min()
     }
@@ -274,6 +280,18 @@ impl Firewall {
         }
     }
 
+    pub(crate) fn nd_from_client(
+        &self,
+        id: ClientId,
+        message: nd::Message,
+        frame: &mut Frame<'_>,
+    ) -> Verdict {
+        match self.clients.attached(id) {
+            Some(client) => nd::from_client(&client.port, message, frame),
+            None => DropReason::UnknownPort.into(),
+        }
+    }
+
     /// The destination of a packet once DNS to the clients' resolvers goes to ours.
     pub(crate) fn redirect_dns(&self, packet: &Packet) -> Result<IpAddr, DropReason> {
         let has_ports = matches!(packet.protocol, protocol::TCP | protocol::UDP);
@@ -297,7 +315,7 @@ impl Firewall {
         frame: &mut Frame<'_>,
     ) -> Verdict {
         let verdict = outcome.unwrap_or_else(identity);
-        let Some(link) = self.link_back(origin) else { return verdict };
+        let Some(link) = self.link_back(origin, packet.source) else { return verdict };
         match verdict {
             Verdict::Answer(Answer::Echo) => match icmp::echo_reply(frame, packet, link) {
                 Some(()) => verdict,
@@ -347,13 +365,14 @@ impl Firewall {
             Verdict::Answer(answer) => {
                 let counter = match answer {
                     Answer::Arp => Counter::ArpAnswers,
+                    Answer::Neighbour => Counter::NdAnswers,
                     Answer::Echo => Counter::EchoAnswers,
                 };
                 self.stats.count(back, counter, 1);
                 Fate::Send(back)
             }
-            Verdict::Consumed => {
-                self.stats.count(back, Counter::ArpLearned, 1);
+            Verdict::Consumed(counter) => {
+                self.stats.count(back, counter, 1);
                 Fate::Consumed
             }
             Verdict::Resolved => {
@@ -376,25 +395,25 @@ impl Firewall {
         }
     }
 
-    fn link_back(&self, origin: Origin) -> Option<Link> {
+    fn link_back(&self, origin: Origin, family_of: IpAddr) -> Option<Link> {
         Some(match origin {
             Origin::Client(id) => {
                 Link { ours: Mac::GATEWAY, theirs: self.clients.attached(id)?.port.mac }
             }
             Origin::Uplink => {
                 let uplink = self.uplink.as_ref()?;
-                Link { ours: uplink.port.mac, theirs: uplink.next_hop() }
+                Link { ours: uplink.port.mac, theirs: uplink.next_hop(family_of) }
             }
         })
     }
 
     /// The address that an error comes from.
-    fn own_for(&self, origin: Origin, packet: &Packet, refusal: Refusal) -> Option<Ipv4Addr> {
-        let own = &self.network.v4;
-        match (origin, refusal, packet.destination) {
-            (Origin::Client(_), Refusal::HostProhibited, IpAddr::V4(asked)) => Some(asked),
-            (Origin::Client(_), ..) => own.client_gateway.or(own.address),
-            (Origin::Uplink, ..) => own.address,
+    fn own_for(&self, origin: Origin, packet: &Packet, refusal: Refusal) -> Option<IpAddr> {
+        let asked = packet.destination;
+        match (origin, refusal) {
+            (Origin::Client(_), Refusal::HostProhibited) => Some(asked),
+            (Origin::Client(_), _) => self.network.client_gateway(asked),
+            (Origin::Uplink, _) => self.network.own_address(asked),
         }
     }
 
@@ -410,8 +429,12 @@ impl Firewall {
 pub(crate) fn local(packet: &Packet) -> Verdict {
     let service = Verdict::Reject(DropReason::LocalService, Refusal::HostProhibited);
     match packet.upper {
-        Upper::IcmpQuery(ECHO_REQUEST) => Verdict::Answer(Answer::Echo),
-        Upper::Udp if packet.destination_port == DHCP_CLIENT_PORT => DropReason::LocalSilent.into(),
+        Upper::IcmpQuery(ECHO_REQUEST | ECHO_REQUEST_V6) => Verdict::Answer(Answer::Echo),
+        Upper::Udp
+            if packet.destination_port == DHCP_CLIENT_PORT && packet.destination.is_ipv4() =>
+        {
+            DropReason::LocalSilent.into()
+        }
         Upper::Tcp(segment) if Tracker::first(&segment).is_none() => {
             DropReason::NotAFirstPacket.into()
         }

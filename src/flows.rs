@@ -17,8 +17,10 @@ use crate::port::PortId;
 use crate::stats::Counter;
 use crate::time::Instant;
 use crate::verdict::{DropReason, Refusal, Verdict};
-use crate::wire::protocol;
+use crate::wire::ipv6;
 
+/// Smallest path MTU that an ICMP message can report for IPv4 (RFC 791: what every host takes).
+const MIN_PATH_MTU_V4: u16 = 576;
 /// Flows that are reclaimed on the way when a new one opens.
 pub(crate) const RECLAIM_PER_NEW_FLOW: usize = 4;
 /// DNS (RFC 1035), which gets a shorter life.
@@ -173,7 +175,21 @@ impl Firewall {
         // It goes to whom the quoted packet came from.
         let is_consistent = quote.source == packet.destination && quote.upper != Quoted::IcmpReply;
         let found = self.table.find_outside(&quote.outbound()).filter(|_| is_consistent);
-        self.flow_of_error(now, found)
+        let id = self.flow_of_error(now, found)?;
+        if !self.is_path_mtu_plausible(id, quote) {
+            return Err(DropReason::PathMtu.into());
+        }
+        Ok(id)
+    }
+
+    /// Whether an error from outside may lower the path MTU of its flow, if it wants to (RFC 5927, 7.2): no link is that
+    /// small, or the quoted segment is none that is on its way.
+    fn is_path_mtu_plausible(&self, id: FlowId, quote: &Quote) -> bool {
+        let Some(mtu) = quote.path_mtu else { return true };
+        let least = if quote.source.is_ipv4() { MIN_PATH_MTU_V4 } else { ipv6::MIN_MTU };
+        let tracker = self.table.get(id).and_then(|flow| flow.tcp);
+        mtu >= u32::from(least)
+            && tracker.is_none_or(|tracker| tracker.has_sent_lately(quote.sequence))
     }
 
     /// Errors neither end nor renew a flow (RFC 4787 REQ-12, RFC 5382 REQ-9).
@@ -347,7 +363,7 @@ impl Firewall {
         packet: &Packet,
         remote: IpAddr,
     ) -> Result<(Option<MappingId>, u16), Verdict> {
-        if !nat::has_ports(packet.protocol) {
+        if !nat::has_ports(packet.source, packet.protocol) {
             return Ok((None, 0));
         }
         let endpoint = Endpoint {
@@ -394,7 +410,7 @@ fn beginning(packet: &Packet) -> Option<(Class, Option<Tracker>)> {
         Upper::Udp if packet.destination_port == DNS_PORT => Some((Class::UdpDns, None)),
         Upper::Udp => Some((Class::UdpOneWay, None)),
         Upper::IcmpQuery(_) => Some((Class::IcmpQuery, None)),
-        Upper::Other if packet.protocol != protocol::ICMP => Some((Class::Other, None)),
-        Upper::IcmpReply | Upper::IcmpError(_) | Upper::IcmpOther | Upper::Other => None,
+        Upper::Other => Some((Class::Other, None)),
+        Upper::IcmpReply | Upper::IcmpError(_) | Upper::IcmpOther => None,
     }
 }

@@ -1,6 +1,6 @@
-//! ICMP of our own (RFC 792, RFC 1812 4.3): echo replies and errors, written over the packet they answer.
+//! ICMP of our own (RFC 792, RFC 1812 4.3; RFC 4443): echo replies and errors, written over the packet they answer.
 
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::IpAddr;
 use core::time::Duration;
 
 use crate::frame::{Checksum, Frame, Offload};
@@ -9,12 +9,13 @@ use crate::packet::{Packet, Upper};
 use crate::time::Instant;
 use crate::verdict::Refusal;
 use crate::wire::checksum::{Sum, update_full};
-use crate::wire::ipv4::{self, Side};
 use crate::wire::tcp::{self, Reset};
-use crate::wire::{ETHERTYPE_IPV4, Mac, protocol, read_u16, write, write_ethernet, write_u16};
+use crate::wire::{Mac, Side, ip, ipv6, read_u16, write, write_ethernet, write_u16};
 
-/// Largest ICMP error as an IP packet (RFC 1812, 4.3.2.3).
+/// Largest ICMP error as an IP packet (RFC 1812, 4.3.2.3; that of IPv6 is its smallest MTU: RFC 4443, 2.4).
 const MAX_ERROR_BYTES: usize = 576;
+const ECHO_REPLY: u8 = 0;
+const ECHO_REPLY_V6: u8 = 129;
 const ICMP_HEADER_BYTES: usize = 8;
 const COMPUTED: Offload = Offload { checksum: Checksum::Validated, gso: None };
 
@@ -66,16 +67,20 @@ pub(crate) fn prohibition(packet: &Packet, is_known_flow: bool) -> Refusal {
 
 /// Turns an echo request to us into the reply.
 pub(crate) fn echo_reply(frame: &mut Frame<'_>, packet: &Packet, link: Link) -> Option<()> {
-    let (IpAddr::V4(asker), IpAddr::V4(own)) = (packet.source, packet.destination) else {
+    let (asker, own) = (packet.source, packet.destination);
+    let kind = if own.is_ipv4() { ECHO_REPLY } else { ECHO_REPLY_V6 };
+    // Extension headers are the asker's word on the way here; they do not belong into an answer.
+    if own.is_ipv6() && packet.l4 != L3 + ipv6::HEADER_BYTES {
         return None;
-    };
+    }
     let bytes = frame.bytes_mut();
-    write_ethernet(bytes, link.theirs, link.ours, ETHERTYPE_IPV4);
-    ipv4::set_address(bytes, L3, Side::Source, own);
-    ipv4::set_address(bytes, L3, Side::Destination, asker);
-    ipv4::set_ttl(bytes, L3, ipv4::OWN_TTL);
+    write_ethernet(bytes, link.theirs, link.ours, ip::ether_type(own));
+    // The same addresses in the other order: the pseudo header of ICMPv6 has the same sum.
+    ip::set_address(bytes, L3, Side::Source, own);
+    ip::set_address(bytes, L3, Side::Destination, asker);
+    ip::set_own_ttl(bytes, L3);
     let old = read_u16(bytes, packet.l4);
-    let new = old & 0x00ff;
+    let new = u16::from(kind) << 8 | old & 0x00ff;
     write_u16(bytes, packet.l4, new);
     let checksum = read_u16(bytes, packet.l4 + 2);
     let change = Sum::default().replace(old, new);
@@ -89,59 +94,82 @@ pub(crate) fn refuse(
     frame: &mut Frame<'_>,
     packet: &Packet,
     refusal: Refusal,
-    own: Ipv4Addr,
+    own: IpAddr,
     link: Link,
 ) -> Option<()> {
     if !packet.may_be_answered() {
         return None;
     }
-    let (IpAddr::V4(sender), IpAddr::V4(destination)) = (packet.source, packet.destination) else {
-        return None;
-    };
     match (refusal, packet.upper) {
         (Refusal::TcpReset, Upper::Tcp(segment)) => {
-            frame.resize(tcp::RESET_BYTES)?;
-            let from = (destination, packet.destination_port);
-            let to = (sender, packet.source_port);
-            let sequence = segment.acknowledgement;
-            tcp::write_reset(frame.bytes_mut(), &Reset { from, to, sequence });
+            let from = (packet.destination, packet.destination_port);
+            let to = (packet.source, packet.source_port);
+            let reset = Reset { from, to, sequence: segment.acknowledgement };
+            frame.resize(reset.frame_bytes())?;
+            tcp::write_reset(frame.bytes_mut(), &reset)?;
         }
         (Refusal::TcpReset, _) => return None,
-        _ => error(frame, packet, refusal, own, sender)?,
+        _ => error(frame, packet, refusal, own)?,
     }
-    write_ethernet(frame.bytes_mut(), link.theirs, link.ours, ETHERTYPE_IPV4);
+    write_ethernet(frame.bytes_mut(), link.theirs, link.ours, ip::ether_type(own));
     frame.offload = COMPUTED;
     Some(())
 }
 
-fn error(
-    frame: &mut Frame<'_>,
-    packet: &Packet,
-    refusal: Refusal,
-    own: Ipv4Addr,
-    sender: Ipv4Addr,
-) -> Option<()> {
-    let (kind, code, mtu) = match refusal {
+fn error(frame: &mut Frame<'_>, packet: &Packet, refusal: Refusal, own: IpAddr) -> Option<()> {
+    let (kind, code, mtu) = match own {
+        IpAddr::V4(_) => kind_v4(refusal)?,
+        IpAddr::V6(_) => kind_v6(refusal)?,
+    };
+    let limit = if own.is_ipv4() { MAX_ERROR_BYTES } else { usize::from(ipv6::MIN_MTU) };
+    let icmp = L3 + ip::header_bytes(own);
+    let quote = icmp + ICMP_HEADER_BYTES;
+    let room = frame.capacity().checked_sub(quote)?;
+    let quoted = usize::from(packet.total_len).min(limit - (quote - L3)).min(room);
+    frame.resize(frame.len().max(quote + quoted))?;
+    frame.bytes_mut().copy_within(L3..L3 + quoted, quote);
+    frame.resize(quote + quoted)?;
+    let bytes = frame.bytes_mut();
+    let length = bytes.len() - icmp;
+    let ends = (own, packet.source);
+    ip::write_header(bytes, L3, length, ip::icmp(own), ends)?;
+    write(bytes, icmp, [kind, code, 0, 0]);
+    write(bytes, icmp + 4, u32::from(mtu).to_be_bytes());
+    let sum = icmp_sum(bytes.get(icmp..)?, ends);
+    write_u16(bytes, icmp + 2, sum.complete());
+    Some(())
+}
+
+/// The sum over an ICMP message; that of IPv6 includes a pseudo header (RFC 4443, 2.3).
+pub(crate) fn icmp_sum(message: &[u8], (source, destination): (IpAddr, IpAddr)) -> Sum {
+    let sum = Sum::default().bytes(message);
+    if source.is_ipv4() {
+        return sum;
+    }
+    // A message is never longer than its packet, whose length is a 16-bit number.
+    let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
+    sum.pseudo_header(source, destination, ip::icmp(source), length)
+}
+
+/// Type, code and MTU (RFC 792, RFC 1191, RFC 1812).
+fn kind_v4(refusal: Refusal) -> Option<(u8, u8, u16)> {
+    Some(match refusal {
         Refusal::NetUnreachable => (3, 0, 0),
         Refusal::FragmentationNeeded(mtu) => (3, 4, mtu),
         Refusal::HostProhibited => (3, 10, 0),
         Refusal::Prohibited => (3, 13, 0),
         Refusal::TimeExceeded => (11, 0, 0),
         Refusal::TcpReset => return None,
-    };
-    let icmp = L3 + ipv4::HEADER_BYTES;
-    let quote = icmp + ICMP_HEADER_BYTES;
-    let room = frame.capacity().checked_sub(quote)?;
-    let quoted = usize::from(packet.total_len).min(MAX_ERROR_BYTES - (quote - L3)).min(room);
-    frame.resize(frame.len().max(quote + quoted))?;
-    frame.bytes_mut().copy_within(L3..L3 + quoted, quote);
-    frame.resize(quote + quoted)?;
-    let bytes = frame.bytes_mut();
-    let total_len = u16::try_from(bytes.len() - L3).ok()?;
-    ipv4::write_header(bytes, L3, total_len, protocol::ICMP, own, sender);
-    write(bytes, icmp, [kind, code, 0, 0, 0, 0]);
-    write_u16(bytes, icmp + 6, mtu);
-    let sum = Sum::default().bytes(bytes.get(icmp..)?);
-    write_u16(bytes, icmp + 2, sum.complete());
-    Some(())
+    })
+}
+
+/// The same for IPv6 (RFC 4443, section 3).
+fn kind_v6(refusal: Refusal) -> Option<(u8, u8, u16)> {
+    Some(match refusal {
+        Refusal::NetUnreachable => (1, 0, 0),
+        Refusal::HostProhibited | Refusal::Prohibited => (1, 1, 0),
+        Refusal::FragmentationNeeded(mtu) => (2, 0, mtu),
+        Refusal::TimeExceeded => (3, 0, 0),
+        Refusal::TcpReset => return None,
+    })
 }

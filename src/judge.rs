@@ -8,7 +8,7 @@ use crate::dns::{Held, View};
 use crate::exposure::Exposure;
 use crate::uplink::NetworkConfig;
 use crate::verdict::DropReason;
-use crate::wire::protocol;
+use crate::wire::{ip, protocol};
 
 /// Judges a flow by what permits it, as that is now; `host` is its client. `inside` and `outside` are its faces. Says by
 /// which name the rules accept it, if it is by one.
@@ -60,7 +60,9 @@ fn subject(network: &NetworkConfig, flow: &Tuple) -> Subject {
         protocol::TCP => Upper::Tcp { port },
         protocol::UDP => Upper::Udp { port },
         // The remote port of an ICMP flow is the type of its query, which is a byte.
-        protocol::ICMP => Upper::Icmp { icmp_type: u8::try_from(port).unwrap_or(u8::MAX) },
+        icmp if icmp == ip::icmp(flow.remote) => {
+            Upper::Icmp { icmp_type: u8::try_from(port).unwrap_or(u8::MAX) }
+        }
         protocol => Upper::Other { protocol },
     };
     let is_dns_server = network.is_resolver(flow.remote);

@@ -4,7 +4,8 @@
 //! once, in [`Firewall::new`] and by control calls; a packet never allocates. The modules follow a packet:
 //!
 //! 1. [`frame`]: the bytes, in a private buffer, with their offload state; [`port`]: where they come from and go to;
-//! 2. `ingress`: parse (to a `packet`) and check; spoofed sources end here; `arp` answers neighbours;
+//! 2. `ingress`: parse (to a `packet`) and check; spoofed sources end here; `arp` and `nd`
+//!    answer neighbours;
 //! 3. `route`: where does it go? `conntrack` and `flows`: is it part of a known flow? `judge`: else, what do the rules of
 //!    its source say? `exposed`: did dom0 open what is closed otherwise?
 //! 4. `nat`: the outside face of the flow, ICMP errors included;
@@ -24,6 +25,7 @@ mod wire;
 
 mod arp;
 mod ingress;
+mod nd;
 mod packet;
 pub mod uplink;
 

@@ -93,12 +93,12 @@ impl Firewall {
         frame.resize(frame.capacity())?;
         let packet = frame.bytes_mut().get_mut(L3..)?;
         let len = self.names.transmit(now, &mut self.nat, packet)?;
-        let ether_type = match packet.first().map(|first| first >> 4) {
-            Some(6) => ETHERTYPE_IPV6,
-            _ => ETHERTYPE_IPV4,
+        let (ether_type, next_hop) = match packet.first().map(|first| first >> 4) {
+            Some(6) => (ETHERTYPE_IPV6, uplink.v6.mac()),
+            _ => (ETHERTYPE_IPV4, uplink.v4.mac()),
         };
         frame.resize(L3 + len)?;
-        write_ethernet(frame.bytes_mut(), uplink.next_hop(), uplink.port.mac, ether_type);
+        write_ethernet(frame.bytes_mut(), next_hop, uplink.port.mac, ether_type);
         frame.offload = Offload { checksum: Checksum::Validated, gso: None };
         self.stats.count(PortId::Uplink, Counter::ResolverPackets, 1);
         Some(PortId::Uplink)

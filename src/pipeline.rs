@@ -6,6 +6,7 @@ use crate::egress;
 use crate::firewall::Firewall;
 use crate::frame::Frame;
 use crate::ingress::{self, Ingress};
+use crate::nd;
 use crate::packet::Packet;
 use crate::port::{ClientId, Origin};
 use crate::route::Way;
@@ -31,6 +32,7 @@ impl Firewall {
         let ingress = match ingress::from_client(&mut self.clients, &self.network, id, frame) {
             Ok(Ingress::Packet(ingress)) => ingress,
             Ok(Ingress::Arp(message)) => return self.arp_from_client(id, message, frame),
+            Ok(Ingress::Neighbour(message)) => return self.nd_from_client(id, message, frame),
             Err(reason) => return reason.into(),
         };
         let outcome = self.outbound(now, ingress.host, &ingress.packet, frame);
@@ -50,7 +52,7 @@ impl Firewall {
         if way == Way::Back {
             return self.inbound(now, packet, frame);
         }
-        let (port, exit) = self.exit(way)?;
+        let (port, exit) = self.exit(way, remote)?;
         egress::check(frame, packet, &exit.caps)?;
         let flow = self.flow_of_client(now, host, packet, remote, way.basis())?;
         self.translate_outbound(flow, packet, frame)?;
@@ -65,6 +67,9 @@ impl Firewall {
             Ok(Ingress::Packet(ingress)) => ingress.packet,
             Ok(Ingress::Arp(message)) => {
                 return arp::from_uplink(clients, network, uplink, now, message, frame);
+            }
+            Ok(Ingress::Neighbour(message)) => {
+                return nd::from_uplink(network, uplink, now, message, frame);
             }
             Err(reason) => return reason.into(),
         };

@@ -55,11 +55,11 @@ impl Firewall {
     }
 
     /// The way out. Without one a client hears so at once, as from a router without a route.
-    pub(crate) fn exit_to_uplink(&self) -> Result<(PortId, Exit), Verdict> {
+    pub(crate) fn exit_to_uplink(&self, family_of: IpAddr) -> Result<(PortId, Exit), Verdict> {
         let unreachable = Verdict::Reject(DropReason::NoUplink, Refusal::NetUnreachable);
         let uplink = self.uplink.as_ref().ok_or(unreachable)?;
-        self.network.v4.address.ok_or(unreachable)?;
-        let (port, destination) = (uplink.port, uplink.next_hop());
+        self.network.own_address(family_of).ok_or(unreachable)?;
+        let (port, destination) = (uplink.port, uplink.next_hop(family_of));
         Ok((PortId::Uplink, Exit { source: port.mac, destination, caps: port.caps }))
     }
 
@@ -104,12 +104,12 @@ impl Firewall {
         flow.is_some_and(|flow| flow.basis == Basis::Forwarded)
     }
 
-    pub(crate) fn exit(&self, way: Way) -> Result<(PortId, Exit), Verdict> {
+    pub(crate) fn exit(&self, way: Way, family_of: IpAddr) -> Result<(PortId, Exit), Verdict> {
         match way {
             Way::Client(to) => self
                 .exit_to_client(to)
                 .ok_or(Verdict::Reject(DropReason::ClientAbsent, Refusal::NetUnreachable)),
-            Way::Uplink | Way::Back => self.exit_to_uplink(),
+            Way::Uplink | Way::Back => self.exit_to_uplink(family_of),
         }
     }
 

@@ -34,13 +34,15 @@ counters! {
     FlowsOpened, "flows-opened", "Flows that packets from this port opened.";
     ArpAnswers, "arp-answers", "ARP replies to this port.";
     ArpLearned, "arp-learned", "ARP replies that told us the next hop.";
+    NdAnswers, "nd-answers", "Neighbour advertisements to this port.";
+    NdLearned, "nd-learned", "Neighbour advertisements that told us the next hop.";
     EchoAnswers, "echo-answers", "ICMP echo replies to this port.";
     IcmpErrors, "icmp-errors", "ICMP errors of our own to this port.";
     TcpResets, "tcp-resets", "TCP resets of our own to this port.";
     AnswersSuppressed, "answers-suppressed", "Errors and resets that the rate limit kept back, or that cannot be sent.";
     ResolverPackets, "resolver-packets", "Packets of our own resolver to this port.";
     ResolverAnswers, "resolver-answers", "Packets from this port that our resolver took.";
-    OwnFrames, "own-frames", "Frames to this port that nothing received caused: ARP requests.";
+    OwnFrames, "own-frames", "Frames to this port that nothing received caused: ARP requests, neighbour discovery.";
 }
 
 /// The counters of one port.

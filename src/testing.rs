@@ -2,6 +2,8 @@
 //!
 //! Packets are put together byte by byte, with checksums as RFC 1071 prints them: nothing here uses the code under test.
 
+pub(crate) mod v6;
+
 use core::net::{IpAddr, Ipv4Addr};
 use core::time::Duration;
 
@@ -232,7 +234,11 @@ impl Out {
     }
 
     pub(crate) fn l4(&self) -> &[u8] {
-        &self.bytes[14 + usize::from(self.bytes[14] & 0xf) * 4..]
+        let ip = self.packet();
+        match ip[0] >> 4 {
+            4 => &ip[usize::from(ip[0] & 0xf) * 4..],
+            _ => &ip[v6::upper6(ip).1..],
+        }
     }
 
     pub(crate) fn word(&self, at: usize) -> u16 {
@@ -254,7 +260,9 @@ impl Out {
 
     /// Type and code, if it is ICMP.
     pub(crate) fn icmp(&self) -> Option<(u8, u8)> {
-        (self.bytes[23] == 1).then(|| (self.l4()[0], self.l4()[1]))
+        let ip = self.packet();
+        let is_icmp = if ip[0] >> 4 == 4 { ip[9] == 1 } else { v6::upper6(ip).0 == 58 };
+        is_icmp.then(|| (self.l4()[0], self.l4()[1]))
     }
 
     #[track_caller]
@@ -280,7 +288,10 @@ impl Out {
     /// Every checksum is right for its state, and the length fits the frame.
     #[track_caller]
     pub(crate) fn assert_sums(&self) -> &Self {
-        let ip = &self.bytes[14..];
+        let ip = self.packet();
+        if ip[0] >> 4 == 6 {
+            return self.assert_sums6();
+        }
         let header_len = usize::from(ip[0] & 0xf) * 4;
         assert_eq!(usize::from(u16::from_be_bytes([ip[2], ip[3]])), ip.len(), "total length");
         assert_eq!(sum(&[&ip[..header_len]]), 0xffff, "IPv4 checksum");
@@ -312,7 +323,8 @@ pub(crate) struct Kit {
     page: Vec<u8>,
 }
 
-pub(crate) const CAPS: PortCaps = PortCaps { accepts_blank_v4: true, ..PortCaps::PLAIN };
+pub(crate) const CAPS: PortCaps =
+    PortCaps { accepts_blank_v4: true, accepts_blank_v6: true, ..PortCaps::PLAIN };
 pub(crate) const LIMITS: Limits =
     Limits { clients: 4, addresses: 16, flows: 64, flows_per_client: 32 };
 

@@ -10,11 +10,11 @@ use crate::time::Instant;
 use crate::visible::MappedIp;
 use crate::wire::Mac;
 
-/// ARP requests for the gateway after the uplink came up, and the time between two of them.
-const ARP_REQUESTS: u8 = 5;
-const ARP_INTERVAL: Duration = Duration::from_secs(1);
+/// Requests for the gateway's MAC address after the uplink came up, and the time between two of them.
+const REQUESTS: u8 = 5;
+const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an answer to a request is believed.
-const ARP_PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Addresses of one family, as QubesDB has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,12 +65,26 @@ impl NetworkConfig {
         }
     }
 
+    /// The address that clients know us by, in which errors to them come.
+    pub(crate) fn client_gateway(&self, family_of: IpAddr) -> Option<IpAddr> {
+        let gateway = match family_of {
+            IpAddr::V4(_) => self.v4.client_gateway.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.client_gateway.map(IpAddr::V6),
+        };
+        gateway.or_else(|| self.own_address(family_of))
+    }
+
     /// Whether the firewall itself answers to `address`.
     pub(crate) fn is_own(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => [self.v4.address, self.v4.client_gateway].contains(&Some(v4)),
             IpAddr::V6(v6) => [self.v6.address, self.v6.client_gateway].contains(&Some(v6)),
         }
+    }
+
+    /// Whether there is IPv6 at all: without any address of ours Qubes' own firewall drops all of it.
+    pub(crate) fn has_ipv6(&self) -> bool {
+        self.v6.address.is_some() || self.v6.client_gateway.is_some()
     }
 
     /// Whether `address` is one of the resolvers that we use ourselves.
@@ -123,25 +137,18 @@ pub struct UplinkPort {
 /// What the uplink should say next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Announcement {
-    /// A gratuitous ARP request for our own address.
+    /// Our own address, unasked.
     Own,
-    /// An ARP request for the gateway.
+    /// A question for the gateway's.
     Gateway,
 }
 
-/// State of an attached uplink. The next hop's MAC address starts as the one that every Qubes NetVM has and is
-/// replaced by what the gateway answers, which NetVMs that are not Linux need.
+/// State of an attached uplink.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Uplink {
     pub(crate) port: UplinkPort,
-    /// Before the gateway has answered, and since.
-    first_hop: Mac,
-    next_hop: Mac,
-    announced: bool,
-    requests_left: u8,
-    next_at: Instant,
-    /// Answers are believed until then.
-    pending_until: Option<Instant>,
+    pub(crate) v4: NextHop,
+    pub(crate) v6: NextHop,
 }
 
 impl Uplink {
@@ -157,39 +164,84 @@ impl Uplink {
 
     /// The same on another vif of the NetVM.
     pub(crate) fn moved_to(&self, port: &ClientPort) -> Self {
-        Self::of_client(self.next_at, port)
+        Self::of_client(self.v4.next_at, port)
     }
 
-    fn towards(now: Instant, port: UplinkPort, first_hop: Mac) -> Self {
+    fn towards(now: Instant, port: UplinkPort, first: Mac) -> Self {
+        let next_hop = NextHop::new(now, first);
+        Self { port, v4: next_hop, v6: next_hop }
+    }
+
+    /// MAC address of the next hop of packets of this family.
+    pub(crate) fn next_hop(&self, family_of: IpAddr) -> Mac {
+        if family_of.is_ipv4() { self.v4.mac() } else { self.v6.mac() }
+    }
+
+    /// The next frame of our own that is due, and its family.
+    pub(crate) fn announce(&mut self, now: Instant, network: &NetworkConfig) -> Option<Announced> {
+        let v4 = network.v4.address.and_then(|_| self.v4.announce(now)).map(Announced::V4);
+        let v6 = || network.v6.address.and_then(|_| self.v6.announce(now)).map(Announced::V6);
+        v4.or_else(v6)
+    }
+
+    /// When [`Uplink::announce`] has something to say, if ever.
+    pub(crate) fn next_deadline(&self, network: &NetworkConfig) -> Option<Instant> {
+        let v4 = network.v4.address.and_then(|_| self.v4.next_deadline());
+        let v6 = network.v6.address.and_then(|_| self.v6.next_deadline());
+        [v4, v6].into_iter().flatten().min()
+    }
+}
+
+/// An announcement and how it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Announced {
+    /// By ARP.
+    V4(Announcement),
+    /// By neighbour discovery.
+    V6(Announcement),
+}
+
+/// Way to the next hop of one family. Its MAC address starts as the one that every Qubes NetVM has and is replaced by
+/// what the gateway answers, which NetVMs that are not Linux need.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NextHop {
+    /// Before the gateway has answered, and since.
+    first: Mac,
+    mac: Mac,
+    announced: bool,
+    requests_left: u8,
+    next_at: Instant,
+    /// Answers are believed until then.
+    pending_until: Option<Instant>,
+}
+
+impl NextHop {
+    fn new(now: Instant, first: Mac) -> Self {
         Self {
-            port,
-            first_hop,
-            next_hop: first_hop,
+            first,
+            mac: first,
             announced: false,
-            requests_left: ARP_REQUESTS,
+            requests_left: REQUESTS,
             next_at: now,
             pending_until: None,
         }
     }
 
     /// MAC address of the next hop.
-    pub(crate) fn next_hop(&self) -> Mac {
-        self.next_hop
+    pub(crate) fn mac(&self) -> Mac {
+        self.mac
     }
 
     /// Asks anew, after the gateway's address changed.
     pub(crate) fn restart(&mut self) {
-        let now = self.next_at;
-        *self = Self::towards(now, self.port, self.first_hop);
+        *self = Self::new(self.next_at, self.first);
     }
 
-    /// When [`Uplink::announce`] has something to say, if ever.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    fn next_deadline(&self) -> Option<Instant> {
         (!self.announced || self.requests_left > 0).then_some(self.next_at)
     }
 
-    /// The next frame of our own, if it is due.
-    pub(crate) fn announce(&mut self, now: Instant) -> Option<Announcement> {
+    fn announce(&mut self, now: Instant) -> Option<Announcement> {
         if now < self.next_deadline()? {
             return None;
         }
@@ -198,17 +250,17 @@ impl Uplink {
             return Some(Announcement::Own);
         }
         self.requests_left = self.requests_left.checked_sub(1)?;
-        self.next_at = now.after(ARP_INTERVAL);
-        self.pending_until = Some(now.after(ARP_PATIENCE));
+        self.next_at = now.after(REQUEST_INTERVAL);
+        self.pending_until = Some(now.after(PATIENCE));
         Some(Announcement::Gateway)
     }
 
-    /// Takes an ARP reply of the gateway; false if none was asked for.
+    /// Takes what the gateway answered; false if it was not asked.
     pub(crate) fn learn(&mut self, now: Instant, mac: Mac) -> bool {
         if self.pending_until.is_none_or(|until| now > until) || !mac.is_station() {
             return false;
         }
-        self.next_hop = mac;
+        self.mac = mac;
         self.requests_left = 0;
         self.pending_until = None;
         true
@@ -259,29 +311,29 @@ mod tests {
     #[test]
     fn the_gateway_is_asked_a_bounded_number_of_times() {
         let mut now = Instant::from_nanos(5);
-        let mut uplink = Uplink::new(now, PORT);
+        let mut uplink = NextHop::new(now, Mac::GATEWAY);
         assert_eq!(uplink.announce(now), Some(Announcement::Own));
-        for _ in 0..ARP_REQUESTS {
+        for _ in 0..REQUESTS {
             assert_eq!(uplink.announce(now), Some(Announcement::Gateway));
             assert_eq!(uplink.announce(now), None);
             now = uplink.next_deadline().unwrap_or(now);
         }
         assert_eq!(uplink.next_deadline(), None);
         assert_eq!(uplink.announce(now.after(Duration::from_secs(99))), None);
-        assert_eq!(uplink.next_hop(), Mac::GATEWAY);
+        assert_eq!(uplink.mac, Mac::GATEWAY);
     }
 
     #[test]
     fn an_answer_counts_only_while_a_request_is_pending() {
         let now = Instant::from_nanos(0);
-        let mut uplink = Uplink::new(now, PORT);
+        let mut uplink = NextHop::new(now, Mac::GATEWAY);
         assert!(!uplink.learn(now, ANSWER));
         uplink.announce(now);
         uplink.announce(now);
         assert!(!uplink.learn(now, Mac::BROADCAST));
-        assert!(!uplink.learn(now.after(ARP_PATIENCE * 2), ANSWER));
-        assert!(uplink.learn(now.after(ARP_PATIENCE), ANSWER));
-        assert_eq!(uplink.next_hop(), ANSWER);
-        assert!(!uplink.learn(now.after(ARP_PATIENCE), PORT.mac));
+        assert!(!uplink.learn(now.after(PATIENCE * 2), ANSWER));
+        assert!(uplink.learn(now.after(PATIENCE), ANSWER));
+        assert_eq!(uplink.mac, ANSWER);
+        assert!(!uplink.learn(now.after(PATIENCE), PORT.mac));
     }
 }

@@ -1,6 +1,7 @@
 //! Every way in which a packet's journey can end.
 
 use crate::port::PortId;
+use crate::stats::Counter;
 
 /// What the platform does with the frame it handed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +23,8 @@ pub(crate) enum Verdict {
     Forward(PortId),
     /// Was for us, and is now our answer to its sender.
     Answer(Answer),
-    /// Was for us, and is used up.
-    Consumed,
+    /// Was for us, is used up and counted.
+    Consumed(Counter),
     /// Was for our resolver, and is used up.
     Resolved,
     /// Ends here; its sender is told so, as far as the rate limit allows.
@@ -53,6 +54,8 @@ impl From<DropReason> for Verdict {
 pub(crate) enum Answer {
     /// ARP reply.
     Arp,
+    /// Neighbour advertisement.
+    Neighbour,
     /// ICMP echo reply.
     Echo,
 }
@@ -60,15 +63,15 @@ pub(crate) enum Answer {
 /// How a sender is told that its packet ended here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// ICMP 3/13, communication administratively prohibited (RFC 1812, 5.2.7.1).
+    /// ICMP 3/13, communication administratively prohibited (RFC 1812, 5.2.7.1), or ICMPv6 1/1 (RFC 4443, 3.1).
     Prohibited,
-    /// ICMP 3/10, host administratively prohibited: it was for the firewall itself.
+    /// ICMP 3/10, host administratively prohibited, or ICMPv6 1/1: it was for the firewall itself.
     HostProhibited,
-    /// ICMP 3/0, network unreachable: there is no uplink.
+    /// ICMP 3/0, network unreachable, or ICMPv6 1/0: there is no uplink.
     NetUnreachable,
-    /// ICMP 3/4, fragmentation needed, with the MTU of the way on.
+    /// ICMP 3/4, fragmentation needed, or ICMPv6 2/0, with the MTU of the way on.
     FragmentationNeeded(u16),
-    /// ICMP 11/0, time to live exceeded in transit.
+    /// ICMP 11/0, time to live exceeded in transit, or ICMPv6 3/0.
     TimeExceeded,
     /// TCP reset with the sequence number that the sender waits for.
     TcpReset,
@@ -106,27 +109,31 @@ drop_reasons! {
     FrameTooShort, "frame-too-short", "The frame ends before the Ethernet header does.";
     LinkDestination, "link-destination", "The destination MAC address is not ours.";
     EtherType, "ether-type", "Neither IPv4 nor ARP nor IPv6.";
-    Ipv6, "ipv6", "IPv6 is not forwarded yet.";
+    Ipv6, "ipv6", "IPv6 is off: dom0 gave neither us nor the clients' gateway an address.";
     MappingUnknown, "mapping-unknown", "What dom0 said about the visible address of this client cannot be understood.";
     ArpMalformed, "arp-malformed", "Not a complete ARP packet for IPv4 over Ethernet.";
     ArpSpoofed, "arp-spoofed", "The ARP sender address does not belong to the sender.";
     ArpIgnored, "arp-ignored", "ARP that asks us nothing and answers nothing we asked: gratuitous, for others.";
     Ipv4Header, "ipv4-header", "Bad version or header length, or longer than its frame.";
+    Ipv6Header, "ipv6-header", "Bad version, or longer than its frame.";
     Ipv4Checksum, "ipv4-checksum", "Wrong IPv4 header checksum.";
     SourceSpoofed, "source-spoofed", "From a client: not its address. From the uplink: an address of a client or of ours.";
-    SourceMartian, "source-martian", "A source that cannot be answered: loopback, this-network, multicast, reserved.";
-    SourceRoute, "source-route", "IPv4 options that steer the route (LSRR, SSRR), or options that cannot be read.";
+    SourceMartian, "source-martian", "A source that cannot be answered: loopback, this-network, link-local (IPv6), multicast, reserved.";
+    SourceRoute, "source-route", "IPv4 options that steer the route (LSRR, SSRR) or cannot be read; IPv6 routing headers of type 0 or not at their end.";
+    ExtensionHeader, "extension-header", "IPv6 extension headers that cannot be followed to their end, or more than eight.";
+    NdMalformed, "nd-malformed", "Neighbour discovery that fails the checks of RFC 4861.";
+    NdIgnored, "nd-ignored", "Neighbour discovery that asks us nothing and answers nothing we asked.";
     Fragment, "fragment", "Fragments are not forwarded yet.";
-    DestinationMartian, "destination-martian", "Loopback, this-network, multicast, broadcast or reserved destination.";
+    DestinationMartian, "destination-martian", "Loopback, this-network, link-local (IPv6), multicast, broadcast or reserved destination.";
     NotOurAddress, "not-our-address", "From the uplink, not for our address.";
     TransportHeader, "transport-header", "TCP, UDP or ICMP header cut off or contradicting itself.";
     TcpFlags, "tcp-flags", "A combination of TCP flags that no stack sends.";
     IcmpChecksum, "icmp-checksum", "Wrong ICMP checksum.";
-    IcmpForbidden, "icmp-forbidden", "ICMP source quench or redirect.";
+    IcmpForbidden, "icmp-forbidden", "ICMP source quench or redirect; ICMPv6 that is for one link or site only, router discovery and redirects included.";
     BlankIllegal, "blank-illegal", "A partial checksum on something that is neither TCP nor UDP.";
     GsoIllegal, "gso-illegal", "A super-frame that is not TCP of the stated family, or has segment size 0.";
     LocalSilent, "local-silent", "For the firewall itself, where it keeps silent: DHCP, ICMP other than echo.";
-    LocalService, "local-service", "For the firewall itself, which offers no service: answered with ICMP 3/10.";
+    LocalService, "local-service", "For the firewall itself, which offers no service: answered with ICMP 3/10, ICMPv6 1/1.";
     ClientIsolation, "client-isolation", "From one client to another.";
     ClientAbsent, "client-absent", "To a client that it may be sent to, which is not attached.";
     NoRules, "no-rules", "No rules are known for this source (yet).";
@@ -135,6 +142,7 @@ drop_reasons! {
     TtlExpired, "ttl-expired", "The time to live ends here.";
     NotAFirstPacket, "not-a-first-packet", "No known flow, and such a packet cannot start one.";
     IcmpErrorUnrelated, "icmp-error-unrelated", "An ICMP error about no flow that is known.";
+    PathMtu, "path-mtu", "An ICMP report of a path MTU that is too small to be true, or about a TCP segment that is not in flight.";
     RulesRefused, "rules-refused", "The rules of this source cannot be understood: everything is rejected.";
     NameUnresolved, "name-unresolved", "A drop rule of this source has a host name that is not resolved: it might match, so the flow is rejected.";
     RuleRejected, "rule-rejected", "The rules of this source reject the flow.";

@@ -97,8 +97,8 @@ impl Firewall {
         let port = match verdict {
             Verdict::Forward(port) => port,
             Verdict::Answer(Answer::Echo) | Verdict::Reject(..) => PortId::from(origin),
-            Verdict::Answer(Answer::Arp)
-            | Verdict::Consumed
+            Verdict::Answer(Answer::Arp | Answer::Neighbour)
+            | Verdict::Consumed(_)
             | Verdict::Resolved
             | Verdict::Drop(_) => return verdict,
         };

@@ -198,6 +198,13 @@ impl Tracker {
         }
     }
 
+    /// Whether a segment of the client with this number can be on its way: not beyond what it sent, and not further back
+    /// than what the far side may not have acknowledged yet.
+    pub(crate) fn has_sent_lately(&self, sequence: u32) -> bool {
+        let oldest = self.client.end.wrapping_sub(self.remote.window.max(OLD_ACK_BYTES));
+        at_most(oldest, sequence) && at_most(sequence, self.client.end)
+    }
+
     /// Lifetime class of the connection now.
     pub(crate) fn class(&self) -> Class {
         match self.state {

@@ -5,11 +5,12 @@ use core::net::IpAddr;
 
 use crate::conntrack::Flow;
 use crate::frame::{Checksum, Frame};
+use crate::icmp::icmp_sum;
 use crate::ingress::L3;
 use crate::nat::rewrite::{self, Ends};
 use crate::packet::{Packet, Quote, Quoted};
 use crate::verdict::DropReason;
-use crate::wire::checksum::{Sum, update_transport};
+use crate::wire::checksum::update_transport;
 use crate::wire::write_u16;
 
 /// An error from outside about a packet of the client: it sees its own address and the destination it meant.
@@ -62,7 +63,7 @@ pub(crate) fn translate(
     rewrite::set_addresses(bytes, L3, source, destination)?;
     // Rare and small: summing it all is simpler than following each change through the quote.
     write_u16(bytes, packet.l4 + 2, 0);
-    let sum = Sum::default().bytes(bytes.get(packet.l4..).unwrap_or_default());
+    let sum = icmp_sum(bytes.get(packet.l4..).unwrap_or_default(), (source, destination));
     write_u16(bytes, packet.l4 + 2, sum.complete());
     Ok(())
 }
@@ -87,8 +88,12 @@ fn rewrite_quote(bytes: &mut [u8], quote: &Quote, ends: &Ends) -> Result<(), Dro
                 rewrite::update_udp(field, state, addresses, ports)
             });
         }
-        Quoted::IcmpQuery => rewrite::set_identifier(bytes, quote.l4, ends.source_port),
-        Quoted::IcmpReply => rewrite::set_identifier(bytes, quote.l4, ends.destination_port),
+        Quoted::IcmpQuery | Quoted::IcmpReply => {
+            let is_query = quote.upper == Quoted::IcmpQuery;
+            let identifier = if is_query { ends.source_port } else { ends.destination_port };
+            let addresses = rewrite::covered(ends.source, addresses);
+            rewrite::set_identifier(bytes, quote.l4, identifier, addresses);
+        }
         Quoted::Other => {}
     }
     Ok(())

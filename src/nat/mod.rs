@@ -8,17 +8,20 @@ pub(crate) mod peers;
 pub(crate) mod ports;
 pub(crate) mod rewrite;
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr};
 
 use crate::conntrack::index::{HashKey, Index};
 use crate::conntrack::slab::Slab;
 use crate::limits::{Limits, OutOfMemory};
-use crate::wire::protocol;
+use crate::wire::{ip, protocol};
 use peers::Peers;
 use ports::{Lease, PortPool, Random};
 
 /// One in so many flows can be noted in [`Peers`].
 pub(crate) const PEER_SHARE: u32 = 4;
+
+/// Ports of connections of our own come from this family's pool, whatever the server.
+const OWN_FAMILY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// Slot of a mapping. Each copy in a flow stands for one reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,12 +49,12 @@ struct Mapping {
     flows: u32,
 }
 
-/// The pools in the order TCP, UDP, ICMP identifiers.
+/// The pools of our address of each family: IPv4, IPv6; each in the order TCP, UDP, ICMP identifiers.
 #[derive(Debug)]
 pub(crate) struct Nat {
     mappings: Slab<Mapping>,
     by_endpoint: Index,
-    pools: [PortPool; 3],
+    pools: [[PortPool; 3]; 2],
     pub(crate) peers: Peers,
     random: Random,
     key: HashKey,
@@ -66,7 +69,7 @@ impl Nat {
         Ok(Self {
             mappings: Slab::with_capacity(limits.flows)?,
             by_endpoint: Index::with_capacity(limits.flows)?,
-            pools: [PortPool::new()?, PortPool::new()?, PortPool::new()?],
+            pools: [pools()?, pools()?],
             peers: Peers::with_capacity(limits.flows / PEER_SHARE, key)?,
             random,
             key,
@@ -96,7 +99,7 @@ impl Nat {
             return Err(PortsExhausted);
         }
         let Self { pools, random, .. } = self;
-        let pool = pool_of(pools, endpoint.protocol).ok_or(PortsExhausted)?;
+        let pool = pool_of(pools, endpoint.address, endpoint.protocol).ok_or(PortsExhausted)?;
         let lease = pool.lease(random, endpoint.port).ok_or(PortsExhausted)?;
         let port = lease.port();
         let mapping = Mapping { endpoint, lease, flows: 1 };
@@ -115,7 +118,8 @@ impl Nat {
         let hash = self.hash_of(id);
         let Some(mapping) = self.mappings.remove(id.0) else { return };
         self.by_endpoint.remove(hash, id.0);
-        if let Some(pool) = pool_of(&mut self.pools, mapping.endpoint.protocol) {
+        let endpoint = mapping.endpoint;
+        if let Some(pool) = pool_of(&mut self.pools, endpoint.address, endpoint.protocol) {
             pool.give_back(mapping.lease);
         }
     }
@@ -138,24 +142,24 @@ impl Nat {
     }
 
     /// Keeps a port from mappings; false if one has it, whose flows have to end first.
-    pub(crate) fn reserve(&mut self, protocol: u8, port: u16) -> bool {
-        pool_of(&mut self.pools, protocol).is_some_and(|pool| pool.reserve(port))
+    pub(crate) fn reserve(&mut self, family_of: IpAddr, protocol: u8, port: u16) -> bool {
+        pool_of(&mut self.pools, family_of, protocol).is_some_and(|pool| pool.reserve(port))
     }
 
     /// Gives all reserved ports back to mappings.
     pub(crate) fn unreserve_all(&mut self) {
-        self.pools.iter_mut().for_each(PortPool::unreserve_all);
+        self.pools.iter_mut().flatten().for_each(PortPool::unreserve_all);
     }
 
     /// A random port for a connection of our own; no client's mapping can get it meanwhile.
     pub(crate) fn lease_own(&mut self, protocol: u8) -> Option<Lease> {
         let Self { pools, random, .. } = self;
-        pool_of(pools, protocol)?.lease_random(random)
+        pool_of(pools, OWN_FAMILY, protocol)?.lease_random(random)
     }
 
     /// Gives back what [`Nat::lease_own`] gave for the same protocol.
     pub(crate) fn give_back_own(&mut self, protocol: u8, lease: Lease) {
-        if let Some(pool) = pool_of(&mut self.pools, protocol) {
+        if let Some(pool) = pool_of(&mut self.pools, OWN_FAMILY, protocol) {
             pool.give_back(lease);
         }
     }
@@ -169,7 +173,7 @@ impl Nat {
     /// Ports leased in all pools.
     #[cfg(test)]
     pub(crate) fn leased(&self) -> u32 {
-        self.pools.iter().map(PortPool::leased).sum()
+        self.pools.iter().flatten().map(PortPool::leased).sum()
     }
 
     fn hash_of(&self, id: MappingId) -> u32 {
@@ -192,16 +196,26 @@ fn halves(address: IpAddr) -> (u64, u64) {
 }
 
 /// Whether flows of this protocol have ports (or identifiers) that are mapped.
-pub(crate) fn has_ports(protocol: u8) -> bool {
-    matches!(protocol, protocol::TCP | protocol::UDP | protocol::ICMP)
+pub(crate) fn has_ports(family_of: IpAddr, protocol: u8) -> bool {
+    let is_icmp = protocol == ip::icmp(family_of);
+    is_icmp || matches!(protocol, protocol::TCP | protocol::UDP)
 }
 
-fn pool_of(pools: &mut [PortPool; 3], protocol: u8) -> Option<&mut PortPool> {
-    let [tcp, udp, icmp] = pools;
+fn pools() -> Result<[PortPool; 3], OutOfMemory> {
+    Ok([PortPool::new()?, PortPool::new()?, PortPool::new()?])
+}
+
+fn pool_of(
+    pools: &mut [[PortPool; 3]; 2],
+    family_of: IpAddr,
+    protocol: u8,
+) -> Option<&mut PortPool> {
+    let [v4, v6] = pools;
+    let [tcp, udp, icmp] = if family_of.is_ipv4() { v4 } else { v6 };
     match protocol {
         protocol::TCP => Some(tcp),
         protocol::UDP => Some(udp),
-        protocol::ICMP => Some(icmp),
+        number if number == ip::icmp(family_of) => Some(icmp),
         _ => None,
     }
 }

@@ -7,8 +7,7 @@ use crate::ingress::L3;
 use crate::packet::{Packet, Upper};
 use crate::verdict::DropReason;
 use crate::wire::checksum::{Sum, udp_field, update_full, update_transport};
-use crate::wire::ipv4::{self, Side};
-use crate::wire::{read_u16, write_u16};
+use crate::wire::{Side, ip, read, read_u16, write_u16};
 
 /// Both ends that a packet is to have. For ICMP the port of the side that asked is the identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,25 +34,32 @@ pub(crate) fn apply(frame: &mut Frame<'_>, packet: &Packet, ends: &Ends) -> Resu
             let ports = set_ports(bytes, packet.l4, ends);
             update_field(bytes, packet.l4 + 6, |field| update_udp(field, state, addresses, ports));
         }
-        Upper::IcmpQuery(_) => set_identifier(bytes, packet.l4, ends.source_port),
-        Upper::IcmpReply => set_identifier(bytes, packet.l4, ends.destination_port),
+        Upper::IcmpQuery(_) => {
+            set_identifier(bytes, packet.l4, ends.source_port, covered(ends.source, addresses));
+        }
+        Upper::IcmpReply => {
+            let addresses = covered(ends.source, addresses);
+            set_identifier(bytes, packet.l4, ends.destination_port, addresses);
+        }
         Upper::IcmpError(_) | Upper::IcmpOther | Upper::Other => {}
     }
     Ok(())
 }
 
-/// Replaces both addresses of the IPv4 header at `header`; returns what changed for the pseudo header.
+/// Replaces both addresses of the IP header at `header` by others of its family; returns what changed for the pseudo header.
 pub(super) fn set_addresses(
     bytes: &mut [u8],
     header: usize,
     source: IpAddr,
     destination: IpAddr,
 ) -> Result<Sum, DropReason> {
-    let (IpAddr::V4(source), IpAddr::V4(destination)) = (source, destination) else {
-        return Err(DropReason::Ipv6);
-    };
-    let change = ipv4::set_address(bytes, header, Side::Source, source);
-    Ok(change.plus(ipv4::set_address(bytes, header, Side::Destination, destination)))
+    let is_v4 = read::<1>(bytes, header)[0] >> 4 == 4;
+    // A flow has one family: nothing else finds it.
+    if [source, destination].iter().any(|address| address.is_ipv4() != is_v4) {
+        return Err(DropReason::NoFlow);
+    }
+    let change = ip::set_address(bytes, header, Side::Source, source);
+    Ok(change.plus(ip::set_address(bytes, header, Side::Destination, destination)))
 }
 
 /// Replaces both ports of TCP or UDP; returns what changed.
@@ -62,9 +68,14 @@ pub(super) fn set_ports(bytes: &mut [u8], l4: usize, ends: &Ends) -> Sum {
     source.plus(set_word(bytes, l4 + 2, ends.destination_port))
 }
 
+/// The part of a change of addresses that the ICMP checksum covers: ICMPv6 has a pseudo header, ICMP has none.
+pub(super) fn covered(family_of: IpAddr, addresses: Sum) -> Sum {
+    if family_of.is_ipv4() { Sum::default() } else { addresses }
+}
+
 /// Replaces the identifier of an ICMP query or reply, checksum included.
-pub(super) fn set_identifier(bytes: &mut [u8], l4: usize, identifier: u16) {
-    let change = set_word(bytes, l4 + 4, identifier);
+pub(super) fn set_identifier(bytes: &mut [u8], l4: usize, identifier: u16, addresses: Sum) {
+    let change = set_word(bytes, l4 + 4, identifier).plus(addresses);
     update_field(bytes, l4 + 2, |field| update_full(field, change));
 }
 

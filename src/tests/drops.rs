@@ -1,6 +1,7 @@
 //! Each drop reason has a packet that causes it, and moves exactly the counters that it should.
 
 use crate::exposure::{Allow, Exposure, Scope};
+use crate::testing::v6::*;
 use crate::testing::*;
 use crate::visible::{MappedIp, Visible};
 use crate::*;
@@ -10,6 +11,14 @@ const UDP: (core::net::Ipv4Addr, u16) = (SERVER, 9999);
 
 fn syn() -> Build {
     Build::tcp((A, 40_000), TCP, SYN)
+}
+
+fn syn6() -> Build6 {
+    Build6::tcp((A6, 40_000), (SERVER6, 443), SYN)
+}
+
+fn solicitation(target: core::net::Ipv6Addr) -> Build6 {
+    Build6::nd((A6, target), 135, 0, target, (1, MAC_A))
 }
 
 fn udp() -> Build {
@@ -67,6 +76,30 @@ fn prepare(reason: DropReason, kit: &mut Kit) -> Case {
         }
         ArpSpoofed => bytes(reason, FROM_A, arp(1, (MAC_A, B), (Mac([0; 6]), OWN))),
         ArpIgnored => bytes(reason, FROM_A, arp(1, (MAC_A, A), (Mac([0; 6]), A))),
+        Ipv6Header => {
+            *kit = Kit::new6();
+            bytes(reason, FROM_A, syn6().frame()[..60].to_vec())
+        }
+        ExtensionHeader => {
+            *kit = Kit::new6();
+            let nine = (0..9).fold(syn6(), |b, _| b.extended(60, &[0, 0, 1, 4, 0, 0, 0, 0]));
+            bytes(reason, FROM_A, nine.frame())
+        }
+        NdMalformed => {
+            *kit = Kit::new6();
+            let far = solicitation(OWN6).with(|b| b.hop_limit = 254);
+            bytes(reason, FROM_A, far.frame())
+        }
+        NdIgnored => {
+            *kit = Kit::new6();
+            bytes(reason, FROM_A, solicitation(A6).frame())
+        }
+        PathMtu => {
+            let port = kit.connect((A, 40_000), TCP);
+            let about = Build::tcp((OWN, port), TCP, ACK).numbers(0x1000_2001, 0x7001).packet();
+            let tiny = Build::icmp(SERVER, OWN, 3, 4, [0, 0, 0, 68], &about);
+            case(reason, Origin::Uplink, tiny, Silence)
+        }
         Ipv4Header => bytes(reason, FROM_A, syn().frame()[..50].to_vec()),
         Ipv4Checksum => {
             let mut frame = syn().frame();

@@ -3,9 +3,11 @@
 mod drops;
 mod edits;
 mod exposed;
+mod ipv6;
 mod mapped;
 mod names;
 mod nat;
+mod nd;
 mod netvm;
 mod offload;
 mod requirements;

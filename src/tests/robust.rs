@@ -121,20 +121,3 @@ fn a_frame_of_every_length_is_survived() {
         }
     }
 }
-
-#[test]
-fn both_families_have_a_place_in_every_type() {
-    let ip6 = "fd09:24ef:4179::a89:a".parse().unwrap();
-    let mut kit = Kit::new();
-    let port = ClientPort { ip6: Some(ip6), ..vif(12, MAC_A, ABSENT) };
-    kit.fw.attach_client(ClientId(2), port).unwrap();
-    let generation = kit.fw.set_rules(kit.now, ip6.into(), RulesState::Refused).unwrap();
-    assert_eq!(generation, Generation(1));
-    kit.set_network(|config| {
-        config.v6.address = Some(ip6);
-        config.connected.push(ip6.into());
-    });
-    let frame = Build::udp((ABSENT, 1), (SERVER, 2)).with(|b| b.ether_type = 0x86dd).frame();
-    kit.bytes(Origin::Client(ClientId(2)), &frame, Offload::default())
-        .assert_dropped(DropReason::Ipv6);
-}

@@ -3,7 +3,7 @@
 use core::net::Ipv4Addr;
 
 use crate::wire::checksum::{self, Sum};
-use crate::wire::{read, read_u16, write, write_u16};
+use crate::wire::{Side, read, read_u16, write, write_u16};
 
 /// Bytes of a header without options.
 pub(crate) const HEADER_BYTES: usize = 20;
@@ -14,13 +14,6 @@ const TTL: usize = 8;
 const CHECKSUM: usize = 10;
 const SOURCE: usize = 12;
 const DESTINATION: usize = 16;
-
-/// Which address of a header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Side {
-    Source,
-    Destination,
-}
 
 /// Replaces an address in the header at `header` and updates the header checksum; returns what changed, for the
 /// pseudo header of the layer above.

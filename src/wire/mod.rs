@@ -4,7 +4,9 @@
 //! our own mistake and stops the domain.
 
 pub(crate) mod checksum;
+pub(crate) mod ip;
 pub(crate) mod ipv4;
+pub(crate) mod ipv6;
 pub(crate) mod tcp;
 
 use core::fmt;
@@ -23,6 +25,14 @@ pub(crate) mod protocol {
     pub(crate) const ICMP: u8 = 1;
     pub(crate) const TCP: u8 = 6;
     pub(crate) const UDP: u8 = 17;
+    pub(crate) const ICMPV6: u8 = 58;
+}
+
+/// Which address of a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Source,
+    Destination,
 }
 
 /// Ethernet address.

@@ -3,20 +3,19 @@
 //! A [`Packet`] is copied out of its frame, so that the frame can be rewritten with it at hand. Every offset in it lies
 //! inside the frame it was read from.
 
+mod extensions;
+mod icmp;
+
 use core::net::IpAddr;
 
-use etherparse::{IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, TcpOptionElement, UdpHeaderSlice};
+use etherparse::{TcpHeaderSlice, TcpOptionElement, UdpHeaderSlice};
 
 use crate::conntrack::Tuple;
 use crate::conntrack::tcp::{self, Segment};
 use crate::frame::{Checksum, Frame, GsoKind, Offload};
 use crate::ingress::{Header, L3};
 use crate::verdict::DropReason;
-use crate::wire::checksum::Sum;
-use crate::wire::{ipv4, protocol, read, read_u16};
-
-/// Bytes of an ICMP header, and of what an ICMP error must quote behind the inner header (RFC 792).
-const ICMP_HEADER_BYTES: usize = 8;
+use crate::wire::{self, ip, ipv4, protocol};
 
 /// A parsed packet.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +60,10 @@ pub(crate) struct Quote {
     pub(crate) source_port: u16,
     pub(crate) destination_port: u16,
     pub(crate) upper: Quoted,
+    /// Its sequence number, if it is TCP.
+    pub(crate) sequence: u32,
+    /// What the error says the way on can carry, if it was too big for it.
+    pub(crate) path_mtu: Option<u32>,
     /// Offset of its IP header in the frame.
     pub(crate) l3: usize,
     /// Offset of its next layer in the frame.
@@ -130,68 +133,80 @@ impl Quote {
     }
 }
 
-/// Reads what follows a checked IPv4 header.
-pub(crate) fn read_ipv4(frame: &Frame<'_>, header: &Header) -> Result<Packet, DropReason> {
+/// Where the layer above IP starts. Options and extension headers before it are checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) protocol: u8,
+    /// Offset in the frame.
+    pub(crate) l4: usize,
+    /// Part of a datagram, so that what is there need not be what `protocol` says.
+    pub(crate) is_fragment: bool,
+}
+
+/// Finds the layer above a checked IP header.
+pub(crate) fn locate(frame: &Frame<'_>, header: &Header) -> Result<Place, DropReason> {
     let datagram = frame.bytes().get(L3..).unwrap_or_default();
-    let (ip, l4) = datagram.split_at_checked(header.header_len).ok_or(DropReason::Ipv4Header)?;
-    check_options(ip.get(ipv4::HEADER_BYTES..).unwrap_or_default())?;
-    if header.is_fragment {
-        return Err(DropReason::Fragment);
+    let l4 = L3 + header.header_len;
+    match header.source {
+        IpAddr::V4(_) => {
+            let options = datagram.get(ipv4::HEADER_BYTES..header.header_len);
+            extensions::check_options(options.ok_or(DropReason::Ipv4Header)?)?;
+            Ok(Place { protocol: header.next, l4, is_fragment: header.is_fragment })
+        }
+        IpAddr::V6(_) => {
+            let payload = datagram.get(header.header_len..).unwrap_or_default();
+            let chain = extensions::follow(header.next, payload)?;
+            let (protocol, is_fragment) = (chain.protocol, chain.is_fragment);
+            Ok(Place { protocol, l4: l4 + chain.len, is_fragment })
+        }
     }
-    check_offload(frame.offload, header.protocol)?;
-    let l4_at = L3 + header.header_len;
-    let (upper, source_port, destination_port) = upper(header.protocol, l4, l4_at)?;
+}
+
+/// Reads a whole datagram, which may be one that was put together in another buffer.
+pub(crate) fn read(
+    frame: &Frame<'_>,
+    header: &Header,
+    place: &Place,
+) -> Result<Packet, DropReason> {
+    let l4 = frame.bytes().get(place.l4..).ok_or(DropReason::TransportHeader)?;
+    check_offload(frame.offload, header.source, place.protocol)?;
+    let (upper, source_port, destination_port) = upper(frame.offload, header, place, l4)?;
     Ok(Packet {
-        source: header.source.into(),
-        destination: header.destination.into(),
-        protocol: header.protocol,
+        source: header.source,
+        destination: header.destination,
+        protocol: place.protocol,
         source_port,
         destination_port,
         ttl: header.ttl,
         is_dont_fragment: header.is_dont_fragment,
         total_len: header.total_len,
-        l4: l4_at,
+        l4: place.l4,
         upper,
     })
 }
 
-/// Walks the options (RFC 791, 3.1): source routes and options that overrun the header end the packet.
-fn check_options(mut options: &[u8]) -> Result<(), DropReason> {
-    const END: u8 = 0;
-    const NO_OPERATION: u8 = 1;
-    const LOOSE_ROUTE: u8 = 131;
-    const STRICT_ROUTE: u8 = 137;
-    loop {
-        options = match options {
-            [] | [END, ..] => return Ok(()),
-            [NO_OPERATION, rest @ ..] => rest,
-            [LOOSE_ROUTE | STRICT_ROUTE, ..] => return Err(DropReason::SourceRoute),
-            [_, len, ..] if *len >= 2 => {
-                options.get(usize::from(*len)..).ok_or(DropReason::SourceRoute)?
-            }
-            _ => return Err(DropReason::SourceRoute),
-        };
-    }
-}
-
 /// Xen's flags are claims of a peer: they must fit the packet they came with.
-fn check_offload(offload: Offload, ip_protocol: u8) -> Result<(), DropReason> {
+fn check_offload(offload: Offload, family_of: IpAddr, ip_protocol: u8) -> Result<(), DropReason> {
     let has_ports = matches!(ip_protocol, protocol::TCP | protocol::UDP);
     if offload.checksum == Checksum::Blank && !has_ports {
         return Err(DropReason::BlankIllegal);
     }
+    let kind = if family_of.is_ipv4() { GsoKind::TcpV4 } else { GsoKind::TcpV6 };
     match offload.gso {
-        Some(gso)
-            if gso.kind != GsoKind::TcpV4 || gso.size == 0 || ip_protocol != protocol::TCP =>
-        {
+        Some(gso) if gso.kind != kind || gso.size == 0 || ip_protocol != protocol::TCP => {
             Err(DropReason::GsoIllegal)
         }
         _ => Ok(()),
     }
 }
 
-fn upper(ip_protocol: u8, l4: &[u8], l4_at: usize) -> Result<(Upper, u16, u16), DropReason> {
-    match ip_protocol {
+fn upper(
+    offload: Offload,
+    header: &Header,
+    place: &Place,
+    l4: &[u8],
+) -> Result<(Upper, u16, u16), DropReason> {
+    match place.protocol {
         protocol::TCP => tcp_header(l4),
         protocol::UDP => {
             let udp = UdpHeaderSlice::from_slice(l4).map_err(|_| DropReason::TransportHeader)?;
@@ -199,9 +214,14 @@ fn upper(ip_protocol: u8, l4: &[u8], l4_at: usize) -> Result<(Upper, u16, u16), 
             if length < udp.slice().len() || length > l4.len() {
                 return Err(DropReason::TransportHeader);
             }
+            // IPv6 knows no datagram without a checksum (RFC 8200, 8.1).
+            let has_none = udp.checksum() == 0 && offload.checksum != Checksum::Blank;
+            if has_none && header.source.is_ipv6() {
+                return Err(DropReason::TransportHeader);
+            }
             Ok((Upper::Udp, udp.source_port(), udp.destination_port()))
         }
-        protocol::ICMP => icmp_header(l4, l4_at),
+        number if number == ip::icmp(header.source) => icmp::read_message(header, place, l4),
         _ => Ok((Upper::Other, 0, 0)),
     }
 }
@@ -209,7 +229,7 @@ fn upper(ip_protocol: u8, l4: &[u8], l4_at: usize) -> Result<(Upper, u16, u16), 
 fn tcp_header(l4: &[u8]) -> Result<(Upper, u16, u16), DropReason> {
     let header = TcpHeaderSlice::from_slice(l4).map_err(|_| DropReason::TransportHeader)?;
     let payload = l4.len().saturating_sub(header.slice().len());
-    let flags: u8 = read::<1>(l4, 13)[0];
+    let flags: u8 = wire::read::<1>(l4, 13)[0];
     let scale = (flags & tcp::flags::SYN != 0)
         .then(|| {
             header.options_iterator().find_map(|option| match option {
@@ -230,83 +250,4 @@ fn tcp_header(l4: &[u8]) -> Result<(Upper, u16, u16), DropReason> {
         return Err(DropReason::TcpFlags);
     }
     Ok((Upper::Tcp(segment), header.source_port(), header.destination_port()))
-}
-
-fn icmp_header(l4: &[u8], l4_at: usize) -> Result<(Upper, u16, u16), DropReason> {
-    if l4.len() < ICMP_HEADER_BYTES {
-        return Err(DropReason::TransportHeader);
-    }
-    if Sum::default().bytes(l4).fold() != 0xffff {
-        return Err(DropReason::IcmpChecksum);
-    }
-    let [kind] = read::<1>(l4, 0);
-    let identifier = read_u16(l4, 4);
-    Ok(match IcmpKind::of(kind) {
-        IcmpKind::Query => (Upper::IcmpQuery(kind), identifier, u16::from(kind)),
-        IcmpKind::ReplyTo(query) => (Upper::IcmpReply, u16::from(query), identifier),
-        IcmpKind::Error => (Upper::IcmpError(quote(l4, l4_at)?), 0, 0),
-        IcmpKind::Forbidden => return Err(DropReason::IcmpForbidden),
-        IcmpKind::Other => (Upper::IcmpOther, 0, 0),
-    })
-}
-
-/// Roles of ICMP types (IANA "ICMP Type Numbers").
-enum IcmpKind {
-    Query,
-    ReplyTo(u8),
-    Error,
-    /// Source quench (RFC 6633) and redirect.
-    Forbidden,
-    Other,
-}
-
-impl IcmpKind {
-    fn of(kind: u8) -> Self {
-        match kind {
-            8 | 13 | 15 | 17 => Self::Query,
-            0 => Self::ReplyTo(8),
-            14 | 16 | 18 => Self::ReplyTo(kind.saturating_sub(1)),
-            3 | 11 | 12 => Self::Error,
-            4 | 5 => Self::Forbidden,
-            _ => Self::Other,
-        }
-    }
-}
-
-/// Reads the packet that an ICMP error quotes. Its total length and checksums describe what was quoted, not the quote,
-/// so they are not checked (RFC 5508 REQ-3).
-fn quote(l4: &[u8], l4_at: usize) -> Result<Quote, DropReason> {
-    const UNREADABLE: DropReason = DropReason::IcmpErrorUnrelated;
-    let inner = l4.get(ICMP_HEADER_BYTES..).unwrap_or_default();
-    let header = Ipv4HeaderSlice::from_slice(inner).map_err(|_| UNREADABLE)?;
-    let next = inner.get(header.slice().len()..).unwrap_or_default();
-    if next.len() < ICMP_HEADER_BYTES || header.fragments_offset().value() != 0 {
-        return Err(UNREADABLE);
-    }
-    let (upper, source_port, destination_port) = match header.protocol() {
-        IpNumber::TCP => (Quoted::Tcp, read_u16(next, 0), read_u16(next, 2)),
-        IpNumber::UDP => (Quoted::Udp, read_u16(next, 0), read_u16(next, 2)),
-        IpNumber::ICMP => {
-            let [kind] = read::<1>(next, 0);
-            match IcmpKind::of(kind) {
-                IcmpKind::Query => (Quoted::IcmpQuery, read_u16(next, 4), u16::from(kind)),
-                IcmpKind::ReplyTo(query) => {
-                    (Quoted::IcmpReply, u16::from(query), read_u16(next, 4))
-                }
-                _ => return Err(UNREADABLE),
-            }
-        }
-        _ => (Quoted::Other, 0, 0),
-    };
-    let l3 = l4_at + ICMP_HEADER_BYTES;
-    Ok(Quote {
-        source: header.source_addr().into(),
-        destination: header.destination_addr().into(),
-        protocol: header.protocol().0,
-        source_port,
-        destination_port,
-        upper,
-        l3,
-        l4: l3 + header.slice().len(),
-    })
 }

@@ -1,0 +1,40 @@
+//! The IPv4 header of a frame (RFC 791).
+
+use core::net::{IpAddr, Ipv4Addr};
+
+use etherparse::Ipv4HeaderSlice;
+
+use super::{Header, L3};
+use crate::frame::Frame;
+use crate::verdict::DropReason;
+use crate::wire::checksum::Sum;
+
+/// Checks the IPv4 header itself, and cuts off what the link layer padded.
+pub(super) fn header(frame: &mut Frame<'_>) -> Result<Header, DropReason> {
+    let datagram = frame.bytes().get(L3..).ok_or(DropReason::FrameTooShort)?;
+    let slice = Ipv4HeaderSlice::from_slice(datagram).map_err(|_| DropReason::Ipv4Header)?;
+    let (header_len, total_len) = (slice.slice().len(), slice.total_len());
+    if usize::from(total_len) < header_len || usize::from(total_len) > datagram.len() {
+        return Err(DropReason::Ipv4Header);
+    }
+    if Sum::default().bytes(slice.slice()).fold() != 0xffff {
+        return Err(DropReason::Ipv4Checksum);
+    }
+    let header = Header {
+        source: IpAddr::V4(slice.source_addr()),
+        destination: IpAddr::V4(slice.destination_addr()),
+        next: slice.protocol().0,
+        ttl: slice.ttl(),
+        is_dont_fragment: slice.dont_fragment(),
+        is_fragment: slice.is_fragmenting_payload(),
+        header_len,
+        total_len,
+    };
+    frame.resize(L3 + usize::from(total_len)).ok_or(DropReason::Ipv4Header)?;
+    Ok(header)
+}
+
+/// Loopback, this network, multicast, reserved and broadcast: neither a source nor a destination to forward.
+pub(super) fn is_martian(address: Ipv4Addr) -> bool {
+    matches!(address.octets(), [0 | 127 | 224..=255, ..])
+}
