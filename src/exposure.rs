@@ -9,8 +9,6 @@ use core::num::NonZeroU16;
 use crate::conntrack::Tuple;
 use crate::wire::protocol;
 
-const ICMPV6: u8 = 58;
-
 /// A protocol with ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Transport {
@@ -109,7 +107,7 @@ impl Scope {
     fn covers(self, flow: &Tuple) -> bool {
         match self {
             Self::All => true,
-            Self::Icmp => matches!(flow.protocol, protocol::ICMP | ICMPV6),
+            Self::Icmp => matches!(flow.protocol, protocol::ICMP | protocol::ICMPV6),
             Self::Ports(transport, port) => {
                 transport.protocol() == flow.protocol
                     && port.is_none_or(|port| port.get() == flow.remote_port)

@@ -3,6 +3,7 @@
 mod drops;
 mod edits;
 mod exposed;
+mod exposed6;
 mod ipv6;
 mod mapped;
 mod names;
