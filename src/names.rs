@@ -170,7 +170,9 @@ fn udp_payload<'f>(packet: &Packet, frame: &'f Frame<'_>) -> Option<&'f [u8]> {
     }
     let (length, checksum) = (read_u16(bytes, 4), read_u16(bytes, 6));
     let datagram = bytes.get(..usize::from(length))?;
-    let is_checked = frame.offload.checksum != Checksum::Blank && checksum != 0;
+    // Over IPv6 a checksum is never left out (RFC 8200, 8.1).
+    let is_left_out = checksum == 0 && packet.source.is_ipv4();
+    let is_checked = frame.offload.checksum != Checksum::Blank && !is_left_out;
     if is_checked {
         let pseudo =
             Sum::default().pseudo_header(packet.source, packet.destination, protocol::UDP, length);

@@ -106,3 +106,27 @@ fn a_netvm_that_goes_is_an_uplink_that_goes() {
     kit.fw.attach_netvm(kit.now, VIF, &vif(8, MAC_NETVM, NETVM)).unwrap();
     kit.send(FROM_NETVM, &reply).assert_sent(PortId::Client(ID_A));
 }
+
+#[test]
+fn questions_about_names_go_to_the_netvm_and_come_back_from_it() {
+    use crate::dns::testing::{Asked, Reply};
+
+    let mut kit = kit().rules(A, &["action=accept dsthost=www.example.org"]);
+    kit.fw.on_timer(kit.now);
+    let mut frames = core::iter::from_fn(|| kit.generated());
+    let (port, frame) = frames.find(|(_, frame)| frame[12..14] == [8, 0]).unwrap();
+    assert_eq!(
+        (port, &frame[..6], &frame[26..30]),
+        (TO_NETVM, &MAC_NETVM.0[..], &OWN.octets()[..])
+    );
+    assert_eq!(frame[30..34], OWN_DNS[0].octets());
+    let number = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    let question = frame[54..].to_vec();
+    let asked = Asked { server: OWN_DNS[0].into(), port: number(34), id: number(42), question };
+    let message = Reply::to(&asked).a(60, SERVER).bytes();
+    let mut l4 = [53, asked.port, (8 + message.len()) as u16, 0].map(u16::to_be_bytes).concat();
+    l4.extend(message);
+    let reply = from_netvm(Build::raw(OWN_DNS[0], OWN, 17, l4).checksummed(6));
+    assert_eq!(kit.send(FROM_NETVM, &reply).fate, Fate::Consumed);
+    kit.a(&Build::tcp((A, 1), (SERVER, 443), SYN)).assert_sent(TO_NETVM);
+}

@@ -62,7 +62,10 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// For so many client addresses: a name for each and 256 more. Takes about 700 bytes for each name.
+    /// Bytes that a name costs with its share of uses and addresses, hash cells included.
+    pub const NAME_BYTES: usize = 768;
+
+    /// For so many client addresses: a name for each and 256 more.
     #[must_use]
     pub fn for_clients(clients: u16) -> Self {
         let names = 256 + u32::from(clients);
@@ -181,6 +184,13 @@ pub(crate) struct Store {
 }
 
 impl Store {
+    /// What one name costs in bytes with two uses and four addresses.
+    #[cfg(test)]
+    pub(crate) const COST: usize = Slab::<Name>::SLOT_BYTES
+        + 2 * Slab::<Use>::SLOT_BYTES
+        + 4 * Slab::<Entry>::SLOT_BYTES
+        + 7 * Index::MAX_ENTRY_BYTES;
+
     pub(crate) fn new(limits: Limits, key: HashKey) -> Result<Self, OutOfMemory> {
         Ok(Self {
             limits,

@@ -152,6 +152,16 @@ fn a_name_with_many_addresses_leaves_others_their_share() {
     assert_eq!(script.dns.store.sizes().1, 8);
 }
 
+#[test]
+fn a_name_costs_no_more_than_it_says() {
+    let cost = store::Store::COST;
+    assert!(cost <= Limits::NAME_BYTES, "{cost} bytes");
+    let limits = Limits::for_clients(512);
+    assert_eq!((limits.uses, limits.addresses), (2 * limits.names, 4 * limits.names));
+    // What 16 MiB of memory can spare.
+    assert!(limits.names as usize * Limits::NAME_BYTES <= 640 << 10);
+}
+
 /// What may happen to the store.
 #[derive(Clone, Debug)]
 enum Step {
