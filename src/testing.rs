@@ -420,7 +420,7 @@ impl Kit {
         self.send(Origin::Uplink, &build.up())
     }
 
-    /// The next question of the resolver; ARP requests before it are passed over.
+    /// The next question of the resolver; ARP and ND before it are passed over.
     #[track_caller]
     pub(crate) fn asked(&mut self) -> Asked {
         self.try_asked().expect("a question")
@@ -431,7 +431,8 @@ impl Kit {
         loop {
             let (port, frame) = self.generated()?;
             assert_eq!(port, PortId::Uplink);
-            if frame[12..14] == [8, 6] {
+            let is_neighbour = frame[12..14] == [0x86, 0xdd] && frame[20] == 58;
+            if is_neighbour || frame[12..14] == [8, 6] {
                 continue;
             }
             let out = Out { fate: Fate::Send(port), bytes: frame, offload: Offload::default() };

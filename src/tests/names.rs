@@ -264,3 +264,120 @@ fn a_port_that_is_to_be_forwarded_is_taken_from_a_question() {
     assert_ne!(again.port, asked.port);
     assert!(kit.fw.take_name_problem().is_none());
 }
+
+mod v6 {
+    use core::net::{IpAddr, Ipv6Addr};
+
+    use super::{NAME, TO_A};
+    use crate::dns::testing::{AAAA, Asked, Reply, TO_QUESTION, record, wire};
+    use crate::testing::v6::*;
+    use crate::testing::*;
+    use crate::*;
+
+    const ANY: Ipv6Addr = OTHER_SERVER6;
+
+    fn aaaa(asked: &Asked, address: Ipv6Addr) -> Vec<u8> {
+        Reply::to(asked).answer(record(TO_QUESTION, AAAA, 60, &address.octets())).bytes()
+    }
+
+    /// A client whose IPv6 rules these are, and a server that knows the name.
+    fn kit(lines: &[&str]) -> Kit {
+        let mut kit = Kit::new6().rules6(A6, lines);
+        let asked = kit.asked();
+        assert_eq!(asked.kind(), AAAA);
+        let reply = aaaa(&asked, SERVER6);
+        assert_eq!(kit.dns(asked.server, asked.port, &reply).fate, Fate::Consumed);
+        kit
+    }
+
+    fn syn(to: Ipv6Addr) -> Build6 {
+        Build6::tcp((A6, 40_000), (to, 443), SYN)
+    }
+
+    #[test]
+    fn a_name_stands_for_its_addresses_of_the_family() {
+        let mut kit = kit(&["action=accept dsthost=www.example.org"]);
+        kit.a6(&syn(SERVER6)).assert_sent(PortId::Uplink);
+        kit.a6(&syn(ANY)).assert_refused(ID_A, 1, 1);
+        // The IPv4 tree has no such name.
+        let before = kit.counters();
+        kit.set_rules(A, rules(&["action=accept dsthost=www.example.org"]));
+        kit.a(&Build::tcp((A, 1), (SERVER, 443), SYN)).assert_refused(ID_A, 3, 13);
+        assert!(kit.moved(&before).contains(&("a/drop:rule-rejected".into(), 1)));
+        assert_eq!(kit.asked().kind(), 1);
+    }
+
+    #[test]
+    fn a_flow_keeps_its_address_when_the_name_changes() {
+        let mut kit = kit(&["action=accept dsthost=www.example.org"]);
+        let port = kit.connect6((A6, 40_000), (SERVER6, 443));
+        for _ in 0..2 {
+            kit.wait(45);
+            let asked = kit.asked();
+            let reply = aaaa(&asked, ANY);
+            kit.dns(asked.server, asked.port, &reply);
+        }
+        kit.set_rules6(A6, rules6(&["action=accept dsthost=www.example.org proto=tcp"]));
+        let up = || Build6::tcp((SERVER6, 443), (OWN6, port), ACK).numbers(0x7001, 0x1000_2001);
+        kit.up6(up()).assert_sent(TO_A);
+        kit.a6(&Build6::tcp((A6, 40_001), (SERVER6, 443), SYN)).assert_refused(ID_A, 1, 1);
+        kit.set_rules6(A6, rules6(&["action=accept dsthost=www.example.org proto=udp"]));
+        kit.up6(up()).assert_dropped(DropReason::FlowForbidden);
+    }
+
+    /// The question of a client, by either family, is about the tree of the family that it asks for.
+    #[test]
+    fn answers_that_a_client_gets_feed_the_tree_of_the_addresses_in_them() {
+        let lines = ["action=accept dsthost=www.example.org", "action=accept proto=udp"];
+        let question = [wire(NAME), vec![0, 28, 0, 1]].concat();
+        let asked = Asked { server: OWN_DNS[0].into(), port: 0, id: 9, question };
+        let message = aaaa(&asked, ANY);
+
+        let mut by_v4 = kit(&lines);
+        let query = Build::udp((A, 5353), (CLIENT_DNS[0], 53));
+        by_v4.set_rules(A, rules(&["action=accept"]));
+        let port = by_v4.a(&query).assert_sent(PortId::Uplink).sport();
+        by_v4.dns(OWN_DNS[0].into(), port, &message).assert_sent(TO_A);
+        by_v4.a6(&syn(ANY)).assert_sent(PortId::Uplink);
+
+        let mut by_v6 = kit(&lines);
+        by_v6.a6(&syn(ANY)).assert_refused(ID_A, 1, 1);
+        let query = Build6::udp((A6, 5353), (CLIENT_DNS6, 53));
+        let port = by_v6.a6(&query).assert_sent(PortId::Uplink).bytes[54..56].to_vec();
+        let port = u16::from_be_bytes([port[0], port[1]]);
+        by_v6.up6(datagram(OWN_DNS6, port, &message)).assert_sent(TO_A);
+        by_v6.a6(&syn(ANY)).assert_sent(PortId::Uplink);
+    }
+
+    #[test]
+    fn a_server_of_the_other_family_is_asked_as_well() {
+        let mut kit = Kit::new6().rules6(A6, &["action=accept dsthost=www.example.org"]);
+        for _ in 0..2 {
+            let asked = kit.asked();
+            kit.dns(asked.server, asked.port, &Reply::to(&asked).rcode(2).bytes());
+        }
+        let mut frames = core::iter::from_fn(|| kit.generated());
+        let is_udp = |frame: &Vec<u8>| frame[12..14] == [0x86, 0xdd] && frame[20] == 17;
+        let (port, frame) = frames.find(|(_, frame)| is_udp(frame)).unwrap();
+        let out = Out { fate: Fate::Send(port), bytes: frame, offload: Offload::default() };
+        out.assert_sums6();
+        assert_eq!(out.ends6(), (OWN6, OWN_DNS6));
+        let udp = &out.bytes[54..];
+        let number = |at: usize| u16::from_be_bytes([udp[at], udp[at + 1]]);
+        assert_eq!(number(2), 53);
+        let server = IpAddr::from(OWN_DNS6);
+        let asked = Asked { server, port: number(0), id: number(8), question: udp[20..].to_vec() };
+        let answer = datagram(OWN_DNS6, asked.port, &aaaa(&asked, SERVER6));
+        let unchecked = answer.clone().with(|b| b.l4[6..8].fill(0));
+        kit.up6(unchecked).assert_dropped(DropReason::TransportHeader);
+        assert_eq!(kit.up6(answer).fate, Fate::Consumed);
+        kit.a6(&syn(SERVER6)).assert_sent(PortId::Uplink);
+    }
+
+    /// From a server's DNS port to ours.
+    fn datagram(from: Ipv6Addr, port: u16, message: &[u8]) -> Build6 {
+        let mut l4 = [53, port, (8 + message.len()) as u16, 0].map(u16::to_be_bytes).concat();
+        l4.extend(message);
+        Build6::raw(from, OWN6, 17, l4).checksummed()
+    }
+}
