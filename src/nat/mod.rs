@@ -8,7 +8,7 @@ pub(crate) mod peers;
 pub(crate) mod ports;
 pub(crate) mod rewrite;
 
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::conntrack::index::{HashKey, Index};
 use crate::conntrack::slab::Slab;
@@ -20,8 +20,11 @@ use ports::{Lease, PortPool, Random};
 /// One in so many flows can be noted in [`Peers`].
 pub(crate) const PEER_SHARE: u32 = 4;
 
-/// Ports of connections of our own come from this family's pool, whatever the server.
-const OWN_FAMILY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// An address of each family, to name its pools.
+const FAMILIES: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+/// Ports that are tried for a connection of our own until one is free in both families.
+const OWN_TRIES: u8 = 64;
 
 /// Slot of a mapping. Each copy in a flow stands for one reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,15 +154,28 @@ impl Nat {
         self.pools.iter_mut().flatten().for_each(PortPool::unreserve_all);
     }
 
-    /// A random port for a connection of our own; no client's mapping can get it meanwhile.
+    /// A random port for a connection of our own, whichever family its server turns out to have; no client's mapping
+    /// can get it meanwhile.
     pub(crate) fn lease_own(&mut self, protocol: u8) -> Option<Lease> {
-        let Self { pools, random, .. } = self;
-        pool_of(pools, OWN_FAMILY, protocol)?.lease_random(random)
+        let [v4, v6] = FAMILIES;
+        for _ in 0..OWN_TRIES {
+            let Self { pools, random, .. } = self;
+            let lease = pool_of(pools, v4, protocol)?.lease_random(random)?;
+            if pool_of(pools, v6, protocol)?.take(lease.port()) {
+                return Some(lease);
+            }
+            pool_of(pools, v4, protocol)?.give_back(lease);
+        }
+        None
     }
 
     /// Gives back what [`Nat::lease_own`] gave for the same protocol.
     pub(crate) fn give_back_own(&mut self, protocol: u8, lease: Lease) {
-        if let Some(pool) = pool_of(&mut self.pools, OWN_FAMILY, protocol) {
+        let [v4, v6] = FAMILIES;
+        if let Some(pool) = pool_of(&mut self.pools, v6, protocol) {
+            pool.free(lease.port());
+        }
+        if let Some(pool) = pool_of(&mut self.pools, v4, protocol) {
             pool.give_back(lease);
         }
     }
@@ -222,8 +238,6 @@ fn pool_of(
 
 #[cfg(test)]
 mod tests {
-    use core::net::Ipv4Addr;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -248,6 +262,23 @@ mod tests {
         nat.release(first);
         assert_eq!((nat.len(), nat.leased()), (1, 1));
         assert_eq!(nat.acquire(endpoint(3, 5000)).unwrap().1, 5000);
+    }
+
+    #[test]
+    fn a_port_of_our_own_is_nobodys_mapping_in_either_family() {
+        let mut nat = nat(8);
+        let own = nat.lease_own(protocol::UDP).unwrap();
+        let port = own.port();
+        let of_v6 = |port| {
+            let address = Ipv6Addr::LOCALHOST.into();
+            Endpoint { address, ..endpoint(1, port) }
+        };
+        assert_ne!(nat.acquire(endpoint(1, port)).unwrap().1, port);
+        assert_ne!(nat.acquire(of_v6(port)).unwrap().1, port);
+        nat.give_back_own(protocol::UDP, own);
+        assert_eq!(nat.acquire(endpoint(2, port)).unwrap().1, port);
+        let other = Endpoint { redirected_from: Some(Ipv6Addr::LOCALHOST.into()), ..of_v6(port) };
+        assert_eq!(nat.acquire(other).unwrap().1, port);
     }
 
     proptest! {

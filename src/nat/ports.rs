@@ -129,7 +129,8 @@ impl PortPool {
         self.taken.iter().map(|word| word.count_ones()).sum()
     }
 
-    fn take(&mut self, port: u16) -> bool {
+    /// Takes one port; false if it is taken already.
+    pub(super) fn take(&mut self, port: u16) -> bool {
         let Some(word) = self.taken.get_mut(usize::from(port) / 64) else { return false };
         let bit = 1u64 << (port % 64);
         let was_free = *word & bit == 0;
@@ -137,7 +138,8 @@ impl PortPool {
         was_free
     }
 
-    fn free(&mut self, port: u16) {
+    /// Frees a port that [`PortPool::take`] took.
+    pub(super) fn free(&mut self, port: u16) {
         if let Some(word) = self.taken.get_mut(usize::from(port) / 64) {
             *word &= !(1 << (port % 64));
         }

@@ -203,7 +203,7 @@ fn a_connection_that_nobody_takes_is_given_up() {
         script.wait(1);
     }
     assert!(script.dns.resolver_is_past_first_attempt());
-    assert!(script.nat.leased() <= 1);
+    assert!(script.nat.leased() <= 2, "a port of each family");
 }
 
 #[test]
