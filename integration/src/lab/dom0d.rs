@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Lab;
 use super::domain::Domain;
-use super::plan::Plan;
+use super::plan::{Client, NetVm, Plan, Visible};
 use super::shell::Output;
 use crate::error::{Attempt, Error, Result};
 use crate::{fail, paths};
@@ -49,10 +49,41 @@ pub fn xen_time_ns(lab: &Lab) -> Result<u64> {
 pub struct ClientState {
     /// Its address.
     pub ip: String,
+    /// Its IPv6 address.
+    pub ip6: Option<String>,
+    /// What it believes its addresses to be.
+    pub visible: Option<Visible>,
     /// Whether it runs.
     pub running: bool,
     /// Its rules, in order.
     pub rules: Vec<String>,
+}
+
+impl ClientState {
+    /// A client of the plan that does not run.
+    pub fn new(client: &Client, rules: &[&str]) -> Self {
+        Self {
+            ip: client.ip.clone(),
+            ip6: client.ip6.clone(),
+            visible: client.visible.clone(),
+            running: false,
+            rules: rules.iter().map(|rule| (*rule).to_owned()).collect(),
+        }
+    }
+
+    /// The rule trees that dom0 writes: the address, and key and text of each rule. A literal destination of the other
+    /// family is left out, and its number with it.
+    fn trees(&self) -> Vec<(&str, Vec<(String, &str)>)> {
+        let tree = |without: &str| -> Vec<(String, &str)> {
+            let rules = self.rules.iter().enumerate();
+            rules
+                .filter(|(_, rule)| !rule.split(' ').any(|word| word.starts_with(without)))
+                .map(|(number, rule)| (format!("{number:04}"), rule.as_str()))
+                .collect()
+        };
+        let v6 = self.ip6.as_deref().map(|ip6| (ip6, tree("dst4=")));
+        std::iter::once((self.ip.as_str(), tree("dst6="))).chain(v6).collect()
+    }
 }
 
 /// The servers of one firewall domain.
@@ -79,7 +110,7 @@ impl Dom0d {
         lab: &Lab,
         domain: &Domain,
         plan: &Plan,
-        gateway: Option<&str>,
+        gateway: Option<&NetVm>,
         clients: &[ClientState],
         extra: &[(String, String)],
     ) -> Result<Self> {
@@ -124,21 +155,27 @@ impl Dom0d {
         lab.exec(&line)?.ok(&format!("dom0d db {words}"))
     }
 
-    /// Writes a client's rules as Qubes' `qvm-firewall` does, with the policy `drop`.
+    /// Writes a client's rules as Qubes' `qvm-firewall` does, with the policy `drop`: one tree for each family.
     ///
     /// # Errors
     /// When the server refuses or is gone.
-    pub fn reload(&self, lab: &Lab, ip: &str, rules: &[String]) -> Result<Reloaded> {
-        let rules = rules.iter().map(|rule| format!("'{rule}'")).collect::<Vec<_>>().join(" ");
+    pub fn reload(&self, lab: &Lab, client: &ClientState) -> Result<Reloaded> {
         let socket = self.db_socket();
-        let line =
-            format!("printf '%s\\n' {rules} | {PROGRAM} db --socket {socket} firewall-reload {ip}");
-        let text = lab.sh(&line)?;
-        let answer: Value = parse(&text)?;
-        match answer.get("trigger_ns").and_then(Value::as_u64) {
-            Some(trigger_ns) => Ok(Reloaded { trigger_ns }),
-            None => fail!("dom0d db firewall-reload: {text}"),
+        let mut trigger_ns = None;
+        for (ip, rules) in client.trees() {
+            let rules: String =
+                rules.iter().map(|(key, rule)| format!(" '{key} {rule}'")).collect();
+            let text = lab.sh(&format!(
+                "printf '%s\\n' {rules} | {PROGRAM} db --socket {socket} firewall-reload {ip}"
+            ))?;
+            let answer: Value = parse(&text)?;
+            match answer.get("trigger_ns").and_then(Value::as_u64) {
+                // The first is the one of IPv4.
+                Some(ns) => trigger_ns = trigger_ns.or(Some(ns)),
+                None => fail!("dom0d db firewall-reload: {text}"),
+            }
         }
+        Ok(Reloaded { trigger_ns: trigger_ns.unwrap_or_default() })
     }
 
     /// What dom0 writes before (`after` false) and after a client's start.
@@ -149,7 +186,7 @@ impl Dom0d {
         &self,
         lab: &Lab,
         plan: &Plan,
-        gateway: Option<&str>,
+        gateway: Option<&NetVm>,
         clients: &[ClientState],
         ip: &str,
         after: bool,
@@ -168,7 +205,7 @@ impl Dom0d {
         &self,
         lab: &Lab,
         plan: &Plan,
-        gateway: &str,
+        gateway: &NetVm,
         clients: &[ClientState],
     ) -> Result<()> {
         self.write_state(lab, plan, Some(gateway), clients)?;
@@ -210,7 +247,7 @@ impl Dom0d {
         &self,
         lab: &Lab,
         plan: &Plan,
-        gateway: Option<&str>,
+        gateway: Option<&NetVm>,
         clients: &[ClientState],
     ) -> Result<()> {
         let path = lab.share().join(format!("cfg/vm-{}.json", self.domid));
@@ -222,13 +259,28 @@ impl Dom0d {
 /// `dom0d`'s description of the firewall VM.
 fn state(
     plan: &Plan,
-    gateway: Option<&str>,
+    gateway: Option<&NetVm>,
     clients: &[ClientState],
     extra: &[(String, String)],
 ) -> Value {
     let clients: Vec<Value> = clients
         .iter()
-        .map(|client| json!({"ip": client.ip, "running": client.running, "policy": "drop", "rules": client.rules}))
+        .map(|client| {
+            let mut trees = client.trees().into_iter().map(|(_, rules)| -> Value {
+                rules.into_iter().map(|(key, rule)| (key, Value::from(rule))).collect()
+            });
+            let visible = client.visible.as_ref();
+            json!({
+                "ip": client.ip,
+                "ip6": client.ip6,
+                "visible_ip": visible.map(|visible| &visible.ip),
+                "visible_gateway": visible.map(|visible| &visible.gateway),
+                "running": client.running,
+                "policy": "drop",
+                "rules": trees.next().unwrap_or_default(),
+                "rules6": trees.next().unwrap_or_else(|| json!({})),
+            })
+        })
         .collect();
     let extra: serde_json::Map<_, _> =
         extra.iter().map(|(key, value)| (key.clone(), Value::from(value.clone()))).collect();
@@ -236,9 +288,11 @@ fn state(
         "name": plan.firewall.name,
         "type": "StandaloneVM",
         "ip": plan.firewall.ip,
+        "ip6": plan.firewall.ip6,
         "mac": plan.firewall.mac,
-        "gateway": gateway,
-        "dns": plan.resolvers,
+        "gateway": gateway.map(|netvm| &netvm.ip),
+        "gateway6": gateway.and_then(|netvm| netvm.ip6.as_ref()),
+        "dns": plan.resolvers_behind(gateway),
         "netvm_dns": plan.client_dns,
         "clients": clients,
         "services": {"meminfo-writer": "0"},
@@ -257,16 +311,33 @@ mod tests {
 
     #[test]
     fn state_without_netvm_has_a_null_gateway() {
-        let client = ClientState {
-            ip: "10.137.0.11".into(),
-            running: true,
-            rules: vec!["action=accept".into()],
-        };
-        let value = state(&Plan::usual(), None, &[client], &[("/x".into(), "1".into())]);
+        let plan = Plan::usual();
+        let client = ClientState::new(&plan.clients[0], &["action=accept"]);
+        let value = state(&plan, None, &[client], &[("/x".into(), "1".into())]);
         assert!(value["gateway"].is_null());
-        assert_eq!(value["clients"][0]["rules"][0], "action=accept");
+        assert_eq!(value["clients"][0]["rules"]["0000"], "action=accept");
         assert_eq!(value["dns"][0], "192.0.2.53");
         assert_eq!(value["netvm_dns"][0], "10.139.1.1");
         assert_eq!(value["extra"]["/x"], "1");
+    }
+
+    #[test]
+    fn rules_of_the_other_family_are_left_out_and_keep_their_number() {
+        let rules = [
+            "action=accept dst6=2001:db8::/32",
+            "action=accept dst4=192.0.2.1/32",
+            "action=drop proto=icmp",
+        ];
+        let client = ClientState::new(&Plan::usual().clients[0], &rules);
+        let keys: Vec<_> = client
+            .trees()
+            .into_iter()
+            .map(|(ip, rules)| {
+                (ip.to_owned(), rules.into_iter().map(|(key, _)| key).collect::<Vec<_>>())
+            })
+            .collect();
+        let own = |numbers: [&str; 2]| numbers.map(str::to_owned).to_vec();
+        assert_eq!(keys[0], ("10.137.0.11".into(), own(["0001", "0002"])));
+        assert_eq!(keys[1], ("fd09:24ef:4179::a89:b".into(), own(["0000", "0002"])));
     }
 }

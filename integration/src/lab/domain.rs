@@ -37,9 +37,17 @@ impl Vif {
         }
     }
 
-    /// The words of `xl`'s notation, joined by `separator` (a comma in files, a space for `network-attach`,
-    /// which silently misreads commas).
-    pub(super) fn words(&self, separator: &str) -> String {
+    /// `xl`'s notation in a domain's file.
+    pub(super) fn in_file(&self) -> String {
+        self.words().join(",")
+    }
+
+    /// `xl`'s notation on a shell line: a word each, as `network-attach` silently misreads commas.
+    pub(super) fn on_line(&self) -> String {
+        self.words().iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ")
+    }
+
+    fn words(&self) -> Vec<String> {
         let mut words = vec![
             format!("mac={}", self.mac),
             format!("ip={}", self.ip),
@@ -49,7 +57,7 @@ impl Vif {
         if let Some(devid) = self.devid {
             words.push(format!("devid={devid}"));
         }
-        words.join(separator)
+        words
     }
 }
 
@@ -121,7 +129,7 @@ impl DomainSpec {
             // Without it a PVH Linux spends seconds on finding its TSC's frequency.
             cmdline.push_str(&format!(" tsc_early_khz={tsc_khz}"));
         }
-        let vifs: Vec<_> = self.vifs.iter().map(|vif| format!("\"{}\"", vif.words(","))).collect();
+        let vifs: Vec<_> = self.vifs.iter().map(|vif| format!("\"{}\"", vif.in_file())).collect();
         let mut text = format!(
             "name=\"{}\"\ntype=\"pvh\"\nkernel=\"{}\"\nextra=\"{cmdline}\"\nmemory={m}\nmaxmem={m}\nvcpus=1\n\
              cpus=\"{}\"\non_crash=\"preserve\"\non_reboot=\"destroy\"\non_poweroff=\"destroy\"\n\
@@ -483,10 +491,11 @@ mod tests {
 
     #[test]
     fn vif_words_are_those_of_xl() {
-        let vif = Vif { devid: Some(3), ..Vif::new("10.137.0.11", "sys-firewall") };
+        let vif = Vif { devid: Some(3), ..Vif::new("10.137.0.11 fd09::b", "sys-firewall") };
         assert_eq!(
-            vif.words(" "),
-            "mac=00:16:3e:5e:6c:00 ip=10.137.0.11 script=vif-route-qubes backend=sys-firewall devid=3"
+            vif.on_line(),
+            "'mac=00:16:3e:5e:6c:00' 'ip=10.137.0.11 fd09::b' 'script=vif-route-qubes' 'backend=sys-firewall' 'devid=3'"
         );
+        assert!(vif.in_file().contains(",ip=10.137.0.11 fd09::b,"));
     }
 }

@@ -17,8 +17,21 @@ pub struct NetVm {
     pub name: String,
     /// Its address on the vif: gateway of the firewall.
     pub ip: String,
+    /// Its IPv6 address on the vif.
+    pub ip6: Option<String>,
     /// A word in the page that it serves, to tell one NetVM from another.
     pub page: String,
+    /// What it is.
+    pub kind: Provider,
+}
+
+/// What provides the firewall's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provider {
+    /// A Linux NetVM with the outside world in it.
+    Linux,
+    /// Another firewall of ours, in front of the first NetVM of the plan.
+    Firewall,
 }
 
 /// The firewall's place in the network.
@@ -28,6 +41,8 @@ pub struct Firewall {
     pub name: String,
     /// Its address on the uplink, and its clients' gateway.
     pub ip: String,
+    /// The same for IPv6.
+    pub ip6: Option<String>,
     /// MAC address of its uplink.
     pub mac: String,
     /// Device number of its first uplink.
@@ -45,12 +60,25 @@ pub struct Client {
     pub name: String,
     /// Its address.
     pub ip: String,
+    /// Its IPv6 address.
+    pub ip6: Option<String>,
+    /// What it believes its address and gateway to be, when that is not the truth (`net.fake-ip`).
+    pub visible: Option<Visible>,
     /// MAC address of its vif.
     pub mac: String,
     /// Device number of its vif.
     pub devid: u32,
     /// Memory, MiB.
     pub memory_mib: u32,
+}
+
+/// Addresses that a qube is told instead of the real ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Visible {
+    /// Its own.
+    pub ip: String,
+    /// Its gateway's.
+    pub gateway: String,
 }
 
 /// The whole network.
@@ -64,6 +92,8 @@ pub struct Plan {
     pub clients: Vec<Client>,
     /// Address of the server in the outside world.
     pub internet: String,
+    /// The same server's IPv6 address; none where the whole network is without IPv6.
+    pub internet6: Option<String>,
     /// Name of that server in the DNS.
     pub server_name: String,
     /// Real resolvers: the firewall's own, served by the NetVM.
@@ -79,32 +109,45 @@ pub struct Plan {
 impl Plan {
     /// Qubes' address plan; three clients, two NetVMs. The clients share one MAC address, as in Qubes.
     pub fn usual() -> Self {
-        let client = |name: &str, ip: &str| Client {
+        let ip6 = |qid: u32| Some(format!("fd09:24ef:4179::a89:{qid:x}"));
+        let client = |name: &str, qid: u32| Client {
             name: name.into(),
-            ip: ip.into(),
+            ip: format!("10.137.0.{qid}"),
+            ip6: ip6(qid),
+            visible: None,
             mac: "00:16:3e:5e:6c:00".into(),
             devid: 0,
             memory_mib: 128,
         };
         Self {
             netvms: vec![
-                NetVm { name: "sys-net".into(), ip: "10.137.0.5".into(), page: "sys-net".into() },
-                NetVm { name: "sys-vpn".into(), ip: "10.137.0.25".into(), page: "sys-vpn".into() },
+                NetVm {
+                    name: "sys-net".into(),
+                    ip: "10.137.0.5".into(),
+                    ip6: ip6(5),
+                    page: "sys-net".into(),
+                    kind: Provider::Linux,
+                },
+                NetVm {
+                    name: "sys-vpn".into(),
+                    ip: "10.137.0.25".into(),
+                    ip6: ip6(25),
+                    page: "sys-vpn".into(),
+                    kind: Provider::Linux,
+                },
             ],
             firewall: Firewall {
                 name: "sys-firewall".into(),
                 ip: "10.137.0.6".into(),
+                ip6: ip6(6),
                 mac: "00:16:3e:5e:6c:00".into(),
                 devid: 0,
                 memory_mib: 32,
                 cmdline: String::new(),
             },
-            clients: vec![
-                client("alice", "10.137.0.11"),
-                client("bob", "10.137.0.12"),
-                client("carol", "10.137.0.13"),
-            ],
+            clients: vec![client("alice", 11), client("bob", 12), client("carol", 13)],
             internet: "192.0.2.1".into(),
+            internet6: Some("2001:db8:0:2::1".into()),
             server_name: "www.example.org".into(),
             resolvers: ["192.0.2.53".into(), "192.0.2.54".into()],
             client_dns: ["10.139.1.1".into(), "10.139.1.2".into()],
@@ -115,42 +158,119 @@ impl Plan {
 
     /// Other names, domain numbers, device numbers, addresses, memory sizes and another guest kernel.
     pub fn unusual() -> Self {
-        let client = |name: &str, ip: &str, mac: &str, devid, memory_mib| Client {
+        let client = |name: &str, ip: &str, ip6: &str, mac: &str, devid, memory_mib| Client {
             name: name.into(),
             ip: ip.into(),
+            ip6: Some(ip6.into()),
+            visible: None,
             mac: mac.into(),
             devid,
             memory_mib,
         };
         Self {
             netvms: vec![
-                NetVm { name: "uplink".into(), ip: "172.20.4.1".into(), page: "uplink".into() },
+                NetVm {
+                    name: "uplink".into(),
+                    ip: "172.20.4.1".into(),
+                    ip6: Some("fd00:1::1".into()),
+                    page: "uplink".into(),
+                    kind: Provider::Linux,
+                },
                 NetVm {
                     name: "other-uplink".into(),
                     ip: "198.51.100.9".into(),
+                    ip6: Some("2001:db8:9::9".into()),
                     page: "other".into(),
+                    kind: Provider::Linux,
                 },
             ],
             firewall: Firewall {
                 name: "fw-2".into(),
                 ip: "172.20.9.77".into(),
+                ip6: Some("fd00:9::4d".into()),
                 mac: "02:00:00:aa:bb:cc".into(),
                 devid: 3,
                 memory_mib: 48,
                 cmdline: "root=/dev/mapper/dmroot ro nomodeset console=hvc0 swiotlb=2048".into(),
             },
             clients: vec![
-                client("x", "192.168.1.1", "00:16:3e:5e:6c:07", 1, 160),
-                client("y", "203.0.113.200", "06:05:04:03:02:01", 7, 144),
-                client("z", "10.138.200.250", "00:16:3e:5e:6c:00", 0, 160),
+                client("x", "192.168.1.1", "fd42::1", "00:16:3e:5e:6c:07", 1, 160),
+                client("y", "203.0.113.200", "2001:db8:c8::200", "06:05:04:03:02:01", 7, 144),
+                client(
+                    "z",
+                    "10.138.200.250",
+                    "fd09:24ef:4179::a8a:c8fa",
+                    "00:16:3e:5e:6c:00",
+                    0,
+                    160,
+                ),
             ],
             internet: "198.18.0.80".into(),
+            internet6: Some("2001:2::80".into()),
             server_name: "a.b.c.test".into(),
             resolvers: ["198.18.0.153".into(), "198.18.5.54".into()],
             client_dns: ["10.139.1.1".into(), "10.139.1.2".into()],
             kernel: GuestKernel::Newer,
             random_domids: true,
         }
+    }
+
+    /// [`Plan::usual`] with another firewall of ours between the firewall and the NetVM.
+    pub fn chain() -> Self {
+        let mut plan = Self::usual();
+        if let Some(second) = plan.netvms.get_mut(1) {
+            second.name = "sys-firewall-2".into();
+            second.page = "sys-net".into();
+            second.kind = Provider::Firewall;
+        }
+        plan
+    }
+
+    /// The network as the other firewall sees it: it stands where ours does, and ours is its client.
+    pub fn seen_by(&self, provider: &NetVm) -> Self {
+        let mut plan = self.clone();
+        let own = &self.firewall;
+        plan.clients = vec![Client {
+            name: own.name.clone(),
+            ip: own.ip.clone(),
+            ip6: own.ip6.clone(),
+            visible: None,
+            mac: own.mac.clone(),
+            devid: own.devid,
+            memory_mib: own.memory_mib,
+        }];
+        plan.firewall = Firewall {
+            name: provider.name.clone(),
+            ip: provider.ip.clone(),
+            ip6: provider.ip6.clone(),
+            mac: "00:16:3e:5e:6c:00".into(),
+            devid: 0,
+            memory_mib: 32,
+            cmdline: String::new(),
+        };
+        plan
+    }
+
+    /// Resolvers of a VM behind `provider`: a firewall has the addresses that all clients know.
+    pub fn resolvers_behind(&self, provider: Option<&NetVm>) -> &[String; 2] {
+        match provider.map(|provider| provider.kind) {
+            Some(Provider::Firewall) => &self.client_dns,
+            Some(Provider::Linux) | None => &self.resolvers,
+        }
+    }
+
+    /// The same network without IPv6, as Qubes has it by default.
+    pub fn without_ipv6(mut self) -> Self {
+        self.internet6 = None;
+        self.firewall.ip6 = None;
+        self.netvms.iter_mut().for_each(|netvm| netvm.ip6 = None);
+        self.clients.iter_mut().for_each(|client| client.ip6 = None);
+        self
+    }
+
+    /// [`Plan::usual`] without IPv6.
+    pub fn usual_without_ipv6() -> Self {
+        Self::usual().without_ipv6()
     }
 
     /// The domain of a NetVM.
@@ -161,7 +281,9 @@ impl Plan {
             self.kernel,
             &[
                 ("ip", &netvm.ip),
+                ("ip6", netvm.ip6.as_deref().unwrap_or_default()),
                 ("internet", &self.internet),
+                ("internet6", self.internet6.as_deref().unwrap_or_default()),
                 ("resolvers", &self.resolvers.join(",")),
                 ("name", &self.server_name),
                 ("page", &netvm.page),
@@ -173,30 +295,62 @@ impl Plan {
 
     /// The uplink of the firewall to a NetVM.
     pub fn uplink(&self, netvm: &NetVm) -> Vif {
-        let Firewall { mac, ip, devid, .. } = &self.firewall;
-        Vif { mac: mac.clone(), ip: ip.clone(), backend: netvm.name.clone(), devid: Some(*devid) }
+        let Firewall { mac, ip, ip6, devid, .. } = &self.firewall;
+        Vif {
+            mac: mac.clone(),
+            ip: both(ip, ip6.as_deref()),
+            backend: netvm.name.clone(),
+            devid: Some(*devid),
+        }
     }
 
     /// The vif of a client to the firewall.
     pub fn client_vif(&self, client: &Client) -> Vif {
         Vif {
             mac: client.mac.clone(),
-            ip: client.ip.clone(),
+            ip: both(&client.ip, client.ip6.as_deref()),
             backend: self.firewall.name.clone(),
             devid: Some(client.devid),
         }
     }
 
+    /// What a client is configured with: its address and its gateway's.
+    pub fn client_addresses<'a>(&'a self, client: &'a Client) -> (&'a str, &'a str) {
+        match &client.visible {
+            Some(visible) => (&visible.ip, &visible.gateway),
+            None => (&client.ip, &self.firewall.ip),
+        }
+    }
+
+    /// The same for IPv6, which a client with hidden addresses does not have.
+    pub fn client_addresses6<'a>(&'a self, client: &'a Client) -> Option<(&'a str, &'a str)> {
+        let own = client.ip6.as_deref().filter(|_| client.visible.is_none())?;
+        Some((own, self.firewall.ip6.as_deref()?))
+    }
+
     /// The domain of a client, with its vif.
     pub fn client_spec(&self, client: &Client) -> DomainSpec {
+        let (ip, gateway) = self.client_addresses(client);
+        let (ip6, gateway6) = self.client_addresses6(client).unwrap_or_default();
         let mut spec = DomainSpec::linux(
             &client.name,
             Role::Client,
             self.kernel,
-            &[("ip", &client.ip), ("gw", &self.firewall.ip), ("dns", &self.client_dns.join(","))],
+            &[
+                ("ip", ip),
+                ("gw", gateway),
+                ("ip6", ip6),
+                ("gw6", gateway6),
+                ("dns", &self.client_dns.join(",")),
+            ],
         );
         spec.memory_mib = client.memory_mib;
         spec.vifs.push(self.client_vif(client));
         spec
     }
+}
+
+/// The `ip` node of a vif: libvirt writes both addresses, with a space between them.
+fn both(ip: &str, ip6: Option<&str>) -> String {
+    ip6.map_or_else(|| ip.to_owned(), |ip6| format!("{ip} {ip6}"))
 }

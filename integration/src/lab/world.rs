@@ -9,7 +9,7 @@ use super::Lab;
 use super::dom0d::{self, ClientState, Dom0d, Reloaded};
 use super::domain::{Domain, DomainSpec, State, Vif};
 use super::guests::Role;
-use super::plan::{Plan, UPLINK_CPU};
+use super::plan::{Firewall, NetVm, Plan, Provider, UPLINK_CPU};
 use crate::error::{Error, Result};
 use crate::{fail, progress};
 
@@ -35,6 +35,8 @@ pub struct World {
     uplink: Option<usize>,
     /// dom0's servers of the running firewall (not for a Linux one).
     dom0d: Option<Dom0d>,
+    /// The same of another firewall of ours between this one and the NetVM.
+    upstream: Option<Dom0d>,
     /// Rules and state of each client of the plan, as dom0 has them.
     clients: Vec<ClientState>,
     /// Keys beyond the usual for firewalls that are started from now on.
@@ -47,7 +49,7 @@ pub struct World {
 pub const ACCEPT_ALL: &[&str] = &["action=accept"];
 
 /// Shell lines that show a guest's network from inside.
-const NETWORK_STATE: &str = "mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null; ip -s link; ip addr; ip route; \
+const NETWORK_STATE: &str = "mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null; ip -s link; ip addr; ip route; netstat -tn; ps; \
     ip -6 route; ip neigh; cat /tmp/hotplug.log; grep -i -e xen -e vif -e eth /proc/interrupts; cat /proc/net/snmp; \
     for f in /sys/kernel/debug/xen-netback/*/*; do echo \"$f:\"; cat $f; done; xenstore-ls backend; \
     for d in $(xenstore-list backend/vif); do for n in $(xenstore-list backend/vif/$d); do \
@@ -71,12 +73,8 @@ impl World {
             lab.put(image)?;
             dom0d::install(&lab)?;
         }
-        let clients = plan.clients.iter().map(|client| ClientState {
-            ip: client.ip.clone(),
-            running: false,
-            rules: ACCEPT_ALL.iter().map(|rule| (*rule).to_owned()).collect(),
-        });
-        let clients = clients.collect();
+        let clients =
+            plan.clients.iter().map(|client| ClientState::new(client, ACCEPT_ALL)).collect();
         Ok(Self {
             lab,
             plan,
@@ -84,6 +82,7 @@ impl World {
             domains: BTreeMap::new(),
             uplink: None,
             dom0d: None,
+            upstream: None,
             clients,
             extra_keys: Vec::new(),
             extra_words: "fw-log=drops".into(),
@@ -136,7 +135,13 @@ impl World {
     /// routes, neighbours, and a backend's rings and directories. What cannot be had is left out.
     pub fn save_network_state(&self, dir: &Path) {
         for (name, domain) in &self.domains {
-            if self.kind != Kind::Linux && *name == self.plan.firewall.name {
+            let is_image = *name == self.plan.firewall.name
+                || self
+                    .plan
+                    .netvms
+                    .iter()
+                    .any(|netvm| netvm.name == *name && netvm.kind == Provider::Firewall);
+            if self.kind != Kind::Linux && is_image {
                 continue;
             }
             // A guest that hangs must not hold up the report for long.
@@ -157,8 +162,38 @@ impl World {
     /// # Errors
     /// When it does not start.
     pub fn need_netvm(&mut self, index: usize) -> Result<()> {
-        let spec = self.plan.netvm_spec(self.netvm_plan(index)?);
+        let netvm = self.netvm_plan(index)?;
+        if netvm.kind == Provider::Firewall {
+            return self.need_upstream(index);
+        }
+        let spec = self.plan.netvm_spec(netvm);
         self.need(spec)
+    }
+
+    /// Makes sure that the firewall between ours and the first NetVM runs; its rules for ours are to accept all.
+    fn need_upstream(&mut self, index: usize) -> Result<()> {
+        self.need_netvm(0)?;
+        let netvm = self.netvm_plan(index)?;
+        let (name, plan) = (netvm.name.clone(), self.plan.seen_by(netvm));
+        if self.runs(&name)? {
+            return Ok(());
+        }
+        let mut spec = self.image_spec(&plan.firewall);
+        let provider = self.netvm_plan(0)?;
+        spec.vifs.push(plan.uplink(provider));
+        let domain = self.lab.create(&spec)?;
+        let mut clients: Vec<_> =
+            plan.clients.iter().map(|client| ClientState::new(client, ACCEPT_ALL)).collect();
+        clients.iter_mut().for_each(|client| client.running = true);
+        let server =
+            Dom0d::start(&self.lab, &domain, &plan, Some(provider), &clients, &self.extra_keys)?;
+        self.lab.unpause(&domain)?;
+        domain.wait_console(&self.lab, "fw: ready", START)?;
+        server.start_qrexec(&self.lab)?;
+        domain.wait_console(&self.lab, "fw: uplink connected", START)?;
+        self.upstream = Some(server);
+        self.domains.insert(name, domain);
+        Ok(())
     }
 
     /// Makes sure that a firewall runs with its uplink at NetVM `uplink`, or without one.
@@ -188,12 +223,11 @@ impl World {
             domain.wait_ready(&self.lab)?;
         } else {
             // As Qubes does: QubesDB complete before the first instruction, qrexec after it.
-            let gateway = self.gateway()?;
             let server = Dom0d::start(
                 &self.lab,
                 &domain,
                 &self.plan,
-                gateway.as_deref(),
+                self.gateway()?,
                 &self.clients,
                 &self.extra_keys,
             )?;
@@ -226,10 +260,9 @@ impl World {
         let Some(client) = self.clients.get_mut(index) else {
             fail!("the plan has no client {index}")
         };
-        client.rules.clone_from(&rules);
-        let ip = client.ip.clone();
+        client.rules = rules;
         match &self.dom0d {
-            Some(server) => server.reload(&self.lab, &ip, &rules).map(Some),
+            Some(server) => server.reload(&self.lab, client).map(Some),
             None => Ok(None),
         }
     }
@@ -247,6 +280,15 @@ impl World {
         Ok(self.client_of_plan(index)?.ip.clone())
     }
 
+    /// IPv6 address of a client; none in a network without IPv6 and with hidden addresses.
+    ///
+    /// # Errors
+    /// When the plan has no such client.
+    pub fn client_ip6(&self, index: usize) -> Result<Option<String>> {
+        let client = self.client_of_plan(index)?;
+        Ok(self.plan.client_addresses6(client).map(|(own, _)| own.to_owned()))
+    }
+
     /// Ends the QubesDB server of the firewall in an orderly way.
     ///
     /// # Errors
@@ -260,12 +302,11 @@ impl World {
     /// # Errors
     /// When it does not start.
     pub fn start_qubesdb(&mut self) -> Result<()> {
-        let gateway = self.gateway()?;
         let server = Dom0d::start(
             &self.lab,
             self.firewall()?,
             &self.plan,
-            gateway.as_deref(),
+            self.gateway()?,
             &self.clients,
             &self.extra_keys,
         )?;
@@ -283,11 +324,12 @@ impl World {
     /// # Errors
     /// With the daemon's reason.
     pub fn check_dom0(&self) -> Result<()> {
-        self.dom0d.as_ref().map_or(Ok(()), |server| server.check(&self.lab))
+        let mut servers = self.dom0d.iter().chain(&self.upstream);
+        servers.try_for_each(|server| server.check(&self.lab))
     }
 
-    fn gateway(&self) -> Result<Option<String>> {
-        self.uplink.map(|index| Ok(self.netvm_plan(index)?.ip.clone())).transpose()
+    fn gateway(&self) -> Result<Option<&NetVm>> {
+        self.uplink.map(|index| self.netvm_plan(index)).transpose()
     }
 
     /// Makes sure that a client runs. Linux guests that boot together take many times longer than one after
@@ -307,7 +349,6 @@ impl World {
 
     /// What dom0 writes before and after a client's start.
     fn announce_client(&mut self, index: usize, after: bool) -> Result<()> {
-        let gateway = self.gateway()?;
         let Some(client) = self.clients.get_mut(index) else {
             fail!("the plan has no client {index}")
         };
@@ -317,7 +358,7 @@ impl World {
             Some(server) => server.client_start(
                 &self.lab,
                 &self.plan,
-                gateway.as_deref(),
+                self.gateway()?,
                 &self.clients,
                 &ip,
                 after,
@@ -334,12 +375,7 @@ impl World {
         let vif = self.plan.uplink(self.netvm_plan(index)?);
         if let Some(server) = &self.dom0d {
             // Qubes writes every key again, one by one, before it attaches the device.
-            server.netvm_change(
-                &self.lab,
-                &self.plan,
-                &self.netvm_plan(index)?.ip,
-                &self.clients,
-            )?;
+            server.netvm_change(&self.lab, &self.plan, self.netvm_plan(index)?, &self.clients)?;
         }
         let mark = self.firewall()?.console_mark();
         self.attach_patiently(&vif)?;
@@ -424,7 +460,8 @@ impl World {
         // Clients first: a vif whose backend is gone keeps libxl waiting for 10 s.
         let names = self.plan.clients.iter().map(|client| &client.name);
         let names = names.chain([&self.plan.firewall.name]);
-        let names = names.chain(self.plan.netvms.iter().map(|netvm| &netvm.name));
+        // The NetVM last: the first of the plan may be what the others have in front of them.
+        let names = names.chain(self.plan.netvms.iter().rev().map(|netvm| &netvm.name));
         let names: Vec<String> =
             names.filter(|name| self.domains.contains_key(*name)).cloned().collect();
         for name in names {
@@ -472,19 +509,19 @@ impl World {
                     &[("ip", &plan.ip), ("gw", gateway)],
                 )
             }
-            Kind::Image(_) => {
-                let words = format!("{} {}", plan.cmdline, self.extra_words);
-                let mut spec = DomainSpec::unikernel(
-                    &plan.name,
-                    "/host/vmlinuz",
-                    plan.memory_mib,
-                    words.trim(),
-                );
-                spec.paused = true;
-                spec
-            }
+            Kind::Image(_) => self.image_spec(plan),
         };
         Ok(spec)
+    }
+
+    /// A domain of our image, paused for dom0 to fill its QubesDB.
+    fn image_spec(&self, plan: &Firewall) -> DomainSpec {
+        let words = format!("{} {}", plan.cmdline, self.extra_words);
+        let mut spec =
+            DomainSpec::unikernel(&plan.name, "/host/vmlinuz", plan.memory_mib, words.trim());
+        spec.paused = true;
+        spec.cpu = UPLINK_CPU;
+        spec
     }
 
     /// A client of the plan.
@@ -498,7 +535,11 @@ impl World {
         }
     }
 
-    fn netvm_plan(&self, index: usize) -> Result<&super::plan::NetVm> {
+    /// A NetVM of the plan.
+    ///
+    /// # Errors
+    /// When there is none of that number.
+    pub fn netvm_plan(&self, index: usize) -> Result<&super::plan::NetVm> {
         match self.plan.netvms.get(index) {
             Some(netvm) => Ok(netvm),
             None => fail!("the plan has no NetVM {index}"),

@@ -58,7 +58,15 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
         fail!("A's quiet connection ended without a packet of A");
     }
     world.sh(alice, "echo x >/tmp/bytes")?;
-    alice_waits.finish(&world.lab, alice, Duration::from_secs(20))?;
+    alice_waits.finish(&world.lab, alice, Duration::from_secs(60))?;
+    // The far side was told nothing: its end of the same connection is still open.
+    let own = &world.plan.firewall.ip;
+    let far = world.sh(world.netvm(0)?, "netstat -tn")?;
+    let is_open =
+        |line: &str| line.contains("ESTABLISHED") && line.contains(&format!("{server}:443"));
+    if !far.lines().any(|line| is_open(line) && line.contains(&format!("{own}:"))) {
+        fail!("no connection is open any more on the server's side: {far}");
+    }
     // What the far side sends is dropped without a word: the download stalls (or ended, if it was about to).
     let count = "cat /sys/class/net/eth0/statistics/rx_bytes";
     let counts = world.sh(alice, &format!("{count}; sleep 2; {count}; killall wget; true"))?;

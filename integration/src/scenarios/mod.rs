@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod basics;
+pub mod chain;
 pub mod control;
 pub mod hostile;
 pub mod lifecycle;
@@ -69,11 +70,15 @@ pub const GROUPS: &[Group] = &[
             "a malformed rule denies its client alone" => control::malformed_rule,
             "QubesDB closes and comes back" => control::qubesdb_restart,
             "qrexec: hello, known calls answered, others refused with 127" => control::qrexec_calls,
-            "NetVM restart while clients run" => lifecycle::netvm_restart,
+            "NetVM killed and restarted while clients run" => lifecycle::netvm_restart,
+            "NetVM shut down and restarted while clients run" => lifecycle::netvm_shutdown,
+            "NetVM crashed and restarted while clients run" => lifecycle::netvm_crash,
+            "a client's vif is detached and attached again" => lifecycle::client_reattached,
             "netvm change, none, and back while clients run" => lifecycle::netvm_change,
             "suspend and resume in place" => lifecycle::suspend,
             "two vifs with one address: the stuck one harms nobody" => lifecycle::stuck_twin,
-            "firewall restart while clients run" => lifecycle::firewall_restart,
+            "firewall killed and restarted while a client runs" => lifecycle::firewall_restart,
+            "firewall shut down and restarted while a client runs" => lifecycle::firewall_shutdown,
             "clients shut down, a third one works" => lifecycle::third_client,
             "powers off on request" => lifecycle::powers_off,
             "reboots on request" => lifecycle::reboots,
@@ -92,8 +97,17 @@ pub const GROUPS: &[Group] = &[
         },
     },
     Group {
+        name: "chain",
+        plan: Plan::chain,
+        xenstored: "xenstored",
+        scenarios: scenarios! {
+            "a firewall behind another firewall" => chain::behind_another_firewall,
+            "the firewall in front is killed and restarted" => chain::other_firewall_restart,
+        },
+    },
+    Group {
         name: "oxenstored",
-        plan: Plan::usual,
+        plan: Plan::usual_without_ipv6,
         xenstored: "oxenstored",
         scenarios: scenarios! {
             "oxenstored: one port only" => traffic::one_port_only,
