@@ -9,6 +9,7 @@ pub mod chain;
 pub mod control;
 pub mod hostile;
 pub mod lifecycle;
+pub mod opened;
 pub mod steps;
 pub mod traffic;
 
@@ -66,6 +67,8 @@ pub const GROUPS: &[Group] = &[
             "broken frames are dropped and counted, the other client downloads" => hostile::raw_frames,
             "a broken backend directory costs its client alone" => hostile::broken_directory,
             "IPv6 frames are dropped and counted" => traffic::ipv6_is_dropped,
+            "a forwarded port is open while dom0 says so" => opened::forwarded_port,
+            "one client reaches another's port while dom0 says so" => opened::one_client_for_another,
             "a rule edit during a download takes effect in under a second" => control::rule_edit,
             "a malformed rule denies its client alone" => control::malformed_rule,
             "QubesDB closes and comes back" => control::qubesdb_restart,
