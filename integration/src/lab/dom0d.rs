@@ -290,7 +290,7 @@ fn state(
         "ip": plan.firewall.ip,
         "ip6": plan.firewall.ip6,
         "mac": plan.firewall.mac,
-        "gateway": gateway.map(|netvm| &netvm.ip),
+        "gateway": gateway.map(|netvm| plan.told_gateway(netvm)),
         "gateway6": gateway.and_then(|netvm| netvm.ip6.as_ref()),
         "dns": plan.resolvers_behind(gateway),
         "netvm_dns": plan.client_dns,

@@ -43,6 +43,8 @@ pub struct Firewall {
     pub ip: String,
     /// The same for IPv6.
     pub ip6: Option<String>,
+    /// When `ip` is only what it is told (`net.fake-ip`): the truth, which its provider knows.
+    pub hidden: Option<Hidden>,
     /// MAC address of its uplink.
     pub mac: String,
     /// Device number of its first uplink.
@@ -51,6 +53,15 @@ pub struct Firewall {
     pub memory_mib: u32,
     /// Kernel command line.
     pub cmdline: String,
+}
+
+/// What a firewall with a hidden address is not told, and what it is told instead of its gateway.
+#[derive(Clone, Debug)]
+pub struct Hidden {
+    /// Its real address.
+    pub ip: String,
+    /// The gateway that it believes in.
+    pub gateway: String,
 }
 
 /// A qube behind the firewall.
@@ -140,6 +151,7 @@ impl Plan {
                 name: "sys-firewall".into(),
                 ip: "10.137.0.6".into(),
                 ip6: ip6(6),
+                hidden: None,
                 mac: "00:16:3e:5e:6c:00".into(),
                 devid: 0,
                 memory_mib: 32,
@@ -188,6 +200,7 @@ impl Plan {
                 name: "fw-2".into(),
                 ip: "172.20.9.77".into(),
                 ip6: Some("fd00:9::4d".into()),
+                hidden: None,
                 mac: "02:00:00:aa:bb:cc".into(),
                 devid: 3,
                 memory_mib: 48,
@@ -226,15 +239,37 @@ impl Plan {
         plan
     }
 
+    /// [`Plan::chain`] with hidden addresses: the first two clients believe in one and the same address, and the firewall
+    /// itself is told another one than it has. All of it is IPv4.
+    pub fn hidden() -> Self {
+        let mut plan = Self::chain().without_ipv6();
+        for client in plan.clients.iter_mut().take(2) {
+            client.visible =
+                Some(Visible { ip: "192.168.1.128".into(), gateway: "192.168.1.1".into() });
+        }
+        plan.firewall.ip = "192.168.77.6".into();
+        plan.firewall.hidden =
+            Some(Hidden { ip: "10.137.0.6".into(), gateway: "192.168.77.1".into() });
+        plan
+    }
+
+    /// The gateway that the firewall is told.
+    pub fn told_gateway<'a>(&'a self, provider: &'a NetVm) -> &'a str {
+        self.firewall.hidden.as_ref().map_or(&provider.ip, |hidden| &hidden.gateway)
+    }
+
     /// The network as the other firewall sees it: it stands where ours does, and ours is its client.
     pub fn seen_by(&self, provider: &NetVm) -> Self {
         let mut plan = self.clone();
         let own = &self.firewall;
         plan.clients = vec![Client {
             name: own.name.clone(),
-            ip: own.ip.clone(),
+            ip: own.hidden.as_ref().map_or(&own.ip, |hidden| &hidden.ip).clone(),
             ip6: own.ip6.clone(),
-            visible: None,
+            visible: own
+                .hidden
+                .as_ref()
+                .map(|hidden| Visible { ip: own.ip.clone(), gateway: hidden.gateway.clone() }),
             mac: own.mac.clone(),
             devid: own.devid,
             memory_mib: own.memory_mib,
@@ -243,6 +278,7 @@ impl Plan {
             name: provider.name.clone(),
             ip: provider.ip.clone(),
             ip6: provider.ip6.clone(),
+            hidden: None,
             mac: "00:16:3e:5e:6c:00".into(),
             devid: 0,
             memory_mib: 32,
@@ -295,7 +331,8 @@ impl Plan {
 
     /// The uplink of the firewall to a NetVM.
     pub fn uplink(&self, netvm: &NetVm) -> Vif {
-        let Firewall { mac, ip, ip6, devid, .. } = &self.firewall;
+        let Firewall { mac, ip, ip6, hidden, devid, .. } = &self.firewall;
+        let ip = hidden.as_ref().map_or(ip, |hidden| &hidden.ip);
         Vif {
             mac: mac.clone(),
             ip: both(ip, ip6.as_deref()),

@@ -7,6 +7,7 @@
 pub mod basics;
 pub mod chain;
 pub mod control;
+pub mod hidden;
 pub mod hostile;
 pub mod lifecycle;
 pub mod opened;
@@ -106,6 +107,16 @@ pub const GROUPS: &[Group] = &[
         scenarios: scenarios! {
             "a firewall behind another firewall" => chain::behind_another_firewall,
             "the firewall in front is killed and restarted" => chain::other_firewall_restart,
+        },
+    },
+    Group {
+        name: "hidden",
+        plan: Plan::hidden,
+        xenstored: "xenstored",
+        scenarios: scenarios! {
+            "hidden addresses: two clients believe in the same one" => hidden::two_clients_with_one_address,
+            "hidden addresses: the firewall's own" => hidden::firewall_with_a_hidden_address,
+            "hidden addresses: the real one counts as forged" => hidden::real_address_is_forged_there,
         },
     },
     Group {

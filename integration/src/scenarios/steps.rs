@@ -300,6 +300,14 @@ impl Capture {
     /// When it does not end.
     pub fn finish(self, world: &World, domain: &Domain) -> Result<String> {
         world.sh(domain, "sleep 1; killall -INT tcpdump")?;
+        self.finish_ended(world, domain)
+    }
+
+    /// The packets of a capture that was ended with another one.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn finish_ended(self, world: &World, domain: &Domain) -> Result<String> {
         let text = self.background.finish(&world.lab, domain, Duration::from_secs(30))?.text;
         let packets = text
             .lines()
