@@ -10,6 +10,7 @@ pub mod control;
 pub mod hidden;
 pub mod hostile;
 pub mod lifecycle;
+pub mod names;
 pub mod opened;
 pub mod steps;
 pub mod traffic;
@@ -72,6 +73,7 @@ pub const GROUPS: &[Group] = &[
             "one client reaches another's port while dom0 says so" => opened::one_client_for_another,
             "a rule edit during a download takes effect in under a second" => control::rule_edit,
             "a malformed rule denies its client alone" => control::malformed_rule,
+            "a rule with a host name, which moves" => names::rule_with_a_name,
             "QubesDB closes and comes back" => control::qubesdb_restart,
             "qrexec: hello, known calls answered, others refused with 127" => control::qrexec_calls,
             "NetVM killed and restarted while clients run" => lifecycle::netvm_restart,
