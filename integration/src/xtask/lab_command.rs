@@ -17,8 +17,8 @@ usage: cargo xtask lab build [--fresh]      the images (--fresh: from newly down
        cargo xtask lab console DOMAIN       what a domain wrote to its console, and what it writes
        cargo xtask lab boot IMAGE           boot IMAGE as a PVH domain without devices and show its console
        cargo xtask lab scenario [--repeat N] [PART]
-                                            the scenarios whose name contains PART (or of that group), N times,
-                                            each time on a fresh boot; the report counts
+                                            the scenarios whose name contains PART (or of that group; several
+                                            with | between), N times, each time on a fresh boot; the report counts
        cargo xtask lab prove [unusual]      the lab alone, with a Linux firewall in the place of ours
        cargo xtask lab down                 end it";
 

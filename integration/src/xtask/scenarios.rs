@@ -40,7 +40,7 @@ pub fn run_all(image: &Image) -> Result<()> {
     run_matching(image, "")
 }
 
-/// Runs the scenarios whose name or group contains `filter`.
+/// Runs the scenarios that `filter` chooses: a part of the name, a group, or several of them with `|` between.
 ///
 /// # Errors
 /// As [`run_all`]; also when the filter matches nothing.
@@ -65,7 +65,7 @@ pub fn repeat_matching(image: &Image, filter: &str, times: u32) -> Result<()> {
             let chosen: Vec<&Scenario> = group
                 .scenarios
                 .iter()
-                .filter(|scenario| scenario.name.contains(filter) || group.name == filter)
+                .filter(|scenario| is_chosen(group, scenario, filter))
                 .collect();
             if !chosen.is_empty() {
                 run_group(&images, image, group, &chosen, &mut tally);
@@ -84,6 +84,11 @@ pub fn repeat_matching(image: &Image, filter: &str, times: u32) -> Result<()> {
         fail!("no scenario is named like {filter:?}");
     }
     Ok(())
+}
+
+/// Whether the scenario's name contains one of the parts of `filter`, which `|` separates, or its group is called so.
+fn is_chosen(group: &Group, scenario: &Scenario, filter: &str) -> bool {
+    filter.split('|').any(|part| scenario.name.contains(part) || group.name == part)
 }
 
 /// Builds the dom0 side of the lab, which links what apt has just installed.
