@@ -24,6 +24,7 @@ pub fn two_clients_with_one_address(world: &mut World) -> Result<String> {
     let leak = steps::capture(world, alice, "eth0", &tells)?;
     let control = format!("icmp[0:2] == 0x030d and icmp[20:4] == {told}");
     let control = steps::capture(world, alice, "eth0", &control)?;
+    steps::resolves(world, bob)?;
     let b_loads = bob.spawn(&world.lab, &steps::download_line(world))?;
     steps::page(world, alice, 0)?;
     steps::refused(world, alice, &server)?;
@@ -33,7 +34,6 @@ pub fn two_clients_with_one_address(world: &mut World) -> Result<String> {
             fail!("{}: the gateway that it believes in does not answer", client.name);
         }
     }
-    steps::resolves(world, bob)?;
     let text = b_loads.finish(&world.lab, bob, steps::DOWNLOAD)?.ok("B's download")?;
     let rate = steps::downloaded(bob, &text)?;
     let (told, leaked) = both(world, alice, control, leak)?;
