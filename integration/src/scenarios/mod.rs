@@ -12,6 +12,7 @@ pub mod hostile;
 pub mod lifecycle;
 pub mod names;
 pub mod opened;
+pub mod six;
 pub mod steps;
 pub mod traffic;
 
@@ -68,7 +69,10 @@ pub const GROUPS: &[Group] = &[
             "a forged source address is dropped and counted" => traffic::forged_source,
             "broken frames are dropped and counted, the other client downloads" => hostile::raw_frames,
             "a broken backend directory costs its client alone" => hostile::broken_directory,
-            "IPv6 frames are dropped and counted" => traffic::ipv6_is_dropped,
+            "IPv6: reaches the outside, masqueraded; 20 MB, names" => six::reaches_the_outside,
+            "IPv6: only tcp/443, refused at once on 80" => six::one_port_only,
+            "IPv6: clients do not reach each other" => six::clients_are_isolated,
+            "IPv6: a forged source address is dropped and counted" => six::forged_source,
             "a forwarded port is open while dom0 says so" => opened::forwarded_port,
             "one client reaches another's port while dom0 says so" => opened::one_client_for_another,
             "a rule edit during a download takes effect in under a second" => control::rule_edit,

@@ -125,7 +125,7 @@ pub fn refused_on_the_wire(
 }
 
 /// From the first SYN to the first ICMP error in lines of `tcpdump -tt`.
-fn syn_to_icmp_ms(packets: &str) -> Option<u64> {
+pub fn syn_to_icmp_ms(packets: &str) -> Option<u64> {
     let at = |needle: &str| -> Option<f64> {
         packets.lines().find(|line| line.contains(needle))?.split_whitespace().next()?.parse().ok()
     };

@@ -159,17 +159,3 @@ pub fn forged_source(world: &mut World) -> Result<String> {
     steps::page(world, bob, 0)?;
     Ok(format!("{sent} sent, {told} counted"))
 }
-
-/// IPv6 does not pass yet, and is counted.
-pub fn ipv6_is_dropped(world: &mut World) -> Result<String> {
-    need_both(world)?;
-    let bob = world.client(BOB)?;
-    let mark = world.firewall()?.console_mark();
-    let server = world.plan.internet6.clone().unwrap_or_default();
-    let text = world.sh(bob, &format!("ping -6 -q -c 10 -i 0.2 -W 1 {server}; echo status $?"))?;
-    if !text.contains("10 packets transmitted, 0 received") {
-        fail!("ten IPv6 packets should be lost: {text}");
-    }
-    let told = steps::dropped(world, mark, "ipv6", 10)?;
-    Ok(format!("10 sent, {told} counted"))
-}

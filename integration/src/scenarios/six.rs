@@ -1,0 +1,155 @@
+//! IPv6: the same situations as for IPv4, on the same booted network.
+
+use super::steps::{self, ALICE, BOB};
+use crate::error::{Error, Result};
+use crate::fail;
+use crate::lab::domain::Domain;
+use crate::lab::world::{ACCEPT_ALL, World};
+
+/// A client reaches the outside, which sees the firewall's address alone; names have both families.
+///
+/// # Errors
+/// When something does not come through, or too much does.
+pub fn reaches_the_outside(world: &mut World) -> Result<String> {
+    let server = need_both(world)?;
+    let (bob, netvm) = (world.client(BOB)?, world.netvm(0)?);
+    let dump = steps::capture(world, netvm, "any", "icmp6 and ip6[40] == 128")?;
+    let answered = steps::ping(world, bob, 5, &server)?;
+    let seen = dump.finish(world, netvm)?;
+    let own = own6(world)?;
+    if answered < 4
+        || !seen.contains(&format!("IP6 {own} > "))
+        || seen.contains(&format!("IP6 {} > ", address(world, BOB)?))
+    {
+        fail!("{answered} of 5 answered; the NetVM saw:\n{seen}");
+    }
+    page(world, bob)?;
+    if steps::ping(world, bob, 3, &own)? == 0 {
+        fail!("the gateway does not answer");
+    }
+    let line = format!("nslookup -type=aaaa {} 2>&1", world.plan.server_name);
+    let names = bob.exec(&world.lab, &line)?.text;
+    if !names.contains(&server) {
+        fail!("no {server} in {names}");
+    }
+    let line = steps::download_line(world).replace(&world.plan.internet, &format!("[{server}]"));
+    let text = bob.exec_for(&world.lab, &line, steps::DOWNLOAD)?.ok("download over IPv6")?;
+    let rate = steps::downloaded(bob, &text)?;
+    Ok(format!("{answered} of 5 pings answered, 20 MB at {:.1} MB/s", rate / 1e6))
+}
+
+/// Client A: only tcp/443 to the server; refused at once elsewhere, by ICMPv6 type 1 code 1 on its wire.
+///
+/// # Errors
+/// When it is not so.
+pub fn one_port_only(world: &mut World) -> Result<String> {
+    let server = need_both(world)?;
+    let alice = world.client(ALICE)?;
+    page(world, alice)?;
+    let filter = format!(
+        "(ip6 dst host {server} and tcp dst port 80) or (icmp6 and ip6[40] == 1 and ip6[41] == 1)"
+    );
+    let dump = steps::capture(world, alice, "eth0", &filter)?;
+    let get = format!("timeout 10 wget -q -O /dev/null http://[{server}]:80/");
+    if alice.exec(&world.lab, &get)?.success() {
+        fail!("port 80 is open");
+    }
+    let packets = dump.finish(world, alice)?;
+    let ms = match steps::syn_to_icmp_ms(&packets) {
+        Some(ms) if ms < 900 => ms,
+        _ => fail!("not refused at once by ICMPv6 1/1:\n{packets}"),
+    };
+    if steps::ping(world, alice, 2, &server)? > 0 {
+        fail!("ping got through");
+    }
+    Ok(format!("refused after {ms} ms"))
+}
+
+/// A and B do not reach each other.
+///
+/// # Errors
+/// When they do.
+pub fn clients_are_isolated(world: &mut World) -> Result<String> {
+    need_both(world)?;
+    world.set_rules(ALICE, ACCEPT_ALL)?;
+    for (from, to) in [(ALICE, BOB), (BOB, ALICE)] {
+        let (client, target) = (world.client(from)?, world.client(to)?);
+        let filter = format!("ip6 src {}", address(world, from)?);
+        let dump = steps::capture(world, target, "eth0", &filter)?;
+        if steps::ping(world, client, 3, &address(world, to)?)? > 0 {
+            fail!("{} answers {}", target.name, client.name);
+        }
+        let seen = dump.finish(world, target)?;
+        if !seen.trim().is_empty() {
+            fail!("{} saw {}: {seen}", target.name, client.name);
+        }
+    }
+    need_both(world).map(|_| String::new())
+}
+
+/// A client that uses another's address, one of the outside, or the firewall's.
+///
+/// # Errors
+/// When one passes, or is not counted.
+pub fn forged_source(world: &mut World) -> Result<String> {
+    let server = need_both(world)?;
+    let (bob, netvm) = (world.client(BOB)?, world.netvm(0)?);
+    let mark = world.firewall()?.console_mark();
+    let dump = steps::capture(world, netvm, "any", "icmp6 and ip6[40] == 128 and greater 1200")?;
+    let mut sent = 0;
+    for source in [address(world, ALICE)?, "2001:db8:bad::1".into(), own6(world)?] {
+        let line = format!(
+            "ip addr add {source}/128 dev eth0 nodad; ping -q -c 4 -i 0.3 -W 1 -s 1200 -I {source} {server}; r=$?; \
+             ip addr del {source}/128 dev eth0; exit $r"
+        );
+        if bob.exec(&world.lab, &line)?.success() {
+            fail!("an answer to the forged source {source}");
+        }
+        sent += 4;
+    }
+    // A control: that such a ping is seen when its source is right.
+    let honest = steps::ping_large(world, bob, &server)?;
+    let seen = dump.finish(world, netvm)?;
+    let own = format!("IP6 {} > ", own6(world)?);
+    if honest == 0 || !seen.contains(&own) || seen.lines().any(|line| !line.contains(&own)) {
+        fail!("{honest} honest packets answered; the NetVM saw:\n{seen}");
+    }
+    let told = steps::dropped(world, mark, "source-spoofed", sent)?;
+    page(world, bob)?;
+    Ok(format!("{sent} sent, {told} counted"))
+}
+
+/// Both clients, A with one port of the server in both families, B with everything; the server's address.
+fn need_both(world: &mut World) -> Result<String> {
+    let Some(server) = world.plan.internet6.clone() else { fail!("the plan is without IPv6") };
+    steps::need_both(world)?;
+    let both = [
+        steps::https_only(world),
+        format!("action=accept proto=tcp dst6={server}/128 dstports=443-443"),
+    ];
+    if world.rules(ALICE) != both {
+        world.set_rules(ALICE, &[&both[0], &both[1]])?;
+    }
+    Ok(server)
+}
+
+fn own6(world: &World) -> Result<String> {
+    let own = world.plan.firewall.ip6.clone();
+    own.ok_or_else(|| Error::Failed("the firewall of the plan has no IPv6 address".into()))
+}
+
+fn address(world: &World, index: usize) -> Result<String> {
+    let own = world.client_ip6(index)?;
+    own.ok_or_else(|| Error::Failed("a client of the plan has no IPv6 address".into()))
+}
+
+/// The small page of the first NetVM from tcp/443.
+fn page(world: &World, client: &Domain) -> Result<()> {
+    let server = world.plan.internet6.as_deref().unwrap_or_default();
+    let line = format!("timeout 60 wget -q -O - http://[{server}]:443/ 2>&1");
+    let out = client.exec(&world.lab, &line)?;
+    if !out.success() || !out.text.starts_with("page of ") {
+        fail!("{}: page over IPv6: {} {:?}", client.name, out.status, out.text);
+    }
+    Ok(())
+}
