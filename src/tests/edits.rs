@@ -1,10 +1,11 @@
 //! Edits of rules and of what dom0 opens, at random: after each, a packet of every flow passes if and only if a fresh
 //! evaluation says so. What says so is written here, from the meaning of the rules, and shares nothing with the core.
 
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;
 
+use crate::testing::v6::*;
 use crate::testing::*;
 use crate::*;
 
@@ -19,11 +20,30 @@ struct Line {
     is_dns: bool,
 }
 
+/// The same host in IPv6.
+fn in_v6(address: Ipv4Addr) -> Ipv6Addr {
+    let pairs = [
+        (A, A6),
+        (B, B6),
+        (OWN, OWN6),
+        (SERVER, SERVER6),
+        (OTHER_SERVER, OTHER_SERVER6),
+        (CLIENT_DNS[0], CLIENT_DNS6),
+        (OWN_DNS[0], OWN_DNS6),
+    ];
+    pairs.into_iter().find(|(v4, _)| *v4 == address).map_or(NETVM6, |(_, v6)| v6)
+}
+
 impl Line {
-    fn text(&self) -> String {
+    /// The line in the tree of a family, which has the numbers and addresses of that family.
+    fn text(&self, is_v6: bool) -> String {
         let mut text = format!("action={}", if self.accepts { "accept" } else { "drop" });
-        if let Some((address, bits)) = self.prefix {
-            text += &format!(" dst4={address}/{bits}");
+        match self.prefix {
+            Some((address, bits)) if is_v6 => {
+                text += &format!(" dst6={}/{}", in_v6(address), u32::from(bits) * 4);
+            }
+            Some((address, bits)) => text += &format!(" dst4={address}/{bits}"),
+            None => {}
         }
         if let Some(protocol) = self.protocol {
             let name = match protocol {
@@ -40,19 +60,28 @@ impl Line {
             text += &format!(" dstports={low}-{high}");
         }
         if let Some(icmp_type) = self.icmp_type {
+            let icmp_type = if is_v6 && icmp_type == 8 { 128 } else { icmp_type };
             text += &format!(" icmptype={icmp_type}");
         }
         text
     }
 
-    /// `port` is the type of an ICMP query.
-    fn matches(&self, protocol: u8, to: Ipv4Addr, port: u16) -> bool {
+    fn covers(&self, to: Ipv4Addr, is_v6: bool) -> bool {
+        let Some((net, bits)) = self.prefix else { return true };
+        let shift = 32 - u32::from(bits);
+        if is_v6 {
+            let head = |address| u128::from(in_v6(address)).checked_shr(shift * 4).unwrap_or(0);
+            return head(net) == head(to);
+        }
+        let head = |address| u32::from(address).checked_shr(shift).unwrap_or(0);
+        head(net) == head(to)
+    }
+
+    /// `port` is the type of an ICMP query, as IPv4 numbers it.
+    fn matches(&self, protocol: u8, (to, is_v6): (Ipv4Addr, bool), port: u16) -> bool {
         let has_ports = protocol == 6 || protocol == 17;
-        let mask = |address: Ipv4Addr, bits: u8| {
-            u32::from(address).checked_shr(32 - u32::from(bits)).unwrap_or(0)
-        };
         self.protocol.is_none_or(|wanted| wanted == protocol)
-            && self.prefix.is_none_or(|(net, bits)| mask(net, bits) == mask(to, bits))
+            && self.covers(to, is_v6)
             && self.ports.is_none_or(|(low, high)| has_ports && low <= port && port <= high)
             && self.icmp_type.is_none_or(|kind| protocol == 1 && port == u16::from(kind))
             && (!self.is_dns || has_ports && port == 53 && OWN_DNS.contains(&to))
@@ -78,10 +107,11 @@ enum Kind {
     Forwarded,
 }
 
-/// A flow of a client. `port` is the far side's, or the identifier of a query.
+/// A flow of a client. `port` is the far side's, or the identifier of a query. Hosts are named by their IPv4 address.
 #[derive(Clone, Copy, Debug)]
 struct Spec {
     kind: Kind,
+    is_v6: bool,
     client: usize,
     own_port: u16,
     to: Ipv4Addr,
@@ -89,7 +119,11 @@ struct Spec {
 }
 
 const fn spec(kind: Kind, client: usize, own_port: u16, to: Ipv4Addr, port: u16) -> Spec {
-    Spec { kind, client, own_port, to, port }
+    Spec { kind, is_v6: false, client, own_port, to, port }
+}
+
+const fn spec6(kind: Kind, client: usize, own_port: u16, to: Ipv4Addr, port: u16) -> Spec {
+    Spec { kind, is_v6: true, client, own_port, to, port }
 }
 
 const FLOWS: &[Spec] = &[
@@ -112,6 +146,16 @@ const FLOWS: &[Spec] = &[
     spec(Kind::Ping(8), 0, 9, B, 0),
     spec(Kind::Udp, 1, 53, A, 4007),
     spec(Kind::Forwarded, 0, 80, SERVER, 5555),
+    spec6(Kind::Tcp, 0, 4001, SERVER, 443),
+    spec6(Kind::Tcp, 1, 4001, OTHER_SERVER, 80),
+    spec6(Kind::Udp, 0, 4003, OTHER_SERVER, 5000),
+    spec6(Kind::Udp, 0, 4004, CLIENT_DNS[0], 53),
+    spec6(Kind::Ping(8), 0, 7, SERVER, 0),
+    spec6(Kind::Gre, 0, 0, SERVER, 0),
+    spec6(Kind::Tcp, 0, 4006, B, 22),
+    spec6(Kind::Ping(8), 0, 9, B, 0),
+    spec6(Kind::Udp, 1, 53, A, 4007),
+    spec6(Kind::Forwarded, 0, 80, SERVER, 5555),
 ];
 
 const CLIENTS: [(Ipv4Addr, Mac, ClientId); 2] = [(A, MAC_A, ID_A), (B, MAC_B, ID_B)];
@@ -153,50 +197,100 @@ impl Spec {
         let to = self.far_side();
         let port = if let Kind::Ping(kind) = self.kind { kind.into() } else { self.port };
         let rules = dom0.rules[self.client].iter().flatten();
-        let mut matching = rules.filter(|line| line.matches(self.protocol(), to, port));
+        let mut matching =
+            rules.filter(|line| line.matches(self.protocol(), (to, self.is_v6), port));
         matching.next().is_some_and(|line| line.accepts)
     }
 
     /// A packet of the client.
-    fn forth(&self, flags: u8) -> Build {
+    fn forth(&self, flags: u8) -> Any {
         let (ip, mac, _) = self.client();
-        let (here, there) = ((ip, self.own_port), (self.to, self.port));
-        let build = match self.kind {
-            Kind::Tcp if flags == SYN => Build::tcp(here, there, SYN).numbers(0x1000, 0),
-            Kind::Tcp | Kind::Forwarded => {
-                Build::tcp(here, there, flags).numbers(0x1001, 0x7001).payload(1)
-            }
-            Kind::Udp => Build::udp(here, there),
-            Kind::Ping(kind) => Build::query(ip, self.to, kind, self.own_port),
-            Kind::Gre => Build::raw(ip, self.to, 47, vec![0; 8]),
-        };
-        build.with(|b| b.link.1 = mac)
+        let numbers = if flags == SYN { (0x1000, 0) } else { (0x1001, 0x7001) };
+        self.build((ip, self.own_port), (self.to, self.port), flags, numbers).from(mac)
     }
 
     /// A packet of the far side to what it sees of the client.
-    fn back(&self, seen: (Ipv4Addr, u16), flags: u8) -> Build {
-        let there = (self.far_side(), self.port);
-        let build = match self.kind {
+    fn back(&self, port: u16, flags: u8) -> Any {
+        let numbers = if flags & SYN == 0 { (0x7001, 0x1001) } else { (0x7000, 0x1001) };
+        let client = if self.is_between_clients() { self.client().0 } else { OWN };
+        let far = (self.far_side(), self.port);
+        let build = self.build(far, (client, port), flags, numbers);
+        if let Kind::Ping(kind) = self.kind {
+            let (ends, ends6) = ((far.0, client), (in_v6(far.0), in_v6(client)));
+            let reply = if kind == 8 { 0 } else { kind + 1 };
+            return match build {
+                Any::V4(_) => Any::V4(Build::query(ends.0, ends.1, reply, port)),
+                Any::V6(_) => Any::V6(Build6::echo(ends6.0, ends6.1, 129, port)),
+            };
+        }
+        build
+    }
+
+    fn build(
+        &self,
+        from: (Ipv4Addr, u16),
+        to: (Ipv4Addr, u16),
+        flags: u8,
+        (sequence, acknowledgement): (u32, u32),
+    ) -> Any {
+        let payload = usize::from(flags & SYN == 0);
+        if self.is_v6 {
+            let (from, to) = ((in_v6(from.0), from.1), (in_v6(to.0), to.1));
+            return Any::V6(match self.kind {
+                Kind::Tcp | Kind::Forwarded => {
+                    Build6::tcp(from, to, flags).numbers(sequence, acknowledgement).payload(payload)
+                }
+                Kind::Udp => Build6::udp(from, to),
+                Kind::Ping(_) => Build6::echo(from.0, to.0, 128, from.1),
+                Kind::Gre => Build6::raw(from.0, to.0, 47, vec![0; 8]),
+            });
+        }
+        Any::V4(match self.kind {
             Kind::Tcp | Kind::Forwarded => {
-                let sequence = if flags & SYN == 0 { 0x7001 } else { 0x7000 };
-                Build::tcp(there, seen, flags).numbers(sequence, 0x1001)
+                Build::tcp(from, to, flags).numbers(sequence, acknowledgement).payload(payload)
             }
-            Kind::Udp => Build::udp(there, seen),
-            Kind::Ping(kind) => {
-                let reply = if kind == 8 { 0 } else { kind + 1 };
-                Build::query(there.0, seen.0, reply, seen.1)
-            }
-            Kind::Gre => Build::raw(there.0, seen.0, 47, vec![0; 8]),
-        };
-        build.with(|b| b.link.1 = MAC_B)
+            Kind::Udp => Build::udp(from, to),
+            Kind::Ping(kind) => Build::query(from.0, to.0, kind, from.1),
+            Kind::Gre => Build::raw(from.0, to.0, 47, vec![0; 8]),
+        })
     }
 }
 
-/// The firewall, what dom0 told it, and what the world knows of each flow.
+/// A packet of either family.
+#[derive(Clone)]
+enum Any {
+    V4(Build),
+    V6(Build6),
+}
+
+impl Any {
+    fn from(self, mac: Mac) -> Self {
+        match self {
+            Self::V4(build) => Self::V4(build.with(|b| b.link = (Mac::GATEWAY, mac))),
+            Self::V6(build) => Self::V6(build.with(|b| b.link = (Mac::GATEWAY, mac))),
+        }
+    }
+
+    fn up(self) -> Self {
+        match self {
+            Self::V4(build) => Self::V4(build.up()),
+            Self::V6(build) => Self::V6(build.up()),
+        }
+    }
+
+    fn send(&self, kit: &mut Kit, origin: Origin) -> Out {
+        match self {
+            Self::V4(build) => kit.send(origin, build),
+            Self::V6(build) => kit.send6(origin, build),
+        }
+    }
+}
+
+/// The firewall, what dom0 told it, and the port by which the world knows each flow.
 struct World {
     kit: Kit,
     dom0: Dom0,
-    seen: Vec<Option<(Ipv4Addr, u16)>>,
+    seen: Vec<Option<u16>>,
     /// Packets that left towards the uplink, or reached another client, without an accept.
     unaccepted: u32,
     passed: u32,
@@ -205,36 +299,31 @@ struct World {
 impl World {
     fn new() -> Self {
         let limits = Limits { flows: 256, flows_per_client: 128, ..LIMITS };
-        let seen = vec![None; FLOWS.len()];
-        Self {
-            kit: Kit::with_limits(limits),
-            dom0: Dom0::default(),
-            seen,
-            unaccepted: 0,
-            passed: 0,
+        let mut kit = Kit::with_limits6(limits);
+        for ip in [IpAddr::from(A), B.into(), A6.into(), B6.into()] {
+            kit.fw.set_rules(kit.now, ip, RulesState::None).unwrap();
         }
+        let seen = vec![None; FLOWS.len()];
+        Self { kit, dom0: Dom0::default(), seen, unaccepted: 0, passed: 0 }
     }
 
     /// Sends what a client sends, and keeps the books about what left.
-    fn client_sends(&mut self, flow: &Spec, build: &Build) -> Option<Out> {
+    fn client_sends(&mut self, flow: &Spec, build: &Any) -> Option<Out> {
         let origin = Origin::Client(flow.client().2);
-        let out = self.kit.send(origin, build);
+        let out = build.send(&mut self.kit, origin);
         let has_left = matches!(out.fate, Fate::Send(port) if port != PortId::from(origin));
         self.unaccepted += u32::from(has_left && !flow.may_pass(&self.dom0));
         self.passed += u32::from(has_left);
         has_left.then_some(out)
     }
 
-    fn far_side_sends(&mut self, flow: &Spec, build: Build) -> bool {
-        let out = match flow.is_between_clients() {
-            true => self.kit.send(
-                Origin::Client(CLIENTS[1 - flow.client].2),
-                &build.with(|b| {
-                    b.link = (Mac::GATEWAY, CLIENTS[1 - flow.client].1);
-                }),
-            ),
-            false => self.kit.up(build),
+    fn far_side_sends(&mut self, flow: &Spec, build: Any) -> bool {
+        let (_, mac, id) = CLIENTS[1 - flow.client];
+        let (build, origin) = match flow.is_between_clients() {
+            true => (build.from(mac), Origin::Client(id)),
+            false => (build.up(), Origin::Uplink),
         };
+        let out = build.send(&mut self.kit, origin);
         out.fate == Fate::Send(PortId::Client(flow.client().2))
     }
 
@@ -250,9 +339,9 @@ impl World {
             Kind::Gre => 0,
             _ => out.sport(),
         };
-        self.seen[at] = Some((out.src(), port));
+        self.seen[at] = Some(port);
         if is_opening {
-            assert!(self.far_side_sends(&flow, flow.back((out.src(), port), SYN | ACK)));
+            assert!(self.far_side_sends(&flow, flow.back(port, SYN | ACK)));
             assert!(self.client_sends(&flow, &flow.forth(ACK)).is_some());
         }
         true
@@ -265,7 +354,7 @@ impl World {
             let Some(seen) = self.seen[at] else { return false };
             return self.far_side_sends(&flow, flow.back(seen, ACK));
         }
-        let public = (OWN, PUBLIC_PORT);
+        let public = PUBLIC_PORT;
         if self.seen[at].is_some() {
             return self.far_side_sends(&flow, flow.back(public, ACK));
         }
@@ -273,7 +362,9 @@ impl World {
             return false;
         }
         self.seen[at] = Some(public);
-        let answer = flow.forth(SYN | ACK).with(|b| b.l4.truncate(20)).numbers(0x1000, 0x7001);
+        let (ip, mac, _) = flow.client();
+        let ends = ((ip, flow.own_port), (flow.to, flow.port));
+        let answer = flow.build(ends.0, ends.1, SYN | ACK, (0x1000, 0x7001)).from(mac);
         assert!(self.client_sends(&flow, &answer).is_some());
         assert!(self.far_side_sends(&flow, flow.back(public, ACK)));
         assert!(self.client_sends(&flow, &flow.forth(ACK)).is_some());
@@ -304,18 +395,25 @@ impl World {
     fn edit(&mut self, edit: Edit) {
         match edit {
             Edit::Rules(client, lines) => {
-                let texts: Vec<String> = lines.iter().map(Line::text).collect();
-                let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-                self.kit.set_rules(CLIENTS[client].0, rules(&texts));
+                for is_v6 in [false, true] {
+                    let texts: Vec<String> = lines.iter().map(|line| line.text(is_v6)).collect();
+                    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+                    let ip = CLIENTS[client].0;
+                    match is_v6 {
+                        true => self.kit.set_rules6(in_v6(ip), rules6(&texts)),
+                        false => self.kit.set_rules(ip, rules(&texts)),
+                    };
+                }
                 self.dom0.rules[client] = Some(lines);
             }
             Edit::NoRules(client, state) => {
-                self.kit.set_rules(CLIENTS[client].0, state);
+                self.kit.set_rules(CLIENTS[client].0, state.clone());
+                self.kit.set_rules6(in_v6(CLIENTS[client].0), state);
                 self.dom0.rules[client] = None;
             }
             Edit::Open { is_allowed, is_forwarded } => {
-                let allow = format!("fw-allow={A}>{B}");
-                let forward = format!("fw-forward=tcp/{PUBLIC_PORT}>{A}/80");
+                let allow = format!("fw-allow={A}>{B},{A6}>{B6}");
+                let forward = format!("fw-forward=tcp/{0}>{A}/80,tcp/{0}>{A6}/80", PUBLIC_PORT);
                 let words = [(is_allowed, allow), (is_forwarded, forward)];
                 let words = words.into_iter().filter(|(is_on, _)| *is_on).map(|(_, word)| word);
                 self.kit.expose(&words.collect::<Vec<_>>().join(" "));
@@ -432,8 +530,9 @@ fn the_harness_sees_both_outcomes() {
     world.edit(Edit::Open { is_allowed: true, is_forwarded: true });
     world.check(true).unwrap();
     world.check(false).unwrap();
-    assert!(world.seen.iter().filter(|seen| seen.is_some()).count() == FLOWS.len() - 1);
-    assert_eq!((world.unaccepted, world.kit.fw.flow_count()), (0, FLOWS.len() - 1));
+    // All but what B would open to A.
+    assert_eq!(world.seen.iter().filter(|seen| seen.is_some()).count(), FLOWS.len() - 2);
+    assert_eq!((world.unaccepted, world.kit.fw.flow_count()), (0, FLOWS.len() - 2));
     // If the core's rules and those of the harness part ways, it tells.
     world.dom0.rules[0] = None;
     assert!(world.check(true).is_err());
