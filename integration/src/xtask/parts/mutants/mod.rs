@@ -109,7 +109,10 @@ impl Tree {
         let mut git =
             command::new("git", &["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
         let files = command::output(git.current_dir(paths::root()))?;
-        for file in files.split('\0').filter(|file| !file.is_empty()) {
+        let files: BTreeSet<&Path> =
+            files.split('\0').filter(|file| !file.is_empty()).map(Path::new).collect();
+        remove_others(&tree.root, &tree.root, &files);
+        for file in files {
             copy(&paths::root().join(file), &tree.root.join(file))?;
         }
         for flip in FLIPS {
@@ -160,6 +163,17 @@ impl Tree {
             );
         }
         Ok(tests)
+    }
+}
+
+/// Removes what an earlier copy had and the tree has no more.
+fn remove_others(root: &Path, dir: &Path, files: &BTreeSet<&Path>) {
+    for path in fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        if path.is_dir() {
+            remove_others(root, &path, files);
+        } else if path.strip_prefix(root).is_ok_and(|file| !files.contains(file)) {
+            let _ = fs::remove_file(&path);
+        }
     }
 }
 
