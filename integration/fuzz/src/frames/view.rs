@@ -82,8 +82,9 @@ impl View {
         let (src, dst) = (address(8)?, address(24)?);
         let mut rest = ip.get(40..40 + length)?;
         let mut piece_is = Piece::Whole;
-        // Hop-by-hop, routing, fragment, authentication, destination options, mobility, HIP, shim6, experiments.
-        while [0, 43, 44, 51, 60, 135, 139, 140, 253, 254].contains(&next) {
+        // Hop-by-hop, routing, fragment, authentication, destination options, mobility, HIP, shim6. The numbers for
+        // experiments (253, 254) say nothing about their form.
+        while [0, 43, 44, 51, 60, 135, 139, 140].contains(&next) {
             let (this, units) = (next, usize::from(*rest.get(1)?));
             let length = match this {
                 44 => 8,

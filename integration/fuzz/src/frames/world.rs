@@ -326,7 +326,11 @@ impl World {
             PortId::Uplink => assert_eq!(link.1, MACS[2]),
         }
         let Some(view) = View::new(after, offload.checksum) else {
-            assert_eq!(&after[12..14], [0x08, 0x06], "neither IP nor ARP leaves");
+            assert_eq!(
+                &after[12..14],
+                [0x08, 0x06],
+                "neither IP nor ARP leaves: {origin:?} {port:?} {before:?} {after:02x?}"
+            );
             assert!(before.is_none(), "IP became ARP");
             return;
         };
