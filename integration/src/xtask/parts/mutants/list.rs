@@ -39,7 +39,7 @@ pub(super) const FLIPS: &[Flip] = &[
     )),
     quick(flip(
         "inbound refreshes the UDP timer",
-        &["U6"],
+        &["U6", "S5"],
         "src/flows.rs",
         "                self.table.set_hold(id, Hold::Firm);\n",
         "                self.table.set_hold(id, Hold::Firm);\n                self.table.renew(now, id, old);\n",
