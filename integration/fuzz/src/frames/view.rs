@@ -122,20 +122,29 @@ impl View {
         let Some(field) = checksum_at(protocol).and_then(|at| self.l4.get(at..at + 2)) else {
             return self;
         };
+        // Over IPv4 a complete UDP checksum of zero is none; a partial one has no such meaning.
+        let has_none = protocol == 17 && field == [0, 0] && checksum != Checksum::Blank;
         // ICMP of the other family is just another protocol.
         let is_foreign = protocol == if self.src.is_ipv4() { 58 } else { 1 };
-        if is_foreign || self.piece != Piece::Whole || (protocol == 17 && field == [0, 0]) {
+        if is_foreign || self.piece != Piece::Whole || has_none {
             return self;
         }
+        // Bytes behind the UDP length belong to no checksum.
+        let covered = match self.word(4).map(usize::from) {
+            Some(length) if protocol == 17 && length >= 8 => {
+                self.l4.get(..length).unwrap_or(&self.l4)
+            }
+            _ => &self.l4,
+        };
         let pseudo = match protocol {
             1 => Vec::new(),
-            _ => pseudo(self.src, self.dst, protocol, self.l4.len()),
+            _ => pseudo(self.src, self.dst, protocol, covered.len()),
         };
         let partial = sum(&[&pseudo]).to_be_bytes();
         self.sum = match checksum {
             Checksum::Blank if field == partial => Sum::Partial,
             Checksum::Blank => Sum::Wrong,
-            _ if sum(&[&pseudo, &self.l4]) == 0xffff => Sum::Right,
+            _ if sum(&[&pseudo, covered]) == 0xffff => Sum::Right,
             _ => Sum::Wrong,
         };
         self
