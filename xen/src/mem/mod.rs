@@ -199,6 +199,7 @@ fn with_pool<R>(action: impl FnOnce(&mut Pool) -> R) -> R {
 #[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
 pub(crate) mod host {
     use super::*;
+    use core::cell::Cell;
     use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 
     /// Pages per thread unless the test asks for another number.
@@ -206,7 +207,7 @@ pub(crate) mod host {
 
     pub(super) fn ensure_backed(pool: &mut Pool) {
         if pool.total() == 0 {
-            pool.add_range(allocate_pages(DEFAULT_PAGES), DEFAULT_PAGES);
+            pool.add_range(backing(DEFAULT_PAGES), DEFAULT_PAGES);
         }
     }
 
@@ -223,13 +224,31 @@ pub(crate) mod host {
         NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout))
     }
 
+    std::thread_local! {
+        /// The largest area that this thread's pools were made of.
+        static BACKING: Cell<Option<(NonNull<u8>, usize)>> = const { Cell::new(None) };
+    }
+
+    /// Memory for a pool of `pages`. Only one pool of a thread lives at a time, so that the next one may have the same
+    /// area: thousands of cases would else take gigabytes. A pool takes what it is given for dirty.
+    fn backing(pages: usize) -> NonNull<u8> {
+        match BACKING.get() {
+            Some((base, count)) if count >= pages => base,
+            _ => {
+                let base = allocate_pages(pages);
+                BACKING.set(Some((base, pages)));
+                base
+            }
+        }
+    }
+
     /// A pool of `pages` instead of the default; every page must have been returned.
     pub(crate) fn reset(pages: usize) {
         POOL.with(|pool| {
             let mut pool = pool.borrow_mut();
             assert_eq!(pool.free(), pool.total(), "pages are still in use at reset");
             *pool = Pool::empty();
-            pool.add_range(allocate_pages(pages), pages);
+            pool.add_range(backing(pages), pages);
         });
     }
 
