@@ -94,11 +94,11 @@ pub(super) const FLIPS: &[Flip] = &[
         "            3 | 4 | 11 | 12 => Self::Error,",
     ),
     flip(
-        "ICMPv6 redirect passed",
-        &["S6"],
+        "ICMPv6 packet too big dropped",
+        &["S6", "S1", "U12", "I4"],
         "src/packet/icmp.rs",
-        "130..=143 | 148",
-        "130..=136 | 138..=143 | 148",
+        "            1..=4 => Self::Error,",
+        "            1 | 3 | 4 => Self::Error,",
     ),
     flip(
         "source route passed",
@@ -116,17 +116,17 @@ pub(super) const FLIPS: &[Flip] = &[
     ),
     flip(
         "inner packet of an ICMP error not rewritten",
-        &["I4", "I5", "T7", "U11", "S6"],
+        &["I3", "I4", "I5", "T7", "U11", "S6"],
         "src/nat/icmp_error.rs",
         "    rewrite_quote(bytes, quote, quoted)?;\n",
         "    if packet.l4 == 0 {\n        rewrite_quote(bytes, quote, quoted)?;\n    }\n",
     ),
     flip(
         "ICMP error ends its flow",
-        &["U11", "T7"],
+        &["U11", "T7", "I3", "I4", "I5", "S1", "S6"],
         "src/flows.rs",
         "        let live = found.and_then(|id| self.live(now, id));\n        let id = live.ok_or(DropReason::IcmpErrorUnrelated)?;\n",
-        "        let live = found.and_then(|id| self.live(now, id));\n        let id = live.ok_or(DropReason::IcmpErrorUnrelated)?;\n        self.table.renew(Instant::default(), id, Class::UdpDns);\n",
+        "        let live = found.and_then(|id| self.live(now, id));\n        let id = live.ok_or(DropReason::IcmpErrorUnrelated)?;\n        if let Some(flow) = self.table.get_mut(id) {\n            flow.deadline = now;\n        }\n",
     ),
     flip(
         "quota ignored",
