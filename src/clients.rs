@@ -357,7 +357,8 @@ mod tests {
     use super::*;
 
     fn clients(addresses: u16) -> Clients {
-        let limits = Limits { clients: 4, addresses, flows: 8, flows_per_client: 8 };
+        let limits =
+            Limits { clients: 4, addresses, flows: 8, flows_per_client: 8, fragment_bytes: 0 };
         Clients::new(&limits, HashKey(1, 2)).unwrap()
     }
 

@@ -2,6 +2,7 @@
 
 use core::net::IpAddr;
 
+use crate::fragments::Pieces;
 use crate::frame::{Checksum, Frame, GsoKind};
 use crate::ingress::L3;
 use crate::packet::{Packet, Upper};
@@ -30,14 +31,12 @@ pub(crate) fn check(frame: &Frame<'_>, packet: &Packet, caps: &PortCaps) -> Resu
         };
         return if is_accepted { Ok(()) } else { Err(DropReason::GsoUnsupported.into()) };
     }
-    if packet.total_len <= caps.mtu {
-        return Ok(());
+    // What came in fragments leaves in fragments of that size.
+    let len = frame.pieces.map_or(packet.total_len, |pieces| pieces.largest);
+    if len > caps.mtu && packet.is_dont_fragment {
+        return Err(Verdict::Reject(DropReason::TooBig, Refusal::FragmentationNeeded(caps.mtu)));
     }
-    Err(if packet.is_dont_fragment {
-        Verdict::Reject(DropReason::TooBig, Refusal::FragmentationNeeded(caps.mtu))
-    } else {
-        Verdict::Drop(DropReason::TooBig)
-    })
+    Ok(())
 }
 
 /// Makes a packet that passed [`check`] and NAT ready to leave.
@@ -49,8 +48,17 @@ pub(crate) fn finish(frame: &mut Frame<'_>, packet: &Packet, exit: &Exit) {
         IpAddr::V4(_) => exit.caps.accepts_blank_v4,
         IpAddr::V6(_) => exit.caps.accepts_blank_v6,
     };
+    frame.pieces = match frame.pieces {
+        Some(pieces) => Some(pieces.within(exit.caps.mtu)),
+        // [`check`] has let this through for IPv4 alone.
+        None if frame.offload.gso.is_none() && packet.total_len > exit.caps.mtu => {
+            Some(Pieces::of_ipv4(exit.caps.mtu))
+        }
+        None => None,
+    };
     frame.offload.checksum = match frame.offload.checksum {
-        Checksum::Blank if takes_blank => Checksum::Blank,
+        // Pieces have no checksum that a peer could complete.
+        Checksum::Blank if takes_blank && frame.pieces.is_none() => Checksum::Blank,
         Checksum::Blank => {
             complete_checksum(frame, packet);
             Checksum::Validated

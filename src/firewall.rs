@@ -13,6 +13,7 @@ use crate::conntrack::table::Table;
 use crate::conntrack::tcp::Tracker;
 use crate::dns::{self, Dns};
 use crate::exposure::Exposure;
+use crate::fragments::Fragments;
 use crate::frame::Frame;
 use crate::icmp::{self, Link, TokenBucket};
 use crate::limits::{Limits, OutOfMemory};
@@ -63,6 +64,7 @@ pub struct Firewall {
     pub(crate) exposure: Exposure,
     pub(crate) names: Dns,
     pub(crate) names_left_out: usize,
+    pub(crate) fragments: Fragments,
     pub(crate) stats: Stats,
     limits: Limits,
     uplink_answers: TokenBucket,
@@ -90,6 +92,7 @@ impl Firewall {
             names_left_out: 0,
             nat: Nat::new(&limits, key, random)?,
             exposure: Exposure::default(),
+            fragments: Fragments::new(limits.fragment_bytes as usize, limits.clients, key)?,
             stats: Stats::new(limits.clients)?,
             limits,
             uplink_answers: TokenBucket::default(),
@@ -136,8 +139,10 @@ impl Firewall {
     /// not attached has no effect.
     pub fn detach_client(&mut self, id: ClientId) {
         if self.detach_netvm(id) {
+            self.fragments.forget(Origin::Uplink);
             return;
         }
+        self.fragments.forget(Origin::Client(id));
         for host in self.clients.detach(id).into_iter().flatten() {
             while let Some(flow) = self.table.any_of(host) {
                 self.end_flow(flow);
@@ -184,6 +189,7 @@ impl Firewall {
             self.clients.start_generation_for_all();
         }
         if is_moved {
+            self.fragments.forget(Origin::Uplink);
             while let Some(flow) = self.table.any() {
                 self.end_flow(flow);
             }
@@ -194,6 +200,7 @@ impl Firewall {
     /// Attaches or detaches the uplink. Flows stay: a NetVM that restarts finds them again.
     pub fn set_uplink(&mut self, now: Instant, uplink: Option<UplinkPort>) {
         self.uplink = uplink.map(|port| Uplink::new(now, port));
+        self.fragments.forget(Origin::Uplink);
     }
 
     /// When a rule change met its first packet; each change is reported once.
@@ -203,6 +210,9 @@ impl Firewall {
 
     /// Writes the next frame of our own that is due, if any, and says where it goes.
     pub fn poll_generate(&mut self, now: Instant, frame: &mut Frame<'_>) -> Option<PortId> {
+        if let Some(port) = self.next_piece(frame) {
+            return Some(port);
+        }
         let port = self.announce(now, frame).or_else(|| self.ask_for_names(now, frame))?;
         Some(self.port_of(port))
     }
@@ -227,13 +237,16 @@ impl Firewall {
     pub fn next_deadline(&self) -> Option<Instant> {
         let announcement = self.uplink.and_then(|uplink| uplink.next_deadline(&self.network));
         let names = self.names.next_deadline();
-        [self.table.next_deadline(), announcement, names].into_iter().flatten().min()
+        let fragments = self.fragments.next_deadline();
+        let own = [announcement, names, fragments];
+        own.into_iter().chain([self.table.next_deadline()]).flatten().min()
     }
 
     /// Reclaims a bounded number of expired flows, and keeps the names in rules resolved.
     pub fn on_timer(&mut self, now: Instant) {
         self.resolve_names(now);
         self.reclaim(now, RECLAIM_PER_TIMER);
+        self.expire_fragments(now);
     }
 
     /// The counters.
@@ -379,6 +392,12 @@ impl Firewall {
                 self.stats.count(back, Counter::ResolverAnswers, 1);
                 Fate::Consumed
             }
+            Verdict::Waits => {
+                self.stats.count(back, Counter::FragmentsKept, 1);
+                Fate::Consumed
+            }
+            // Each piece is counted when it leaves.
+            Verdict::InPieces => Fate::Consumed,
             Verdict::Reject(reason, refusal) => {
                 self.stats.count_drop(origin, reason);
                 let counter = match refusal {

@@ -2,6 +2,8 @@
 //!
 //! Holding a [`Frame`] proves that no peer can write its bytes any more: they were copied or un-granted before.
 
+use crate::fragments::Pieces;
+
 /// How far the layer-4 checksum of a frame can be relied on (Xen public/io/netif.h, "Checksum offload").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checksum {
@@ -48,13 +50,15 @@ pub struct Frame<'b> {
     len: usize,
     /// Checksum and segmentation state. After [`crate::Firewall::handle`] it is what the port it goes to must be told.
     pub offload: Offload,
+    /// Set if it must leave in pieces.
+    pub(crate) pieces: Option<Pieces>,
 }
 
 impl<'b> Frame<'b> {
     /// The first `len_bytes` of `buf`; `None` if there are not that many.
     #[must_use]
     pub fn new(buf: &'b mut [u8], len_bytes: usize, offload: Offload) -> Option<Self> {
-        (len_bytes <= buf.len()).then_some(Self { buf, len: len_bytes, offload })
+        (len_bytes <= buf.len()).then_some(Self { buf, len: len_bytes, offload, pieces: None })
     }
 
     /// The frame from the destination MAC address to the last byte of payload, without check sequence.
@@ -84,6 +88,14 @@ impl<'b> Frame<'b> {
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.buf.len()
+    }
+
+    /// Makes the frame a copy of `other`. `None`, and no change, if the buffer is smaller.
+    pub(crate) fn replace_by(&mut self, other: &Frame<'_>) -> Option<()> {
+        self.resize(other.len())?;
+        self.bytes_mut().copy_from_slice(other.bytes());
+        (self.offload, self.pieces) = (other.offload, None);
+        Some(())
     }
 
     /// Makes the frame `len_bytes` long; bytes that come in are whatever the buffer held, the caller writes them all.

@@ -6,10 +6,12 @@
 //! 1. [`frame`]: the bytes, in a private buffer, with their offload state; [`port`]: where they come from and go to;
 //! 2. `ingress`: parse (to a `packet`) and check; spoofed sources end here; `arp` and `nd`
 //!    answer neighbours;
+//!    `fragments` wait there for the rest of their datagram;
 //! 3. `route`: where does it go? `conntrack` and `flows`: is it part of a known flow? `judge`: else, what do the rules of
 //!    its source say? `exposed`: did dom0 open what is closed otherwise?
 //! 4. `nat`: the outside face of the flow, ICMP errors included;
-//! 5. `egress`: TTL, size, checksum and link header for the port it leaves through;
+//! 5. `egress`: TTL, size, checksum and link header for the port it leaves through; what is too large for it leaves through
+//!    `fragments` again;
 //! 6. [`verdict`] and [`stats`]: how it ended, and the count of it.
 //!
 //! `pipeline` is that path on one screen, `firewall` the state and the control calls.
@@ -24,6 +26,7 @@ pub mod time;
 mod wire;
 
 mod arp;
+mod fragments;
 mod ingress;
 mod nd;
 mod packet;
@@ -47,6 +50,7 @@ mod names;
 mod egress;
 mod icmp;
 
+mod defragment;
 mod pipeline;
 
 mod firewall;

@@ -13,6 +13,8 @@ pub struct Limits {
     pub flows: u32,
     /// Flows of one client address.
     pub flows_per_client: u32,
+    /// Bytes of fragments that wait for the rest of their datagram.
+    pub fragment_bytes: u32,
 }
 
 /// The tables did not fit into memory.
@@ -29,7 +31,14 @@ impl Limits {
     pub fn for_memory(memory_bytes: u64) -> Self {
         let affordable = memory_bytes / 8 / u64::from(Self::FLOW_BYTES);
         let flows = u32::try_from(affordable).unwrap_or(u32::MAX).clamp(1024, 131_072);
-        Self { clients: 128, addresses: 512, flows, flows_per_client: flows / 4 }
+        let fragment_bytes = u32::try_from(memory_bytes / 64).unwrap_or(u32::MAX);
+        Self {
+            clients: 128,
+            addresses: 512,
+            flows,
+            flows_per_client: flows / 4,
+            fragment_bytes: fragment_bytes.clamp(256 << 10, 4 << 20),
+        }
     }
 
     /// The same with tables large enough for the flows that the kernel command line asks for (`fw-flows`), as far as a

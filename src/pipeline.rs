@@ -16,16 +16,23 @@ use crate::verdict::{DropReason, Fate, Verdict};
 impl Firewall {
     /// Decides about one frame and rewrites it in place to what has to be sent.
     ///
-    /// One frame in, at most one out: forwarded, or turned into an answer to its sender.
+    /// One frame in, at most one out: forwarded, or turned into an answer to its sender. What has to leave in pieces is
+    /// fetched with [`Firewall::poll_generate`] before the next frame comes.
     pub fn handle(&mut self, now: Instant, origin: Origin, frame: &mut Frame<'_>) -> Fate {
         let Some(side) = self.side_of(origin) else { return self.no_such_port(origin) };
         self.count_received(side, frame);
-        let verdict = match side {
+        let verdict = self.frame(now, side, frame);
+        let verdict = self.disguise(side, verdict, frame);
+        let verdict = self.cut(verdict, frame);
+        self.conclude(origin, side, verdict, frame)
+    }
+
+    /// The same for a datagram that has become whole, before it is cut again.
+    pub(crate) fn frame(&mut self, now: Instant, side: Origin, frame: &mut Frame<'_>) -> Verdict {
+        match side {
             Origin::Client(id) => self.client_frame(now, id, frame),
             Origin::Uplink => self.uplink_frame(now, frame),
-        };
-        let verdict = self.disguise(side, verdict, frame);
-        self.conclude(origin, side, verdict, frame)
+        }
     }
 
     fn client_frame(&mut self, now: Instant, id: ClientId, frame: &mut Frame<'_>) -> Verdict {
@@ -33,6 +40,7 @@ impl Firewall {
             Ok(Ingress::Packet(ingress)) => ingress,
             Ok(Ingress::Arp(message)) => return self.arp_from_client(id, message, frame),
             Ok(Ingress::Neighbour(message)) => return self.nd_from_client(id, message, frame),
+            Ok(Ingress::Fragment(at)) => return self.collect(now, Origin::Client(id), at, frame),
             Err(reason) => return reason.into(),
         };
         let outcome = self.outbound(now, ingress.host, &ingress.packet, frame);
@@ -71,6 +79,7 @@ impl Firewall {
             Ok(Ingress::Neighbour(message)) => {
                 return nd::from_uplink(network, uplink, now, message, frame);
             }
+            Ok(Ingress::Fragment(at)) => return self.collect(now, Origin::Uplink, at, frame),
             Err(reason) => return reason.into(),
         };
         let outcome = self.inbound(now, &packet, frame);

@@ -42,6 +42,7 @@ counters! {
     AnswersSuppressed, "answers-suppressed", "Errors and resets that the rate limit kept back, or that cannot be sent.";
     ResolverPackets, "resolver-packets", "Packets of our own resolver to this port.";
     ResolverAnswers, "resolver-answers", "Packets from this port that our resolver took.";
+    FragmentsKept, "fragments-kept", "Fragments from this port that waited for the rest of their datagram.";
     OwnFrames, "own-frames", "Frames to this port that nothing received caused: ARP requests, neighbour discovery.";
 }
 

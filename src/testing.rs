@@ -325,8 +325,13 @@ pub(crate) struct Kit {
 
 pub(crate) const CAPS: PortCaps =
     PortCaps { accepts_blank_v4: true, accepts_blank_v6: true, ..PortCaps::PLAIN };
-pub(crate) const LIMITS: Limits =
-    Limits { clients: 4, addresses: 16, flows: 64, flows_per_client: 32 };
+pub(crate) const LIMITS: Limits = Limits {
+    clients: 4,
+    addresses: 16,
+    flows: 64,
+    flows_per_client: 32,
+    fragment_bytes: 512 << 10,
+};
 
 pub(crate) fn vif(domid: u16, mac: Mac, ip: Ipv4Addr) -> ClientPort {
     ClientPort { domid, mac, ip4: Some(ip), ip6: None, caps: CAPS }

@@ -27,6 +27,10 @@ pub(crate) enum Verdict {
     Consumed(Counter),
     /// Was for our resolver, and is used up.
     Resolved,
+    /// A fragment, kept until its datagram is complete.
+    Waits,
+    /// Leaves in pieces, which `fragments` holds.
+    InPieces,
     /// Ends here; its sender is told so, as far as the rate limit allows.
     Reject(DropReason, Refusal),
     /// Ends here in silence.
@@ -123,7 +127,10 @@ drop_reasons! {
     ExtensionHeader, "extension-header", "IPv6 extension headers that cannot be followed to their end, or more than eight.";
     NdMalformed, "nd-malformed", "Neighbour discovery that fails the checks of RFC 4861.";
     NdIgnored, "nd-ignored", "Neighbour discovery that asks us nothing and answers nothing we asked.";
-    Fragment, "fragment", "Fragments are not forwarded yet.";
+    FragmentMalformed, "fragment-malformed", "A fragment that no stack sends: empty, off the border of eight bytes, too far out, or a first one without its transport header.";
+    FragmentOverlap, "fragment-overlap", "Fragments of one datagram overlap or contradict each other: none of it passes.";
+    FragmentLimit, "fragment-limit", "No room for a datagram in fragments, or it has too many of them.";
+    FragmentTimeout, "fragment-timeout", "The rest of a datagram in fragments did not come in time.";
     DestinationMartian, "destination-martian", "Loopback, this-network, link-local (IPv6), multicast, broadcast or reserved destination.";
     NotOurAddress, "not-our-address", "From the uplink, not for our address.";
     TransportHeader, "transport-header", "TCP, UDP or ICMP header cut off or contradicting itself.";

@@ -100,6 +100,8 @@ impl Firewall {
             Verdict::Answer(Answer::Arp | Answer::Neighbour)
             | Verdict::Consumed(_)
             | Verdict::Resolved
+            | Verdict::Waits
+            | Verdict::InPieces
             | Verdict::Drop(_) => return verdict,
         };
         let PortId::Client(id) = port else { return verdict };

@@ -4,7 +4,7 @@ use super::EventLoop;
 use super::machine::{Arrival, Machine};
 use crate::frame::{Frame, Offload};
 use crate::log::Sink;
-use crate::port::PortId;
+use crate::port::{Origin, PortId};
 use crate::verdict::Fate;
 
 /// Frames of our own (ARP requests) in one turn.
@@ -23,9 +23,24 @@ impl<S: Sink> EventLoop<S> {
         let Arrival { origin, mut page, len, offload } = arrival;
         // No page is shorter than its frame; a machine that says so gets its page back.
         let Some(mut frame) = Frame::new(M::bytes(&mut page, len), len, offload) else { return };
-        let Fate::Send(to) = self.firewall.handle(self.now, origin, &mut frame) else { return };
-        let (len, offload) = (frame.len(), frame.offload);
-        machine.send(to, page, len, offload);
+        let fate = self.firewall.handle(self.now, origin, &mut frame);
+        if let Fate::Send(to) = fate {
+            let (len, offload) = (frame.len(), frame.offload);
+            machine.send(to, page, len, offload);
+            self.note_forwarded(machine, origin, to);
+        }
+        self.send_pieces(machine, origin);
+    }
+
+    /// Sends a datagram that was cut, before the next one needs its place. Bounded by the pieces of one datagram.
+    fn send_pieces<M: Machine>(&mut self, machine: &mut M, origin: Origin) {
+        while let Some(len) = self.firewall.next_piece_len() {
+            let Some(to) = self.generate_one(machine, len) else { return };
+            self.note_forwarded(machine, origin, to);
+        }
+    }
+
+    fn note_forwarded<M: Machine>(&mut self, machine: &mut M, origin: Origin, to: PortId) {
         if !self.has_forwarded && to != PortId::from(origin) {
             self.has_forwarded = true;
             self.report_first_packet(machine);
@@ -35,13 +50,20 @@ impl<S: Sink> EventLoop<S> {
     /// Sends what the packet path has to say unasked.
     pub(super) fn generate<M: Machine>(&mut self, machine: &mut M) {
         for _ in 0..OWN_FRAMES_PER_TURN {
-            let Some(mut page) = machine.spare_page() else { return };
-            let Some(mut frame) = Frame::new(M::bytes(&mut page, 0), 0, Offload::default()) else {
+            let room = self.firewall.next_piece_len().unwrap_or(0);
+            if self.generate_one(machine, room).is_none() {
                 return;
-            };
-            let Some(to) = self.firewall.poll_generate(self.now, &mut frame) else { return };
-            let (len, offload) = (frame.len(), frame.offload);
-            machine.send(to, page, len, offload);
+            }
         }
+    }
+
+    /// Sends one frame of the packet path's own that needs `room` bytes; says where it went.
+    fn generate_one<M: Machine>(&mut self, machine: &mut M, room: usize) -> Option<PortId> {
+        let mut page = machine.spare_page()?;
+        let mut frame = Frame::new(M::bytes(&mut page, room), 0, Offload::default())?;
+        let to = self.firewall.poll_generate(self.now, &mut frame)?;
+        let (len, offload) = (frame.len(), frame.offload);
+        machine.send(to, page, len, offload);
+        Some(to)
     }
 }

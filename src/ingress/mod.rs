@@ -32,6 +32,16 @@ pub(crate) enum Ingress<P> {
     /// Neighbour discovery; its source is validated.
     Neighbour(nd::Message),
     Packet(P),
+    Fragment(FragmentAt),
+}
+
+/// Where a fragment begins in its frame. Its source and its headers are checked, up to the payload or fragment header.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FragmentAt {
+    /// Behind an IPv4 header of this length.
+    V4 { header_len: usize },
+    /// With a fragment header at this offset from the IPv6 header.
+    V6 { fragment_at: usize },
 }
 
 /// A packet that its client may send.
@@ -79,6 +89,9 @@ pub(crate) fn from_client(
     if is_martian(header.destination) && !network.is_own(header.destination) {
         return Err(DropReason::DestinationMartian);
     }
+    if let Some(at) = fragment(frame, receiver, &header, &place)? {
+        return Ok(Ingress::Fragment(at));
+    }
     let mut packet = whole(frame, receiver, &header, &place)?;
     if let (Some(Visible::As { gateway, .. }), Some(real)) = (visible, port.ip4) {
         visible::reveal(frame, &mut packet, real.into(), gateway, network)?;
@@ -112,6 +125,9 @@ pub(crate) fn from_uplink(
     if network.own_address(header.source) != Some(header.destination) {
         return Err(DropReason::NotOurAddress);
     }
+    if let Some(at) = fragment(frame, receiver, &header, &place)? {
+        return Ok(Ingress::Fragment(at));
+    }
     let packet = whole(frame, receiver, &header, &place)?;
     Ok(Ingress::Packet(FromUplink { packet }))
 }
@@ -126,7 +142,25 @@ pub(crate) fn reread(frame: &mut Frame<'_>) -> Result<Packet, DropReason> {
     whole(frame, Receiver::Us, &header, &place)
 }
 
-/// The place where fragments end, for both families and both sides: the source is checked, nothing above IP was read.
+/// The place where fragments leave the path, for both families and both sides: the source is checked, nothing above IP
+/// was read. They come back as the whole of their datagram.
+fn fragment(
+    frame: &Frame<'_>,
+    receiver: Receiver,
+    header: &Header,
+    place: &Place,
+) -> Result<Option<FragmentAt>, DropReason> {
+    if !place.is_fragment || receiver == Receiver::Group {
+        return Ok(None);
+    }
+    packet::check_fragment_offload(frame.offload)?;
+    Ok(Some(match header.source {
+        IpAddr::V4(_) => FragmentAt::V4 { header_len: header.header_len },
+        IpAddr::V6(_) => FragmentAt::V6 { fragment_at: place.l4 - L3 },
+    }))
+}
+
+/// Reads what is no fragment.
 fn whole(
     frame: &Frame<'_>,
     receiver: Receiver,
@@ -137,7 +171,7 @@ fn whole(
         return Err(DropReason::LinkDestination);
     }
     if place.is_fragment {
-        return Err(DropReason::Fragment);
+        return Err(DropReason::FragmentMalformed);
     }
     packet::read(frame, header, place)
 }

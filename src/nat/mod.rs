@@ -243,7 +243,8 @@ mod tests {
     use super::*;
 
     fn nat(flows: u32) -> Nat {
-        let limits = Limits { clients: 1, addresses: 1, flows, flows_per_client: flows };
+        let limits =
+            Limits { clients: 1, addresses: 1, flows, flows_per_client: flows, fragment_bytes: 0 };
         Nat::new(&limits, HashKey(3, 4), Random::new(1, 1)).unwrap()
     }
 

@@ -162,6 +162,15 @@ pub(crate) fn locate(frame: &Frame<'_>, header: &Header) -> Result<Place, DropRe
     }
 }
 
+/// A fragment has no checksum of its own that could be partial, and is no super-frame.
+pub(crate) fn check_fragment_offload(offload: Offload) -> Result<(), DropReason> {
+    match offload {
+        Offload { checksum: Checksum::Blank, .. } => Err(DropReason::BlankIllegal),
+        Offload { gso: Some(_), .. } => Err(DropReason::GsoIllegal),
+        _ => Ok(()),
+    }
+}
+
 /// Reads a whole datagram, which may be one that was put together in another buffer.
 pub(crate) fn read(
     frame: &Frame<'_>,

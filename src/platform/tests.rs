@@ -42,7 +42,13 @@ impl Rig {
     }
 
     fn with(cmdline: &'static str) -> Self {
-        let limits = Limits { clients: 8, addresses: 32, flows: 64, flows_per_client: 32 };
+        let limits = Limits {
+            clients: 8,
+            addresses: 32,
+            flows: 64,
+            flows_per_client: 32,
+            fragment_bytes: 65536,
+        };
         let mut store = Store::new();
         // The toolstack makes these, ours to write.
         store.write("data", "");

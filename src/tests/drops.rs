@@ -115,7 +115,18 @@ fn prepare(reason: DropReason, kit: &mut Kit) -> Case {
             let route = vec![131, 7, 4, 10, 0, 0, 1, 0];
             case(reason, FROM_A, syn().with(|b| b.options = route), Silence)
         }
-        Fragment => case(reason, FROM_A, syn().with(|b| b.fragment = 0x2000), Silence),
+        // Five bytes behind a border of eight.
+        FragmentMalformed => case(reason, FROM_A, udp().with(|b| b.fragment = 0x2000), Silence),
+        FragmentOverlap => {
+            let first = udp().payload(3).with(|b| b.fragment = 0x2000);
+            assert_eq!(kit.a(&first).fate, Fate::Consumed);
+            case(reason, FROM_A, udp().with(|b| b.fragment = 1), Silence)
+        }
+        FragmentLimit => {
+            *kit = Kit::with_limits(Limits { fragment_bytes: 0, ..LIMITS });
+            case(reason, FROM_A, udp().with(|b| b.fragment = 1), Silence)
+        }
+        FragmentTimeout => unreachable!("ends a datagram while no packet comes"),
         DestinationMartian => {
             case(reason, FROM_A, udp().with(|b| b.dst = [224, 0, 0, 251].into()), Silence)
         }
@@ -226,7 +237,7 @@ fn prepare(reason: DropReason, kit: &mut Kit) -> Case {
             let blind = Build::tcp(TCP, (OWN, port), RST).numbers(0x8000_7000, 0);
             case(reason, Origin::Uplink, blind, Silence)
         }
-        TooBig => case(reason, FROM_A, udp().payload(1468).with(|b| b.fragment = 0), Silence),
+        TooBig => case(reason, FROM_A, udp().payload(1468), Error),
         GsoUnsupported => case(
             reason,
             FROM_A,
@@ -273,7 +284,8 @@ fn check(kit: &mut Kit, case: &Case) {
 
 #[test]
 fn each_drop_reason_has_a_packet_and_moves_exactly_its_counters() {
-    for reason in DropReason::ALL {
+    // `u13_what_does_not_become_whole_in_time_is_counted` has the one that no packet causes.
+    for reason in DropReason::ALL.into_iter().filter(|r| *r != DropReason::FragmentTimeout) {
         let mut kit = Kit::new();
         let case = prepare(reason, &mut kit);
         assert_eq!(case.reason, reason);

@@ -4,6 +4,7 @@ mod drops;
 mod edits;
 mod exposed;
 mod exposed6;
+mod fragments;
 mod ipv6;
 mod mapped;
 mod names;

@@ -87,8 +87,13 @@ fn q2_numbers_with_gaps_a_thousand_rules_and_the_policy_behind_them() {
 #[test]
 fn t8_60_000_connections_to_one_server_have_ports_of_their_own() {
     const EACH: u16 = 15_000;
-    let limits =
-        Limits { clients: 4, addresses: 16, flows: 60_000, flows_per_client: u32::from(EACH) };
+    let limits = Limits {
+        clients: 4,
+        addresses: 16,
+        flows: 60_000,
+        flows_per_client: u32::from(EACH),
+        fragment_bytes: 0,
+    };
     let mut kit = Kit::with_limits(limits);
     let clients = [A, B, Ipv4Addr::new(10, 137, 0, 21), Ipv4Addr::new(10, 137, 0, 22)];
     for (slot, address) in (0..).zip(clients) {
@@ -112,7 +117,13 @@ fn t8_60_000_connections_to_one_server_have_ports_of_their_own() {
 
 /// Whether each packet of A goes out, in the given order, while B does nothing or floods.
 fn verdicts(packets: &[Build], order: impl Iterator<Item = usize>, is_loaded: bool) -> Vec<bool> {
-    let limits = Limits { clients: 4, addresses: 16, flows: 1_000, flows_per_client: 500 };
+    let limits = Limits {
+        clients: 4,
+        addresses: 16,
+        flows: 1_000,
+        flows_per_client: 500,
+        fragment_bytes: 0,
+    };
     let lines = [
         "action=drop proto=udp dstports=100-199",
         "action=accept dst4=198.51.100.0/24",

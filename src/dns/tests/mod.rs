@@ -44,7 +44,13 @@ struct Script {
 impl Script {
     fn with_limits(limits: Limits) -> Self {
         let key = HashKey(3, 5);
-        let tables = limits::Limits { clients: 1, addresses: 1, flows: 16, flows_per_client: 16 };
+        let tables = limits::Limits {
+            clients: 1,
+            addresses: 1,
+            flows: 16,
+            flows_per_client: 16,
+            fragment_bytes: 0,
+        };
         let nat = Nat::new(&tables, key, Random::new(1, 2)).unwrap();
         let dns = Dns::new(limits, key, Random::new(7, 9)).unwrap();
         Self { dns, nat, now: Instant::from_nanos(5_000_000_000) }

@@ -92,7 +92,8 @@ pub(super) const FROM_B: Origin = Origin::Client(IDS[1]);
 pub(super) const FROM_NOBODY: Origin = Origin::Client(ClientId(2));
 
 /// Small enough to be full now and then.
-const LIMITS: Limits = Limits { clients: 3, addresses: 10, flows: 12, flows_per_client: 8 };
+const LIMITS: Limits =
+    Limits { clients: 3, addresses: 10, flows: 12, flows_per_client: 8, fragment_bytes: 64 << 10 };
 
 const RULES: &[&str] = &[
     "action=accept",
@@ -258,7 +259,8 @@ impl World {
     pub(super) fn generate(&mut self) {
         self.page.clear();
         self.page.resize(4096, 0xdd);
-        for _ in 0..20 {
+        // The pieces of one datagram, then a few of its own.
+        for _ in 0..160 {
             let mut frame = Frame::new(&mut self.page, 0, Offload::default()).expect("a page");
             if self.firewall.poll_generate(self.now, &mut frame).is_none() {
                 return;

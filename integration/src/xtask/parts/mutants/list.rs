@@ -66,11 +66,25 @@ pub(super) const FLIPS: &[Flip] = &[
         "if packet.ttl == 0 {",
     ),
     flip(
-        "too big is dropped in silence",
+        "too big is cut in spite of DF",
         &["I8", "U12"],
         "src/egress.rs",
-        "Err(if packet.is_dont_fragment {",
-        "Err(if packet.is_dont_fragment && false {",
+        "if len > caps.mtu && packet.is_dont_fragment {",
+        "if len > caps.mtu && packet.is_dont_fragment && len == 0 {",
+    ),
+    flip(
+        "overlapping fragments accepted",
+        &["S3"],
+        "src/fragments/datagram.rs",
+        "if overlaps_before || overlaps_after || is_behind_end || is_second_end {",
+        "if is_behind_end || is_second_end {",
+    ),
+    flip(
+        "identification of the client kept behind our address",
+        &["P2"],
+        "src/defragment.rs",
+        "        Verdict::Forward(PortId::Client(_)) => Naming::Kept,",
+        "        Verdict::Forward(_) => Naming::Kept,",
     ),
     flip(
         "port class ignored",
