@@ -3,7 +3,6 @@
 use super::steps::{self, ALICE, BOB, CAROL};
 use crate::error::Result;
 use crate::fail;
-use crate::lab::domain::Domain;
 use crate::lab::world::{ACCEPT_ALL, World};
 
 /// Two clients that believe in one and the same address work side by side, each by the rules of its real address; their
@@ -36,7 +35,7 @@ pub fn two_clients_with_one_address(world: &mut World) -> Result<String> {
     }
     let text = b_loads.finish(&world.lab, bob, steps::DOWNLOAD)?.ok("B's download")?;
     let rate = steps::downloaded(bob, &text)?;
-    let (told, leaked) = both(world, alice, control, leak)?;
+    let (told, leaked) = (control.finish(world, alice)?, leak.finish(world, alice)?);
     if told.trim().is_empty() || !leaked.trim().is_empty() {
         fail!(
             "A's wire should show its told address in a refusal and never the real one: {told:?} {leaked:?}"
@@ -110,16 +109,6 @@ fn need_all(world: &mut World) -> Result<()> {
         world.need_client(client)?;
     }
     Ok(())
-}
-
-/// Ends two captures of one client: they are one process name.
-fn both(
-    world: &World,
-    client: &Domain,
-    one: steps::Capture,
-    other: steps::Capture,
-) -> Result<(String, String)> {
-    Ok((one.finish(world, client)?, other.finish_ended(world, client)?))
 }
 
 fn number(address: &str) -> Result<u32> {

@@ -283,7 +283,9 @@ pub struct Capture {
 /// # Errors
 /// When it does not start.
 pub fn capture(world: &World, domain: &Domain, interface: &str, filter: &str) -> Result<Capture> {
-    let line = format!("tcpdump -Z root -l -n -tt -i {interface} '{filter}' 2>&1");
+    // The number is that of tcpdump itself, so that ending one capture leaves others alone.
+    let line =
+        format!("echo pid $$; exec tcpdump -Z root -l -n -tt -i {interface} '{filter}' 2>&1");
     let background = domain.spawn(&world.lab, &line)?;
     let begun = std::time::Instant::now();
     while !background.so_far(&world.lab, domain)?.contains("listening on") {
@@ -300,15 +302,11 @@ impl Capture {
     /// # Errors
     /// When it does not end.
     pub fn finish(self, world: &World, domain: &Domain) -> Result<String> {
-        world.sh(domain, "sleep 1; killall -INT tcpdump")?;
-        self.finish_ended(world, domain)
-    }
-
-    /// The packets of a capture that was ended with another one.
-    ///
-    /// # Errors
-    /// When it does not end.
-    pub fn finish_ended(self, world: &World, domain: &Domain) -> Result<String> {
+        let so_far = self.background.so_far(&world.lab, domain)?;
+        let Some(pid) = so_far.lines().find_map(|line| line.strip_prefix("pid ")) else {
+            fail!("{}: a capture without a number: {so_far}", domain.name)
+        };
+        world.sh(domain, &format!("sleep 1; kill -INT {pid}"))?;
         let text = self.background.finish(&world.lab, domain, Duration::from_secs(30))?.text;
         let packets = text
             .lines()
