@@ -3,11 +3,12 @@
 
 pub mod apt;
 pub mod command;
+pub mod diff;
 pub mod dom0;
 pub mod error;
-#[cfg(feature = "lab")]
 pub mod ffi;
 pub mod lab;
+pub mod netns;
 pub mod paths;
 pub mod progress;
 pub mod scenarios;

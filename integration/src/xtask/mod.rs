@@ -23,6 +23,7 @@ usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM
        cargo xtask test [--fast]      every check; --fast leaves the lab out
        cargo xtask test --long PART   the long form of a part
        cargo xtask fuzz TARGET [--time T]
+       cargo xtask diff [v4 SEED SET]  our core against nftables; one set again
        cargo xtask image              build target/image/vmlinuz
        cargo xtask lab ...            the lab by hand";
 
@@ -49,6 +50,8 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test", "--long"] => parts::long(None),
         ["test", "--long", part] => parts::long(Some(part)),
         ["fuzz", rest @ ..] => parts::fuzz::run(rest),
+        ["diff"] => crate::diff::short(),
+        ["diff", family, seed, set] => crate::diff::replay(family, seed, set),
         ["image"] => image::build().map(drop),
         ["lab", rest @ ..] => lab_command::run(rest),
         _ => fail!("{USAGE}"),

@@ -20,7 +20,8 @@ pub struct Part {
 
 /// The parts, in the order in which `test` runs their short forms.
 pub const ALL: &[Part] = &[
-    planned("diff"),
+    // Not in every `test` yet: IPv4 only, and the generator leaves out cases that nobody has settled (see `diff`).
+    Part { name: "diff", short: None, long: Some(crate::diff::long) },
     Part { name: "fuzz", short: Some(fuzz::short), long: Some(fuzz::long) },
     planned("sim"),
     Part { name: "mutants", short: Some(mutants::short), long: Some(mutants::long) },

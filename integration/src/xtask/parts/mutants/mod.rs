@@ -1,6 +1,6 @@
 //! Flips: the implementation of a requirement is broken on purpose, and exactly its tests must notice.
 //!
-//! Each flip of [`list::FLIPS`] replaces a text, which must be there exactly once, in a copy of the tree below
+//! Each flip of `list::FLIPS` replaces a text, which must be there exactly once, in a copy of the tree below
 //! `target/mutants`, where the tests of the core then run. It counts as found when a test fails whose name carries an
 //! ID of the flip, and no test fails that carries only other IDs. Tests without an ID (of a module's own behaviour,
 //! properties) may fail or not: they are counted, and prove nothing here.

@@ -1,0 +1,188 @@
+//! What is compared: typed rule sets and packets. Neither knows how our firewall reads rules.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Address family of a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+/// Upper-layer protocol that a rule names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proto {
+    Tcp,
+    Udp,
+    Icmp,
+}
+
+/// One rule as dom0 means it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) accept: bool,
+    pub(super) proto: Option<Proto>,
+    /// Address with a prefix length; host bits may be set.
+    pub(super) to: Option<(IpAddr, u8)>,
+    pub(super) ports: Option<(u16, u16)>,
+    pub(super) icmp_type: Option<u8>,
+    pub(super) dns: bool,
+    /// How it is spelled: bits that choose the order and the short forms.
+    pub(super) spelling: u32,
+}
+
+impl Rule {
+    /// The rule that matches everything.
+    pub(super) const fn all(accept: bool) -> Self {
+        Self {
+            accept,
+            proto: None,
+            to: None,
+            ports: None,
+            icmp_type: None,
+            dns: false,
+            spelling: 0,
+        }
+    }
+}
+
+/// A fault for which both the Linux agent and we refuse all traffic of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    NoPolicy,
+    PolicyWord,
+    NoAction,
+    ActionWord,
+    UnknownKey,
+    KeyOfFiveDigits,
+    OtherFamily,
+    LongPrefix,
+    BadAddress,
+    ReversedPorts,
+    PortTooLarge,
+    IcmpTypeTooLarge,
+    PortsOfIcmp,
+    IcmpTypeOfTcp,
+    DnsOfIcmp,
+}
+
+impl Fault {
+    pub(super) const ALL: [Self; 15] = [
+        Self::NoPolicy,
+        Self::PolicyWord,
+        Self::NoAction,
+        Self::ActionWord,
+        Self::UnknownKey,
+        Self::KeyOfFiveDigits,
+        Self::OtherFamily,
+        Self::LongPrefix,
+        Self::BadAddress,
+        Self::ReversedPorts,
+        Self::PortTooLarge,
+        Self::IcmpTypeTooLarge,
+        Self::PortsOfIcmp,
+        Self::IcmpTypeOfTcp,
+        Self::DnsOfIcmp,
+    ];
+}
+
+/// The rules of client A.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Set {
+    pub(super) family: Family,
+    /// Ascending key numbers; gaps are normal.
+    pub(super) rules: Vec<(u16, Rule)>,
+    pub(super) policy_accepts: bool,
+    pub(super) fault: Option<Fault>,
+}
+
+/// Where a packet enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Side {
+    A,
+    B,
+    Uplink,
+}
+
+/// The layer above IP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Upper {
+    Tcp { from: u16, to: u16, flags: u8 },
+    Udp { from: u16, to: u16 },
+    Icmp { kind: u8, code: u8, id: u16 },
+    Other { protocol: u8 },
+}
+
+/// One packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Packet {
+    pub(super) side: Side,
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+    pub(super) ttl: u8,
+    pub(super) upper: Upper,
+}
+
+/// What became of a packet. `Ours` and Linux' answers are compared by this and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Left through another port, with this destination and TTL; `masqueraded` with our address as its source.
+    Accept { out: Side, destination: IpAddr, port: u16, ttl: u8, masqueraded: bool },
+    /// The firewall itself answered an echo request.
+    Answer,
+    /// An ICMP error came back.
+    Reject { kind: u8, code: u8 },
+    /// Silence.
+    Drop,
+}
+
+/// The addresses of the network under test, the same on both sides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) a: IpAddr,
+    pub(super) b: IpAddr,
+    /// Known to dom0, not connected.
+    pub(super) absent: IpAddr,
+    pub(super) own: IpAddr,
+    pub(super) client_gateway: IpAddr,
+    pub(super) netvm: IpAddr,
+    /// What clients use, and what we use in their place.
+    pub(super) client_dns: [IpAddr; 2],
+    pub(super) own_dns: [IpAddr; 2],
+}
+
+/// The network of a family.
+pub(super) const fn plan(family: Family) -> Plan {
+    match family {
+        Family::V4 => {
+            const fn ip(a: u8, b: u8, c: u8, d: u8) -> IpAddr {
+                IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+            }
+            Plan {
+                a: ip(10, 137, 0, 10),
+                b: ip(10, 137, 0, 11),
+                absent: ip(10, 137, 0, 12),
+                own: ip(10, 137, 0, 6),
+                client_gateway: ip(10, 137, 0, 7),
+                netvm: ip(10, 137, 0, 5),
+                client_dns: [ip(10, 139, 1, 1), ip(10, 139, 1, 2)],
+                own_dns: [ip(192, 0, 2, 1), ip(192, 0, 2, 2)],
+            }
+        }
+        Family::V6 => {
+            const fn ip(last: u16) -> IpAddr {
+                IpAddr::V6(Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0xa89, last))
+            }
+            Plan {
+                a: ip(0xa),
+                b: ip(0xb),
+                absent: ip(0xc),
+                own: ip(6),
+                client_gateway: ip(7),
+                netvm: ip(5),
+                client_dns: [ip(0x53), ip(0x54)],
+                own_dns: [ip(0x53), ip(0x54)],
+            }
+        }
+    }
+}
