@@ -144,7 +144,7 @@ pub(super) const FLIPS: &[Flip] = &[
     ),
     flip(
         "quota ignored",
-        &["P3", "I7"],
+        &["P3", "I7", "U5", "U10", "T5"],
         "src/conntrack/table.rs",
         "if owner.flows >= self.quota {",
         "if owner.flows >= self.quota && self.quota == 0 {",
@@ -165,14 +165,14 @@ pub(super) const FLIPS: &[Flip] = &[
     ),
     flip(
         "idle connections end after an hour",
-        &["T5", "S5"],
+        &["T5", "T6", "S5"],
         "src/conntrack/mod.rs",
         "Self::TcpEstablished => 7440,",
         "Self::TcpEstablished => 3600,",
     ),
     flip(
         "answered UDP ends after two minutes",
-        &["U5", "S5"],
+        &["U5", "U6", "S5"],
         "src/conntrack/mod.rs",
         "Self::UdpBothWays => 300,",
         "Self::UdpBothWays => 120,",
