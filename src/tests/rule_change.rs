@@ -49,7 +49,7 @@ fn q4_a_commit_takes_effect_between_two_packets() {
 }
 
 #[test]
-fn allowed_flows_go_on_and_forbidden_ones_end() {
+fn q4_allowed_flows_go_on_and_forbidden_ones_end() {
     let mut kit = Kit::new();
     let web = kit.connect(HERE, WEB);
     kit.connect((A, 40_001), SSH);
