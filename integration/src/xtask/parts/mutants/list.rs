@@ -200,7 +200,7 @@ pub(super) const FLIPS: &[Flip] = &[
     ),
     flip(
         "DF cleared",
-        &["P2", "U12"],
+        &["P2", "U12", "I4", "I5"],
         "src/egress.rs",
         "    ip::decrement_ttl(bytes, L3);\n",
         "    ip::decrement_ttl(bytes, L3);\n    if packet.source.is_ipv4() {\n        let word = read_u16(bytes, L3 + 6);\n        write_u16(bytes, L3 + 6, word & !0x4000);\n        write_u16(bytes, L3 + 10, 0);\n        let sum = Sum::default().bytes(bytes.get(L3..packet.l4).unwrap_or_default());\n        write_u16(bytes, L3 + 10, sum.complete());\n    }\n",
