@@ -1,16 +1,16 @@
 //! Host names in rules (`dsthost=`): resolved ahead of matching, by a resolver of our own.
 //!
 //! A state machine without I/O: it is handed packets and the time, and writes packets. Its parts:
-//! - [`message`]: DNS messages, read and written; [`name`]: the forms of a name;
-//! - [`store`]: which client uses which name, and the addresses it has;
-//! - [`resolver`]: questions to the servers, by UDP and, with [`stream`], by TCP; [`packet`]: the packets around them.
+//! - [`message`]: DNS messages, read and written; `name`: the forms of a name;
+//! - `store`: which client uses which name, and the addresses it has;
+//! - `resolver`: questions to the servers, by UDP and, with `stream`, by TCP; `packet`: the packets around them.
 //!
 //! Two things feed the store. Our own resolver asks for every name that a rule has, and again before its answer is too
-//! old. And answers that a client gets from the resolvers of QubesDB ([`Dns::learn`]) feed that client's own names, so
+//! old. And answers that a client gets from the resolvers of QubesDB (`Dns::learn`) feed that client's own names, so
 //! that a rule follows a name whose addresses change from one question to the next. The answer must have come to a flow
 //! of that client, by UDP and in one piece.
 //!
-//! Rules never wait for any of it: they ask a [`View`] of what is known now.
+//! Rules never wait for any of it: they ask a `View` of what is known now.
 
 pub mod message;
 mod name;

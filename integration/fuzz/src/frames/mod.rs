@@ -1,7 +1,7 @@
 //! The packet core: sequences of frames from two clients and the uplink, rule edits, clock steps, devices that come and
 //! go. After each frame `world` checks what design section 3 promises, with its own reading of the bytes (`view`).
 //!
-//! An input is a list of steps; [`step`] says how each spends its bytes. `build` makes the frames.
+//! An input is a list of steps; `step` says how each spends its bytes. `build` makes the frames.
 
 mod build;
 mod view;
