@@ -6,7 +6,7 @@ use super::image::{self, Image};
 use crate::error::{Error, Result};
 use crate::lab::world::{Kind, World};
 use crate::lab::{Lab, cache, dom0d};
-use crate::scenarios::{GROUPS, Group, Scenario};
+use crate::scenarios::{GROUPS, Group, NOT_SHOWN_YET, Scenario};
 use crate::{command, fail, paths, progress};
 
 /// How often a scenario is repeated on a fresh boot because the emulator failed.
@@ -61,11 +61,15 @@ pub fn repeat_matching(image: &Image, filter: &str, times: u32) -> Result<()> {
             tally.run = Some(run);
             progress::say(format!("run {run} of {times}"));
         }
+        if filter.is_empty() {
+            progress::say(format!("left out, not shown yet: {}", NOT_SHOWN_YET.join("; ")));
+        }
         for group in GROUPS {
             let chosen: Vec<&Scenario> = group
                 .scenarios
                 .iter()
                 .filter(|scenario| is_chosen(group, scenario, filter))
+                .filter(|scenario| !filter.is_empty() || is_shown(group, scenario))
                 .collect();
             if !chosen.is_empty() {
                 run_group(&images, image, group, &chosen, &mut tally);
@@ -87,6 +91,10 @@ pub fn repeat_matching(image: &Image, filter: &str, times: u32) -> Result<()> {
 }
 
 /// Whether the scenario's name contains one of the parts of `filter`, which `|` separates, or its group is called so.
+fn is_shown(group: &Group, scenario: &Scenario) -> bool {
+    ![group.name, scenario.name].iter().any(|name| NOT_SHOWN_YET.contains(name))
+}
+
 fn is_chosen(group: &Group, scenario: &Scenario, filter: &str) -> bool {
     filter.split('|').any(|part| scenario.name.contains(part) || group.name == part)
 }
