@@ -6,9 +6,11 @@
 //! 1. [`frame`]: the bytes, in a private buffer, with their offload state; [`port`]: where they come from and go to;
 //! 2. `ingress`: parse (to a `packet`) and check; spoofed sources end here; `arp` and `nd`
 //!    answer neighbours;
-//!    `fragments` wait there for the rest of their datagram;
+//!    `fragments` wait there for the rest of their datagram, which `defragment` sends down the same path;
+//!    `visible` translates at the vif of a client with a hidden address, `netvm` makes a client's vif the uplink;
 //! 3. `route`: where does it go? `conntrack` and `flows`: is it part of a known flow? `judge`: else, what do the rules of
-//!    its source say? `exposed`: did dom0 open what is closed otherwise?
+//!    its source say? `exposed`: did dom0 open what is closed otherwise? `names` and `dns` know, ahead of that, which
+//!    addresses the names in rules have;
 //! 4. `nat`: the outside face of the flow, ICMP errors included;
 //! 5. `egress`: TTL, size, checksum and link header for the port it leaves through; what is too large for it leaves through
 //!    `fragments` again;
