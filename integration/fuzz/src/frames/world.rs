@@ -271,6 +271,28 @@ impl World {
         panic!("it goes on talking to itself");
     }
 
+    /// Fetches the pieces of what was cut at once, as the event loop does. What leaves in pieces opens a flow as well.
+    fn fetch_pieces(&mut self, origin: Origin) {
+        while self.firewall.next_piece_len().is_some() {
+            let mut page = [0xdd; 4096];
+            let mut frame = Frame::new(&mut page, 0, Offload::default()).expect("a page");
+            let port = self.firewall.poll_generate(self.now, &mut frame).expect("it was announced");
+            let view = View::new(frame.bytes(), Checksum::Full).expect("a piece is IP");
+            assert!(view.header_is_right, "IP header: {view:?}");
+            assert!(
+                frame.len() <= usize::from(self.caps.mtu) + 14,
+                "{} bytes: {view:?}",
+                frame.len()
+            );
+            let (Origin::Client(id), PortId::Uplink) = (origin, port) else { continue };
+            let client = usize::from(id.0);
+            assert_eq!(Some(view.src), self.own_address(view.src.is_ipv6()));
+            if let Some(name) = outside(client, &view, view.dst, true) {
+                self.seen.insert(name);
+            }
+        }
+    }
+
     /// One of the packets that left last.
     pub(super) fn recent(&self, source: &mut Source<'_>) -> Option<View> {
         let count = self.recent.len();
@@ -296,6 +318,7 @@ impl World {
         if let Fate::Send(port) = fate {
             self.judge((origin, bytes.len()), port, before, &after, offload);
         }
+        self.fetch_pieces(origin);
         assert!(self.firewall.flow_count() <= LIMITS.flows as usize);
         for host in ADDRESSES {
             let flows: usize = [Family::V4, Family::V6]
