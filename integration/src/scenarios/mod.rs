@@ -56,6 +56,16 @@ macro_rules! scenarios {
 /// them. One that has held is taken off this list in the commit that says so.
 pub const NOT_SHOWN_YET: &[&str] = &["hidden"];
 
+/// Scenarios that show again, elsewhere, what another one shows: `test` leaves them out so that it ends within half an
+/// hour, and says so; `lab scenario NAME` runs them.
+pub const LONG_ONLY: &[&str] = &[
+    "NetVM shut down and restarted while clients run",
+    "NetVM crashed and restarted while clients run",
+    "firewall shut down and restarted while a client runs",
+    "other ids, addresses, sizes and kernel: rule edit",
+    "oxenstored: NetVM restart while clients run",
+];
+
 /// All groups, in running order.
 pub const GROUPS: &[Group] = &[
     Group {

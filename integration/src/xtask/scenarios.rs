@@ -6,7 +6,7 @@ use super::image::{self, Image};
 use crate::error::{Error, Result};
 use crate::lab::world::{Kind, World};
 use crate::lab::{Lab, cache, dom0d};
-use crate::scenarios::{GROUPS, Group, NOT_SHOWN_YET, Scenario};
+use crate::scenarios::{GROUPS, Group, LONG_ONLY, NOT_SHOWN_YET, Scenario};
 use crate::{command, fail, paths, progress};
 
 /// How often a scenario is repeated on a fresh boot because the emulator failed.
@@ -63,6 +63,7 @@ pub fn repeat_matching(image: &Image, filter: &str, times: u32) -> Result<()> {
         }
         if filter.is_empty() {
             progress::say(format!("left out, not shown yet: {}", NOT_SHOWN_YET.join("; ")));
+            progress::say(format!("left out, shown by others: {}", LONG_ONLY.join("; ")));
         }
         for group in GROUPS {
             let chosen: Vec<&Scenario> = group
@@ -90,11 +91,14 @@ pub fn repeat_matching(image: &Image, filter: &str, times: u32) -> Result<()> {
     Ok(())
 }
 
-/// Whether the scenario's name contains one of the parts of `filter`, which `|` separates, or its group is called so.
+/// Whether `test` runs the scenario.
 fn is_shown(group: &Group, scenario: &Scenario) -> bool {
-    ![group.name, scenario.name].iter().any(|name| NOT_SHOWN_YET.contains(name))
+    ![group.name, scenario.name]
+        .iter()
+        .any(|name| NOT_SHOWN_YET.contains(name) || LONG_ONLY.contains(name))
 }
 
+/// Whether the scenario's name contains one of the parts of `filter`, which `|` separates, or its group is called so.
 fn is_chosen(group: &Group, scenario: &Scenario, filter: &str) -> bool {
     filter.split('|').any(|part| scenario.name.contains(part) || group.name == part)
 }
