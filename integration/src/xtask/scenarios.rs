@@ -62,7 +62,9 @@ pub fn repeat_matching(image: &Image, filter: &str, times: u32) -> Result<()> {
             progress::say(format!("run {run} of {times}"));
         }
         if filter.is_empty() {
-            progress::say(format!("left out, not shown yet: {}", NOT_SHOWN_YET.join("; ")));
+            if !NOT_SHOWN_YET.is_empty() {
+                progress::say(format!("left out, not shown yet: {}", NOT_SHOWN_YET.join("; ")));
+            }
             progress::say(format!("left out, shown by others: {}", LONG_ONLY.join("; ")));
         }
         for group in GROUPS {
