@@ -81,7 +81,7 @@ proptest! {
     fn pieces_put_together_in_any_order_give_the_datagram(
         mut payload in proptest::collection::vec(any::<u8>(), 200..4000), mtu in 110u16..1500, seed: u64, is_v6: bool,
     ) {
-        // At most 60 pieces: one more than 64 (U13) would be refused when they come back. Headers: 40 + 8 + 8.
+        // At most 62 pieces: more than 64 (U13) are refused when they come back. Headers of IPv6: 40 + 8 + 8 bytes.
         payload.truncate(usize::from(mtu - 56) / 8 * 8 * 60);
         let (whole, pieces) = if is_v6 {
             (frame_v6(&payload), Pieces { largest: mtu, v6: Some(CUT6) })

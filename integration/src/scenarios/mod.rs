@@ -56,8 +56,8 @@ macro_rules! scenarios {
 /// them. One that has held is taken off this list in the commit that says so.
 pub const NOT_SHOWN_YET: &[&str] = &[];
 
-/// Scenarios that show again, elsewhere, what another one shows: `test` leaves them out so that it ends within half an
-/// hour, and says so; `lab scenario NAME` runs them.
+/// Variants of other scenarios (another way for a domain to end, another machine or xenstored): `test` leaves them out so
+/// that it ends within half an hour, and says so; `lab scenario NAME` runs them.
 pub const LONG_ONLY: &[&str] = &[
     "NetVM shut down and restarted while clients run",
     "NetVM crashed and restarted while clients run",

@@ -65,7 +65,10 @@ pub fn repeat_matching(image: &Image, filter: &str, times: u32) -> Result<()> {
             if !NOT_SHOWN_YET.is_empty() {
                 progress::say(format!("left out, not shown yet: {}", NOT_SHOWN_YET.join("; ")));
             }
-            progress::say(format!("left out, shown by others: {}", LONG_ONLY.join("; ")));
+            progress::say(format!(
+                "left out for their time, variants of others: {}",
+                LONG_ONLY.join("; ")
+            ));
         }
         for group in GROUPS {
             let chosen: Vec<&Scenario> = group
