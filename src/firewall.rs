@@ -4,6 +4,8 @@ use core::convert::identity;
 use core::net::IpAddr;
 use core::num::NonZeroU32;
 
+use rules::DecidedBy;
+
 use crate::arp;
 use crate::clients::{
     ClientPort, Clients, Generation, RuleEditReport, RulesState, TooManyAddresses,
@@ -66,6 +68,8 @@ pub struct Firewall {
     pub(crate) names_left_out: usize,
     pub(crate) fragments: Fragments,
     pub(crate) stats: Stats,
+    /// What in the rules decided about the flow that the latest frame would open.
+    pub(crate) decided_by: Option<DecidedBy>,
     limits: Limits,
     uplink_answers: TokenBucket,
 }
@@ -94,6 +98,7 @@ impl Firewall {
             exposure: Exposure::default(),
             fragments: Fragments::new(limits.fragment_bytes as usize, limits.clients, key)?,
             stats: Stats::new(limits.clients)?,
+            decided_by: None,
             limits,
             uplink_answers: TokenBucket::default(),
         })
@@ -253,6 +258,13 @@ impl Firewall {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// What in the rules of its client decided about the frame that was handled last. Nothing if they were not asked: it
+    /// was part of a known flow, or ended before.
+    #[must_use]
+    pub fn decided_by(&self) -> Option<DecidedBy> {
+        self.decided_by
     }
 
     /// The network configuration in force.

@@ -229,7 +229,7 @@ impl Firewall {
             let held = flow.held.map(|held| (held, flow.outside.remote));
             let names = self.names.view(now, host.address, held);
             let judged = judge(host, &self.network, &self.exposure, names, flow.basis, faces);
-            flow.standing = match judged {
+            flow.standing = match judged.outcome {
                 Ok(held) => {
                     flow.held = held;
                     Standing::Accepted
@@ -338,8 +338,9 @@ impl Firewall {
         let names = self.names.view(now, owner.address, None);
         let judged = judge(owner, &self.network, &self.exposure, names, basis, faces);
         let generation = owner.generation;
+        self.decided_by = judged.by;
         self.clients.judged(now, host);
-        let held = judged.map_err(|reason| forbidden(reason, packet, IsKnown::No))?;
+        let held = judged.outcome.map_err(|reason| forbidden(reason, packet, IsKnown::No))?;
         Ok(Permit { generation, held })
     }
 

@@ -10,8 +10,23 @@ use crate::uplink::NetworkConfig;
 use crate::verdict::DropReason;
 use crate::wire::{ip, protocol};
 
-/// Judges a flow by what permits it, as that is now; `host` is its client. `inside` and `outside` are its faces. Says by
-/// which name the rules accept it, if it is by one.
+/// What permits a flow or forbids it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Judgement {
+    /// What in the rules of its client decided, if they were asked.
+    pub(crate) by: Option<DecidedBy>,
+    /// The name by which the rules accept it, if it is by one; or why not.
+    pub(crate) outcome: Result<Option<Held>, DropReason>,
+}
+
+impl Judgement {
+    /// The rules were not asked.
+    fn without_rules(outcome: Result<(), DropReason>) -> Self {
+        Self { by: None, outcome: outcome.map(|()| None) }
+    }
+}
+
+/// Judges a flow by what permits it, as that is now; `host` is its client. `inside` and `outside` are its faces.
 pub(crate) fn judge(
     host: &Host,
     network: &NetworkConfig,
@@ -19,11 +34,13 @@ pub(crate) fn judge(
     names: View<'_>,
     basis: Basis,
     (inside, outside): (&Tuple, &Tuple),
-) -> Result<Option<Held>, DropReason> {
+) -> Judgement {
     match basis {
-        Basis::Forwarded if exposure.forwards(inside, outside) => Ok(None),
-        Basis::Forwarded => Err(DropReason::NoFlow),
-        Basis::Allowed { .. } if !exposure.allows(outside) => Err(DropReason::ClientIsolation),
+        Basis::Forwarded if exposure.forwards(inside, outside) => Judgement::without_rules(Ok(())),
+        Basis::Forwarded => Judgement::without_rules(Err(DropReason::NoFlow)),
+        Basis::Allowed { .. } if !exposure.allows(outside) => {
+            Judgement::without_rules(Err(DropReason::ClientIsolation))
+        }
         Basis::Allowed { .. } | Basis::Rules => judge_by_rules(host, network, names, outside),
     }
 }
@@ -34,14 +51,14 @@ fn judge_by_rules(
     network: &NetworkConfig,
     names: View<'_>,
     outside: &Tuple,
-) -> Result<Option<Held>, DropReason> {
+) -> Judgement {
     let rules = match &host.rules {
-        RulesState::None => return Err(DropReason::NoRules),
-        RulesState::Refused => return Err(DropReason::RulesRefused),
+        RulesState::None => return Judgement::without_rules(Err(DropReason::NoRules)),
+        RulesState::Refused => return Judgement::without_rules(Err(DropReason::RulesRefused)),
         RulesState::Active(rules) => rules,
     };
     let decision = rules.evaluate(&subject(network, outside), &names);
-    match (decision.verdict, decision.by) {
+    let outcome = match (decision.verdict, decision.by) {
         (rules::Verdict::Accept, DecidedBy::Rule { index, .. }) => {
             let name = rules.get(index).and_then(|(_, rule)| rule.host_name());
             Ok(name.and_then(|name| names.hold(name)))
@@ -51,7 +68,8 @@ fn judge_by_rules(
             Err(DropReason::NameUnresolved)
         }
         (rules::Verdict::Reject, _) => Err(DropReason::RuleRejected),
-    }
+    };
+    Judgement { by: Some(decision.by), outcome }
 }
 
 fn subject(network: &NetworkConfig, flow: &Tuple) -> Subject {

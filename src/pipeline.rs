@@ -19,6 +19,7 @@ impl Firewall {
     /// One frame in, at most one out: forwarded, or turned into an answer to its sender. What has to leave in pieces is
     /// fetched with [`Firewall::poll_generate`] before the next frame comes.
     pub fn handle(&mut self, now: Instant, origin: Origin, frame: &mut Frame<'_>) -> Fate {
+        self.decided_by = None;
         let Some(side) = self.side_of(origin) else { return self.no_such_port(origin) };
         self.count_received(side, frame);
         let verdict = self.frame(now, side, frame);
