@@ -1,4 +1,4 @@
-//! Why a rule or a rule set was refused: which key, which element, which reason.
+//! Why a rule or a rule set was refused: which key, which element, what is wrong with it and what was expected.
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -13,19 +13,19 @@ use crate::subject::Family;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RuleSetError {
     /// There is no `policy` key.
-    #[error("key policy is missing")]
+    #[error("key policy is missing, expected accept or drop")]
     PolicyMissing,
     /// The value of `policy` is neither `accept` nor `drop`.
-    #[error("key policy: {0} is neither accept nor drop")]
+    #[error("key policy: unknown value {0}, expected accept or drop")]
     PolicyValue(Excerpt),
     /// A key is neither `policy` nor exactly four digits.
-    #[error("key {0} is neither policy nor four digits")]
+    #[error("unknown key {0}, expected policy or four digits")]
     BadKey(Excerpt),
     /// The key `policy` came twice.
-    #[error("key policy appears twice")]
+    #[error("key policy appears twice, expected once")]
     DuplicatePolicy,
     /// The same rule number came twice.
-    #[error("rule {0} appears twice")]
+    #[error("rule {0} appears twice, expected once")]
     DuplicateRule(RuleKey),
     /// A rule line was refused.
     #[error("rule {key}: {error}")]
@@ -36,10 +36,10 @@ pub enum RuleSetError {
         error: RuleError,
     },
     /// Our limit: more rules than a set may have.
-    #[error("more than {0} rules")]
+    #[error("more rules than expected: at most {0}")]
     TooManyRules(usize),
     /// Our limit: more text than a set may have.
-    #[error("more than {0} bytes of rule text")]
+    #[error("more rule text than expected: at most {0} bytes")]
     TooMuchText(usize),
     /// Our limit: no memory for the set.
     #[error("out of memory for the rules")]
@@ -79,51 +79,53 @@ impl core::error::Error for RuleError {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[expect(missing_docs, reason = "the message of each variant says it")]
 pub enum Reason {
-    #[error("the line is empty")]
+    #[error("the line is empty, expected action=accept or action=drop at least")]
     EmptyLine,
-    #[error("the line is not ASCII text")]
+    #[error("not text, expected ASCII")]
     NotText,
-    #[error("empty element (a space too many)")]
+    #[error("empty element, expected one space between options and none at the ends")]
     EmptyElement,
-    #[error("no = in it")]
+    #[error("no = in it, expected OPTION=VALUE")]
     NoEquals,
-    #[error("more than one = in it")]
+    #[error("more than one = in it, expected OPTION=VALUE")]
     SecondEquals,
-    #[error("unknown option")]
+    #[error(
+        "unknown option, expected action, dst4, dst6, dsthost, proto, specialtarget, dstports or icmptype"
+    )]
     UnknownOption,
-    #[error("the option appears twice")]
+    #[error("the option appears twice, expected once")]
     DuplicateOption,
-    #[error("no value")]
+    #[error("no value, expected OPTION=VALUE")]
     EmptyValue,
-    #[error("there is no action")]
+    #[error("no action, expected action=accept or action=drop")]
     ActionMissing,
-    #[error("the action is neither accept nor drop")]
+    #[error("unknown action, expected accept or drop")]
     UnknownAction,
-    #[error("the protocol is none of tcp, udp, icmp")]
+    #[error("unknown protocol, expected tcp, udp or icmp")]
     UnknownProtocol,
-    #[error("the special target is not dns")]
+    #[error("unknown special target, expected dns")]
     UnknownTarget,
-    #[error("not an {0} address in full form without leading zeros")]
+    #[error("bad address, expected {0} in full form without leading zeros")]
     BadAddress(Family),
-    #[error("not a prefix length from 0 to {0}")]
+    #[error("bad prefix length, expected 0 to {0} without leading zeros")]
     BadPrefixLength(u8),
-    #[error("an {0} destination in an {1} tree")]
+    #[error("{0} destination in the tree of an {1} address, expected {1} or a name")]
     WrongFamily(Family, Family),
-    #[error("a second destination")]
+    #[error("second destination, expected one of dst4, dst6 and dsthost")]
     SecondDestination,
-    #[error("a name has only a-z, 0-9, dash, dot and underscore")]
+    #[error("bad name, expected only a-z, 0-9, dash, dot and underscore")]
     BadName,
-    #[error("not a port or a range of two ports from 0 to 65535 without leading zeros")]
+    #[error("bad ports, expected one or a range of two from 0 to 65535 without leading zeros")]
     BadPorts,
-    #[error("the port range is reversed")]
+    #[error("reversed port range, expected the lower port first")]
     ReversedPorts,
-    #[error("not a type from 0 to 255 without leading zeros")]
+    #[error("bad ICMP type, expected 0 to 255 without leading zeros")]
     BadIcmpType,
-    #[error("ports do not go with ICMP")]
+    #[error("ports with ICMP, expected them with TCP or UDP only")]
     PortsWithIcmp,
-    #[error("an ICMP type does not go with TCP, UDP or ports")]
+    #[error("ICMP type with TCP, UDP or ports, expected it with ICMP only")]
     TypeWithoutIcmp,
-    #[error("the special target dns does not go with ICMP")]
+    #[error("special target dns with ICMP, expected it with TCP or UDP only")]
     DnsWithIcmp,
     #[error("out of memory")]
     OutOfMemory,

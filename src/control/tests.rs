@@ -216,7 +216,10 @@ fn refused_set_is_acknowledged_and_says_why() {
         ("/qubes-firewall/10.137.0.9/0001", "action=accept foo=1"),
         ("/qubes-firewall/10.137.0.11/policy", "accept"),
     ]);
-    assert_eq!(rig.rules(NINE), "refused: rule 0001: element 2 'foo=1': unknown option");
+    assert_eq!(
+        rig.rules(NINE),
+        "refused: rule 0001: element 2 'foo=1': unknown option, expected action, dst4, dst6, dsthost, proto, specialtarget, dstports or icmptype"
+    );
     assert_eq!(rig.rules("10.137.0.11"), "accept");
     assert_eq!(rig.take_written().len(), 2);
 }
@@ -229,14 +232,14 @@ fn five_digit_key_refuses_the_set() {
         ("/qubes-firewall/10.137.0.9/9999", "action=accept"),
         ("/qubes-firewall/10.137.0.9/10000", "action=drop"),
     ]);
-    assert_eq!(rig.rules(NINE), "refused: key '10000' is neither policy nor four digits");
+    assert_eq!(rig.rules(NINE), "refused: unknown key '10000', expected policy or four digits");
 }
 
 #[test]
 fn missing_policy_refuses_the_set() {
     let mut rig = Rig::new();
     rig.dump(&[("/qubes-firewall/10.137.0.9/0000", "action=accept")]);
-    assert_eq!(rig.rules(NINE), "refused: key policy is missing");
+    assert_eq!(rig.rules(NINE), "refused: key policy is missing, expected accept or drop");
 }
 
 #[test]
@@ -246,14 +249,17 @@ fn nested_key_refuses_the_set() {
         ("/qubes-firewall/10.137.0.9/policy", "accept"),
         ("/qubes-firewall/10.137.0.9/0000/0001", "action=accept"),
     ]);
-    assert_eq!(rig.rules(NINE), "refused: key '0000/0001' is neither policy nor four digits");
+    assert_eq!(rig.rules(NINE), "refused: unknown key '0000/0001', expected policy or four digits");
 }
 
 #[test]
 fn repaired_set_takes_the_place_of_a_refused_one() {
     let mut rig = Rig::new();
     rig.dump(&[("/qubes-firewall/10.137.0.9/policy", "maybe")]);
-    assert_eq!(rig.rules(NINE), "refused: key policy: 'maybe' is neither accept nor drop");
+    assert_eq!(
+        rig.rules(NINE),
+        "refused: key policy: unknown value 'maybe', expected accept or drop"
+    );
     rig.write("/qubes-firewall/10.137.0.9/policy", "drop");
     rig.write(TREE9, "");
     assert_eq!(rig.rules(NINE), "drop");

@@ -16,4 +16,5 @@ mod requirements;
 mod robust;
 mod rule_change;
 mod spoof;
+mod table;
 mod vectors;

@@ -1,5 +1,5 @@
 //! What a Linux firewall VM of Qubes was measured to do with packets that rules do not decide (rows V87 to V98), and
-//! with first packets of a flow.
+//! with first packets of a flow: variants of the rows, which `table` takes as they are.
 
 use core::net::Ipv4Addr;
 

@@ -43,6 +43,31 @@ const MAY_USE: &[(&str, Option<&[&str]>)] = &[
     ("qubes-rust-firewall", None),
 ];
 
+/// The packages that are linked into the image, procedural macros apart. Another one is a decision.
+const IN_THE_IMAGE: &[&str] = &[
+    "allocator-api2",
+    "arrayvec",
+    "bitflags",
+    "byteorder",
+    "cfg-if",
+    "etherparse",
+    "hash32",
+    "heapless",
+    "ipnet",
+    "lock_api",
+    "managed",
+    "qubes-rust-firewall",
+    "qubesdb",
+    "rules",
+    "scopeguard",
+    "siphasher",
+    "smoltcp",
+    "stable_deref_trait",
+    "talc",
+    "thiserror",
+    "xen",
+];
+
 /// Modules that may opt in to `unsafe`, as path prefixes.
 const MAY_BE_UNSAFE: &[&str] = &[
     "xen/src/boot",
@@ -55,7 +80,8 @@ const MAY_BE_UNSAFE: &[&str] = &[
 ];
 
 /// Crates without any `unsafe`: their root file forbids it.
-const FORBIDDING: &[&str] = &["src/lib.rs", "rules/src/lib.rs", "qubesdb/src/lib.rs"];
+const FORBIDDING: &[&str] =
+    &["src/lib.rs", "src/bin/qfw/main.rs", "rules/src/lib.rs", "qubesdb/src/lib.rs"];
 
 /// Checks all of it.
 ///
@@ -70,6 +96,7 @@ pub fn run() -> Result<()> {
     licences_of_fuzzer(&fuzzer, &mut faults)?;
     directions(&all, &mut faults)?;
     unsafe_code(&mut faults)?;
+    packages_of_image(&mut faults)?;
     match faults.as_slice() {
         [] => Ok(()),
         faults => fail!("{}", faults.join("\n")),
@@ -164,6 +191,27 @@ fn directions(all: &Value, faults: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
+/// The rule tool is a default feature of the package that is also the image: nothing of it may get there.
+fn packages_of_image(faults: &mut Vec<String>) -> Result<()> {
+    let tree = ["tree", "--package", "qubes-rust-firewall", "--edges", "normal,no-proc-macro"];
+    let shape = ["--prefix", "none", "--format", "{p}", "--no-default-features"];
+    let line = [&tree[..], &shape, &["--features", "platform"]].concat();
+    let tree = command::output(&mut cargo(&line))?;
+    strangers(&tree, faults);
+    Ok(())
+}
+
+fn strangers(tree: &str, faults: &mut Vec<String>) {
+    let names = tree.lines().filter_map(|line| line.split(' ').next());
+    let names: BTreeSet<&str> = names.filter(|name| !name.is_empty()).collect();
+    for name in names.iter().filter(|name| !IN_THE_IMAGE.contains(name)) {
+        faults.push(format!("{name} would be linked into the image"));
+    }
+    for name in IN_THE_IMAGE.iter().filter(|name| !names.contains(*name)) {
+        faults.push(format!("{name} is not in the image any more: take it off the list"));
+    }
+}
+
 fn unsafe_code(faults: &mut Vec<String>) -> Result<()> {
     let root = paths::root();
     let mut files = Vec::new();
@@ -252,6 +300,20 @@ mod tests {
         for bad in ["", "GPL-3.0", "MIT AND GPL-3.0", "LGPL-2.1", "MPL-2.0"] {
             assert!(!is_permissive(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_package_that_the_image_does_not_need_is_a_fault() {
+        let known: String = IN_THE_IMAGE.iter().map(|name| format!("{name} v1.0.0\n")).collect();
+        let faults_of = |tree: &str| {
+            let mut faults = Vec::new();
+            strangers(tree, &mut faults);
+            faults
+        };
+        assert!(faults_of(&known).is_empty());
+        let faults = faults_of(&format!("{known}serde_json v1.0.0\n"));
+        assert_eq!(faults, ["serde_json would be linked into the image"]);
+        assert_eq!(faults_of("").len(), IN_THE_IMAGE.len());
     }
 
     #[test]

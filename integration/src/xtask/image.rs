@@ -13,6 +13,10 @@ use crate::{command, fail, paths, progress};
 /// The image may have this size, in bytes.
 pub const LIMIT: u64 = 1 << 20;
 
+/// The image for Cargo: without the rule tool, which is a default feature of the same package.
+pub const BINARY: &[&str] =
+    &["--no-default-features", "--features", "platform", "--bin", "vmlinuz"];
+
 /// A built image.
 pub struct Image {
     /// The ELF file.
@@ -30,8 +34,7 @@ pub struct Image {
 pub fn build() -> Result<Image> {
     progress::step("building the image", || {
         command::output(
-            cargo(&["build", "--profile", "image", "--features", "platform", "--bin", "vmlinuz"])
-                .env("RUSTFLAGS", remap()),
+            cargo(&["build", "--profile", "image"]).args(BINARY).env("RUSTFLAGS", remap()),
         )
     })?;
     let path = paths::image();

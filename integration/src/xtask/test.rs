@@ -29,9 +29,7 @@ pub fn run(fast: bool) -> Result<()> {
     check("clippy: platform on the in-memory hypervisor", &mut || {
         clippy(&["--lib", "--tests", "--features", "fake"])
     });
-    check("clippy: image", &mut || {
-        clippy(&["--profile", "image", "--features", "platform", "--bin", "vmlinuz"])
-    });
+    check("clippy: image", &mut || clippy(&[&["--profile", "image"], image::BINARY].concat()));
     let mut ran = Vec::new();
     check("tests", &mut || {
         ran = coverage::ran(&command::output(&mut cargo(&["test", "--workspace"]))?);

@@ -76,6 +76,23 @@ fn each_refusal_names_the_element_and_the_reason() {
     }
 }
 
+/// Key or rule, element, what is wrong, what was expected: all in the text that the console and `qfw check` show.
+#[test]
+fn each_message_says_what_was_expected() {
+    for (family, line, _, reason) in REFUSED {
+        let tree = if *family == Family::V4 { v4(&[line]) } else { v6(&[line]) };
+        let text = tree.parse().unwrap_err().to_string();
+        assert!(text.starts_with("rule 0000: "), "{text}");
+        assert!(reason.to_string().contains("expected "), "{reason}");
+        assert!(text.ends_with(&reason.to_string()), "{text}");
+    }
+    let twins = v4(&["action=drop", "action=drop"]).keys(&["0001", "0001"]);
+    for tree in [v4(&[]).without_policy(), v4(&[]).policy("x"), v4(&[""]).keys(&["1"]), twins] {
+        let text = tree.parse().unwrap_err().to_string();
+        assert!(text.contains("expected "), "{text}");
+    }
+}
+
 #[test]
 fn canonical_form_is_that_of_dom0() {
     for (family, line, canonical) in [
@@ -113,7 +130,7 @@ fn second_policy_is_refused() {
 #[test]
 fn second_rule_of_a_number_is_refused() {
     let error = v4(&["action=drop", "action=accept"]).keys(&["0007", "0007"]).parse().unwrap_err();
-    assert_eq!(error.to_string(), "rule 0007 appears twice");
+    assert_eq!(error.to_string(), "rule 0007 appears twice, expected once");
 }
 
 #[test]

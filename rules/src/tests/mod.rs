@@ -117,10 +117,6 @@ fn icmp(destination: &str, icmp_type: u8) -> Subject {
     subject(destination, Upper::Icmp { icmp_type })
 }
 
-fn other(destination: &str, protocol: u8) -> Subject {
-    subject(destination, Upper::Other { protocol })
-}
-
 fn subject(destination: &str, upper: Upper) -> Subject {
     let is_dns_server = ["10.139.1.1", "10.139.1.2"].contains(&destination);
     Subject { destination: destination.parse().unwrap(), upper, is_dns_server }

@@ -54,7 +54,7 @@ fn captures_7_version_1_ends_the_daemon_and_we_serve_anew() {
     // What the agent of version 1 saw: cli_live 0.
     bench.agent.control_closed();
     assert!(!bench.agent.is_ready());
-    assert_eq!(bench.control_sent(), []);
+    assert_eq!(bench.control_sent(), b"");
     bench.agent.control_opened();
     assert_eq!(bench.control_sent(), HELLO_3, "hello again on the new server");
 }
@@ -132,7 +132,7 @@ fn captures_7_faults_no_call_is_ended_by_a_termination_alone() {
     let mut bench = Bench::ready();
     bench.control(&execute(0, 0, [1, 2], b"user:QUBESRPC no.Such dom0"));
     let call = bench.opened(0, 513);
-    assert_eq!(bench.control_sent(), []);
+    assert_eq!(bench.control_sent(), b"");
     bench.agent.data_opened(NOW, call);
     bench.data(call, &HELLO_4);
     let sent = bench.data_sent(call);
@@ -151,7 +151,7 @@ fn captures_7_faults_agent_restarted_calls_of_before_are_not_reported_to_the_new
     bench.data(call, &cat(&[&HELLO_4, &STDIN_END]));
     assert!(bench.data_sent(call).ends_with(&exit_code(7)), "the call goes on");
     assert_eq!(bench.agent.poll_action(), Some(Action::CloseData { call }));
-    assert_eq!(bench.control_sent(), [], "its port may belong to another call by now");
+    assert_eq!(bench.control_sent(), b"", "its port may belong to another call by now");
 }
 
 /// The data channel of a call of `qubes.Test`.
@@ -173,7 +173,7 @@ fn captures_8_exec_cmdline_sequence() {
         call,
         &[0x90, 0x01, 0x00, 0x00, 0x06, 0x00, 0x00, 0x00, 0x69, 0x6e, 0x20, 0x70, 0x75, 0x74],
     );
-    assert_eq!(bench.data_sent(call), [], "the service waits for the end");
+    assert_eq!(bench.data_sent(call), b"", "the service waits for the end");
     bench.data(call, &[0x90, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]);
     assert_eq!(bench.services.input, b"in put");
     assert_eq!(
@@ -214,7 +214,7 @@ fn captures_8_when_dom0_closes_first_nothing_is_left() {
     bench.agent.data_closed(call);
     assert_eq!(bench.agent.channels(), 0);
     assert_eq!(bench.control_sent(), terminated(0, [1, 2]));
-    assert_eq!(bench.agent.data_transmit(call, &mut bench.services), []);
+    assert_eq!(bench.agent.data_transmit(call, &mut bench.services), b"");
 }
 
 #[test]
@@ -330,7 +330,7 @@ fn captures_8_ends_only_known_messages_of_legal_length_are_sent() {
             kinds.push(kind);
             rest = &tail[len..];
         }
-        assert_eq!(rest, [], "whole messages");
+        assert_eq!(rest, b"", "whole messages");
         assert_eq!((kinds[0], *kinds.last().unwrap()), (0x300, 0x193));
     }
 }
@@ -341,6 +341,6 @@ fn captures_8_ends_nothing_is_what_a_caller_gets_that_broke_the_protocol() {
     let (mut bench, call) = test_call();
     bench.data_sent(call);
     bench.data(call, &cat(&[&HELLO_4, &[0xff, 0x01, 0, 0, 0, 0, 0, 0]]));
-    assert_eq!(bench.data_sent(call), []);
+    assert_eq!(bench.data_sent(call), b"");
     bench.assert_closed(call, 0, [1, 2]);
 }

@@ -101,7 +101,7 @@ fn assert_bad_peer(bytes: &[u8]) {
     let mut bench = Bench::ready();
     let call = bench.call(&execute(0, 0, [1, 2], b"user:QUBESRPC qubes.Test dom0"));
     bench.data(call, bytes);
-    assert_eq!(bench.data_sent(call), []);
+    assert_eq!(bench.data_sent(call), b"");
     bench.assert_closed(call, 0, [1, 2]);
     assert_eq!(bench.agent.counters().bad_peers, 1);
     assert!(bench.agent.is_ready(), "nothing else is affected");

@@ -35,7 +35,7 @@ fn vector_9_3_exec_cmdline_suspend_pre_all() {
     let mut bench = Bench::ready();
     bench.control(&SUSPEND_PRE_ALL);
     let call = bench.opened(0, 513);
-    assert_eq!(bench.control_sent(), [], "not before the end");
+    assert_eq!(bench.control_sent(), b"", "not before the end");
     bench.agent.data_opened(super::NOW, call);
     assert_eq!(bench.data_sent(call), HELLO_3);
     bench.data(call, &HELLO_4);
@@ -93,7 +93,7 @@ fn vector_9_3_service_refused_is_ignored() {
     let message = cat(&[&[0x03, 0x02, 0, 0, 0x20, 0, 0, 0], b"REQ1", &[0; 28]]);
     let mut bench = Bench::ready();
     bench.control(&message);
-    assert_eq!(bench.control_sent(), []);
+    assert_eq!(bench.control_sent(), b"");
     assert_eq!(bench.agent.poll_action(), None);
     bench.control(&SUSPEND_PRE_ALL);
     bench.opened(0, 513);
