@@ -19,6 +19,7 @@ use crate::fragments::Fragments;
 use crate::frame::Frame;
 use crate::icmp::{self, Link, TokenBucket};
 use crate::limits::{Limits, OutOfMemory};
+use crate::mss::MssClamp;
 use crate::nat::Nat;
 use crate::nat::ports::Random;
 use crate::nd;
@@ -64,6 +65,7 @@ pub struct Firewall {
     pub(crate) table: Table,
     pub(crate) nat: Nat,
     pub(crate) exposure: Exposure,
+    pub(crate) mss_clamp: Option<MssClamp>,
     pub(crate) names: Dns,
     pub(crate) names_left_out: usize,
     pub(crate) fragments: Fragments,
@@ -96,6 +98,7 @@ impl Firewall {
             names_left_out: 0,
             nat: Nat::new(&limits, key, random)?,
             exposure: Exposure::default(),
+            mss_clamp: None,
             fragments: Fragments::new(limits.fragment_bytes as usize, limits.clients, key)?,
             stats: Stats::new(limits.clients)?,
             decided_by: None,

@@ -40,6 +40,7 @@ mod exposed;
 pub mod exposure;
 mod flows;
 mod judge;
+pub mod mss;
 mod netvm;
 mod route;
 pub mod visible;

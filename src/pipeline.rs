@@ -65,6 +65,7 @@ impl Firewall {
         egress::check(frame, packet, &exit.caps)?;
         let flow = self.flow_of_client(now, host, packet, remote, way.basis())?;
         self.translate_outbound(flow, packet, frame)?;
+        self.clamp_mss(packet, exit.caps.mtu, frame);
         egress::finish(frame, packet, &exit);
         Ok(Verdict::Forward(port))
     }
@@ -102,6 +103,7 @@ impl Firewall {
         let (port, exit) = self.exit_of(flow)?;
         egress::check(frame, packet, &exit.caps)?;
         self.translate_inbound(flow, packet, frame)?;
+        self.clamp_mss(packet, exit.caps.mtu, frame);
         egress::finish(frame, packet, &exit);
         Ok(Verdict::Forward(port))
     }

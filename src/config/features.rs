@@ -19,6 +19,7 @@ use rules::Excerpt;
 use super::netvm::{self, ClientSideNetvm};
 use super::{DebugMode, words};
 use crate::exposure::{Allow, Exposure, Forward};
+use crate::mss::MssClamp;
 
 /// Keys of features begin with this; the word follows.
 pub(crate) const KEY_PREFIX: &str = "/vm-config/";
@@ -50,6 +51,8 @@ pub struct Features {
     pub flows: Option<NonZeroU32>,
     /// `fw-flows-per-client`.
     pub flows_per_client: Option<NonZeroU32>,
+    /// `fw-mss-clamp`: `mtu` or a number of bytes.
+    pub mss_clamp: Option<MssClamp>,
 }
 
 /// Where a word was found.
@@ -163,6 +166,7 @@ pub struct Words {
     filtering_by_address: Word<Vec<IpAddr>>,
     flows: Word<Option<NonZeroU32>>,
     flows_per_client: Word<Option<NonZeroU32>>,
+    mss_clamp: Word<Option<MssClamp>>,
     /// The words of qubes-mirage-firewall: command line only.
     nat_table_size: Word<Option<NonZeroU32>>,
     pub(super) ipv4: Word<Option<Ipv4Addr>>,
@@ -225,6 +229,7 @@ impl Words {
             "fw-filtering-by-address" => self.filtering_by_address.take(value, words::addresses),
             "fw-flows" => self.flows.take(value, words::count),
             "fw-flows-per-client" => self.flows_per_client.take(value, words::count),
+            "fw-mss-clamp" => self.mss_clamp.take(value, words::mss_clamp),
             _ => Some(WordReason::Unknown),
         }
     }
@@ -268,6 +273,7 @@ impl Features {
             exposure,
             flows: flows.flatten(),
             flows_per_client: flows_per_client.flatten(),
+            mss_clamp: stronger(&strong.mss_clamp, &weak.mss_clamp).flatten(),
         }
     }
 }

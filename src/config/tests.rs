@@ -340,6 +340,28 @@ fn words_that_are_not_understood_are_named_and_stay_off() {
 }
 
 #[test]
+fn mss_clamp_is_the_mtu_or_a_number_of_bytes() {
+    let off = DebugMode::Off;
+    let clamp = |line: &str| all_features_of(line, &[], off).0.mss_clamp.map(|is| is.to_string());
+    assert_eq!(clamp("fw-mss-clamp=mtu").as_deref(), Some("mtu"));
+    assert_eq!(clamp("fw-mss-clamp=1220").as_deref(), Some("1220"));
+    for unusable in ["27", "65536", "MTU", "pmtu", "-1", "01220"] {
+        let (features, reports) = all_features_of(&format!("fw-mss-clamp={unusable}"), &[], off);
+        assert_eq!(features.mss_clamp, None);
+        assert_eq!(
+            reports,
+            [format!(
+                "command line 'fw-mss-clamp={unusable}': '{unusable}' is not mtu or a number of \
+                 bytes from 28 to 65535, feature stays off"
+            )]
+        );
+    }
+    let feature = [("/vm-config/fw-mss-clamp", "")];
+    let (features, reports) = all_features_of("fw-mss-clamp=mtu", &feature, off);
+    assert_eq!((features.mss_clamp, reports.len()), (None, 0), "an empty feature is off, and wins");
+}
+
+#[test]
 fn exposure_comes_from_the_feature_else_from_the_command_line() {
     let line = "fw-allow=10.0.0.1>10.0.0.2 fw-forward=tcp/80>10.0.0.1 fw-flows=5000 \
                 fw-filtering-by-address=10.0.0.1 fw-flows-per-client=100 --nat-table-size=7";
@@ -365,6 +387,7 @@ fn exposure_comes_from_the_feature_else_from_the_command_line() {
     assert_eq!(features.exposure, Exposure { filtering_by_address, ..Exposure::default() });
     assert_eq!(features.flows.map(u32::from), Some(6000));
     assert_eq!(features.flows_per_client.map(u32::from), Some(100));
+    assert_eq!(features.mss_clamp, None);
     let of_mirage = all_features_of("--nat-table-size=7", &[], DebugMode::Off).0;
     assert_eq!(of_mirage.flows.map(u32::from), Some(7));
 }

@@ -10,6 +10,7 @@ use rules::Excerpt;
 use super::features::{LogLevel, WordReason};
 use super::text;
 use crate::exposure::{Allow, Forward, Scope, Transport};
+use crate::mss::MssClamp;
 
 /// Entries of one list.
 const MAX_ENTRIES: usize = 64;
@@ -29,6 +30,18 @@ pub(super) fn count(value: &[u8]) -> Result<Option<NonZeroU32>, WordReason> {
     match number(value) {
         Some(count) => Ok(Some(count)),
         None => Err(not(value, "a number above 0")),
+    }
+}
+
+/// `mtu` or a number of bytes.
+pub(super) fn mss_clamp(value: &[u8]) -> Result<Option<MssClamp>, WordReason> {
+    if value == b"mtu" {
+        return Ok(Some(MssClamp::Mtu));
+    }
+    let bytes = number(value).and_then(|number| NonZeroU16::try_from(number).ok());
+    match bytes.filter(|bytes| bytes.get() >= MssClamp::MIN_BYTES) {
+        Some(bytes) => Ok(Some(MssClamp::Bytes(bytes))),
+        None => Err(not(value, "mtu or a number of bytes from 28 to 65535")),
     }
 }
 

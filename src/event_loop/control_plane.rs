@@ -138,6 +138,10 @@ impl<S: Sink> EventLoop<S> {
                 ),
             );
         }
+        if let Some(clamp) = features.mss_clamp {
+            self.log.line(self.now, Source::Control, format_args!("config mss_clamp={clamp}"));
+        }
+        self.firewall.set_mss_clamp(features.mss_clamp);
         self.firewall.set_exposure(features.exposure);
         let (wanted, per_client) = (features.flows, features.flows_per_client);
         let (flows, quota) = self.firewall.set_flow_limits(wanted, per_client);

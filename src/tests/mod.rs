@@ -7,6 +7,7 @@ mod exposed6;
 mod fragments;
 mod ipv6;
 mod mapped;
+mod mss;
 mod names;
 mod nat;
 mod nd;
