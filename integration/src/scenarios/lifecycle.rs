@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::six;
 use super::steps::{self, ALICE, BOB, CAROL, flows_again, need_both};
 use crate::error::Result;
 use crate::fail;
@@ -62,6 +63,7 @@ fn netvm_ends(world: &mut World, end: End) -> Result<String> {
     let seconds = flows_again(world, world.client(BOB)?, &server)?;
     steps::page(world, world.client(ALICE)?, 0)?;
     steps::refused(world, world.client(ALICE)?, &server)?;
+    six::again(world, BOB)?;
     Ok(format!("traffic {seconds:.1} s after the new NetVM was attached"))
 }
 
@@ -71,6 +73,10 @@ fn crash(world: &World, name: &str) -> Result<()> {
     let line =
         "(sleep 1; echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &";
     world.sh(domain, line)?;
+    until_crashed(world, name)
+}
+
+fn until_crashed(world: &World, name: &str) -> Result<()> {
     let begun = std::time::Instant::now();
     while world.lab.state(name)? != State::Crashed {
         if begun.elapsed() > MOMENT {
@@ -104,6 +110,7 @@ pub fn client_reattached(world: &mut World) -> Result<String> {
     world.lab.attach_vif(&client.name, &world.plan.client_vif(&client))?;
     world.sh(world.client(BOB)?, &configure(world, BOB)?)?;
     let seconds = flows_again(world, world.client(BOB)?, &server)?;
+    six::again(world, BOB)?;
     // Rules that came after the vif count like any others.
     world.set_rules(BOB, &[&rule])?;
     steps::page(world, world.client(BOB)?, 0)?;
@@ -146,6 +153,7 @@ pub fn netvm_change(world: &mut World) -> Result<String> {
         world.attach_uplink(netvm)?;
         let seconds = flows_again(world, world.client(BOB)?, &server)?;
         steps::page(world, world.client(ALICE)?, netvm)?;
+        six::again(world, BOB)?;
         steps::refused(world, world.client(ALICE)?, &server)?;
         notes.push(format!("{seconds:.1} s"));
     }
@@ -181,6 +189,19 @@ pub fn firewall_shutdown(world: &mut World) -> Result<String> {
     firewall_ends(world, End::ShutDown)
 }
 
+/// The same after it stopped itself: what it does not expect from Xen ends it with a reason, and with it all traffic.
+pub fn firewall_crash(world: &mut World) -> Result<String> {
+    firewall_ends(world, End::Crashed)
+}
+
+/// Gives the firewall an interrupt that it has no use for, and waits until Xen has seen it stop.
+fn crash_firewall(world: &World, name: &str) -> Result<()> {
+    let mark = world.firewall()?.console_mark();
+    world.lab.sh(&format!("xl trigger {name} nmi"))?;
+    world.firewall()?.wait_console_after(&world.lab, mark, "vector 2", MOMENT)?;
+    until_crashed(world, name)
+}
+
 fn firewall_ends(world: &mut World, end: End) -> Result<String> {
     world.set_rules(BOB, ACCEPT_ALL)?;
     world.need_firewall(Some(0))?;
@@ -199,7 +220,11 @@ fn firewall_ends(world: &mut World, end: End) -> Result<String> {
         End::ShutDown => {
             shut_down_firewall(world, &name)?;
         }
-        End::Killed | End::Crashed => world.destroy(&name)?,
+        End::Killed => world.destroy(&name)?,
+        End::Crashed => {
+            crash_firewall(world, &name)?;
+            world.destroy(&name)?;
+        }
     }
     let client = world.client_of_plan(BOB)?.clone();
     // Its backend is gone: xl may complain.
@@ -217,6 +242,7 @@ fn firewall_ends(world: &mut World, end: End) -> Result<String> {
         .finish(&world.lab, world.client(BOB)?, MOMENT)?
         .ok("ping after the firewall's restart")?;
     steps::page(world, world.client(BOB)?, 0)?;
+    six::again(world, BOB)?;
     let line = world.firewall()?.wait_console(&world.lab, "fw: first packet forwarded", MOMENT)?;
     Ok(format!("first packet {} ms after the new one's entry", steps::decimal(&line, "wall_ms")?))
 }
@@ -242,6 +268,7 @@ pub fn suspend(world: &mut World) -> Result<String> {
         MOMENT,
     )?;
     let again = flows_again(world, world.client(BOB)?, &server)?;
+    six::again(world, BOB)?;
     steps::page(world, world.client(ALICE)?, 0)?;
     steps::refused(world, world.client(ALICE)?, &server)?;
     world.set_rules(ALICE, ACCEPT_ALL)?;

@@ -1,5 +1,7 @@
 //! IPv6: the same situations as for IPv4, on the same booted network.
 
+use std::time::Duration;
+
 use super::steps::{self, ALICE, BOB};
 use crate::error::{Error, Result};
 use crate::fail;
@@ -46,23 +48,77 @@ pub fn one_port_only(world: &mut World) -> Result<String> {
     let server = need_both(world)?;
     let alice = world.client(ALICE)?;
     page(world, alice)?;
-    let filter = format!(
-        "(ip6 dst host {server} and tcp dst port 80) or (icmp6 and ip6[40] == 1 and ip6[41] == 1)"
-    );
-    let dump = steps::capture(world, alice, "eth0", &filter)?;
-    let get = format!("timeout 10 wget -q -O /dev/null http://[{server}]:80/");
-    if alice.exec(&world.lab, &get)?.success() {
-        fail!("port 80 is open");
-    }
-    let packets = dump.finish(world, alice)?;
-    let ms = match steps::syn_to_icmp_ms(&packets) {
-        Some(ms) if ms < 900 => ms,
-        _ => fail!("not refused at once by ICMPv6 1/1:\n{packets}"),
-    };
+    let ms = refused(world, alice, &server, 80)?;
     if steps::ping(world, alice, 2, &server)? > 0 {
         fail!("ping got through");
     }
     Ok(format!("refused after {ms} ms"))
+}
+
+/// A's only permission is taken away while a connection of A over IPv6 is open: A is told at its next byte, the server
+/// is told nothing, new connections are refused, and B's traffic goes on.
+///
+/// # Errors
+/// When it is not so.
+pub fn rule_edit(world: &mut World) -> Result<String> {
+    let server = need_both(world)?;
+    let alice = world.client(ALICE)?;
+    let quiet = format!(
+        "rm -f /tmp/bytes6; mkfifo /tmp/bytes6; exec 3<>/tmp/bytes6; nc {server} 443 <&3; echo ended"
+    );
+    let waits = alice.spawn(&world.lab, &quiet)?;
+    until_open(world, &server)?;
+    world.set_rules(ALICE, &["action=accept proto=icmp"])?;
+    let alice = world.client(ALICE)?;
+    let ms = refused(world, alice, &server, 443)?;
+    if steps::ping(world, alice, 3, &server)? == 0 {
+        fail!("A's new rule does not let ping through");
+    }
+    if let Some(end) = waits.poll(&world.lab, alice)? {
+        fail!("A's quiet connection ended without a packet of A: {}", end.text);
+    }
+    world.sh(alice, "echo x >/tmp/bytes6")?;
+    waits.finish(&world.lab, alice, Duration::from_secs(60))?;
+    if !is_open(world, &server)? {
+        fail!("the server's end of A's connection is closed: somebody told it");
+    }
+    page(world, world.client(BOB)?)?;
+    need_both(world)?;
+    page(world, world.client(ALICE)?)?;
+    Ok(format!("refused after {ms} ms, A told at its next byte, the server's end still open"))
+}
+
+/// Waits until the server has a connection to port 443 from the firewall.
+fn until_open(world: &World, server: &str) -> Result<()> {
+    let begun = std::time::Instant::now();
+    while !is_open(world, server)? {
+        if begun.elapsed() > Duration::from_secs(60) {
+            fail!("A's quiet connection does not open");
+        }
+    }
+    Ok(())
+}
+
+/// Whether the server has an open connection to port 443 from the firewall.
+fn is_open(world: &World, server: &str) -> Result<bool> {
+    let connections = world.sh(world.netvm(0)?, "netstat -tnW")?;
+    let own = own6(world)?;
+    Ok(connections.lines().any(|line| {
+        line.contains("ESTABLISHED")
+            && line.contains(&format!("{server}:443"))
+            && line.contains(&format!("{own}:"))
+    }))
+}
+
+/// IPv6 works again for a client that may do everything, after IPv4 does: seconds. Nothing to do in a plan without it.
+///
+/// # Errors
+/// When it does not.
+pub fn again(world: &World, client: usize) -> Result<f32> {
+    let Some(server) = world.plan.internet6.clone() else { return Ok(0.0) };
+    let seconds = steps::flows_again(world, world.client(client)?, &server)?;
+    page(world, world.client(client)?)?;
+    Ok(seconds)
 }
 
 /// A and B do not reach each other.
@@ -131,6 +187,23 @@ fn need_both(world: &mut World) -> Result<String> {
         world.set_rules(ALICE, &[&both[0], &both[1]])?;
     }
     Ok(server)
+}
+
+/// Tries a port, which must be refused at once: milliseconds on the client's wire from its SYN to ICMPv6 type 1 code 1.
+fn refused(world: &World, client: &Domain, server: &str, port: u16) -> Result<u64> {
+    let filter = format!(
+        "(ip6 dst host {server} and tcp dst port {port}) or (icmp6 and ip6[40] == 1 and ip6[41] == 1)"
+    );
+    let dump = steps::capture(world, client, "eth0", &filter)?;
+    let get = format!("timeout 10 wget -q -O /dev/null http://[{server}]:{port}/");
+    if client.exec(&world.lab, &get)?.success() {
+        fail!("port {port} is open");
+    }
+    let packets = dump.finish(world, client)?;
+    match steps::syn_to_icmp_ms(&packets) {
+        Some(ms) if ms < 900 => Ok(ms),
+        _ => fail!("port {port} is not refused at once by ICMPv6 1/1:\n{packets}"),
+    }
 }
 
 fn own6(world: &World) -> Result<String> {
