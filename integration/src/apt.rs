@@ -84,12 +84,24 @@ fn install(options: &[&str], packages: &[String]) -> Result<()> {
         let args = [&["install"], options, words.as_slice()].concat();
         progress::step("apt-get install", || apt_get(&args))
     };
-    // Package lists that are missing or old name files that no longer exist.
-    if try_install().is_ok() {
+    // Package lists that are missing or old name files that no longer exist. Without a list apt takes `g++` for a
+    // pattern, finds nothing to do and reports success.
+    if try_install().is_ok() && absent(packages)?.is_empty() {
         return Ok(());
     }
     update()?;
-    try_install()
+    try_install()?;
+    match absent(packages)?.as_slice() {
+        [] => Ok(()),
+        absent => fail!("apt-get install succeeded without installing {}", absent.join(" ")),
+    }
+}
+
+/// Those of `packages` (`name` or `name=version`) that are not installed.
+fn absent(packages: &[String]) -> Result<Vec<&str>> {
+    let names: Vec<&str> = packages.iter().filter_map(|one| one.split('=').next()).collect();
+    let installed = installed(&names)?;
+    Ok(names.into_iter().filter(|name| !installed.contains_key(*name)).collect())
 }
 
 fn apt_get(args: &[&str]) -> Result<()> {
