@@ -5,6 +5,7 @@
 //! - `parse`: one line of text to one [`Rule`], strictly;
 //! - [`set`]: the keys below `/qubes-firewall/<ip>/` to one [`RuleSet`], and its evaluation;
 //! - [`subject`]: the facts about a packet that rules look at, and what is known about host names;
+//! - `mismatch`: why a rule does not decide about a packet;
 //! - [`error`]: why a text was refused: which key, which element, which reason.
 //!
 //! Nothing here does I/O, knows the time or panics on any text. A refused set is an error value:
@@ -15,6 +16,7 @@
 extern crate alloc;
 
 pub mod error;
+mod mismatch;
 mod parse;
 pub mod rule;
 pub mod set;
@@ -24,6 +26,7 @@ pub mod subject;
 mod tests;
 
 pub use error::{Excerpt, Reason, RuleError, RuleSetError};
+pub use mismatch::Mismatch;
 pub use rule::{Action, Destination, HostName, PortRange, Rule, SpecialTarget, UpperMatch};
 pub use set::{DecidedBy, Decision, Limits, RuleKey, RuleSet, Verdict};
 pub use subject::{Family, NameMatch, Names, NoNames, Subject, Upper};

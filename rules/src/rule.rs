@@ -130,7 +130,7 @@ pub enum UpperMatch {
 }
 
 impl UpperMatch {
-    fn matches(self, upper: Upper) -> bool {
+    pub(crate) fn matches(self, upper: Upper) -> bool {
         match (self, upper) {
             (Self::Any, _) => true,
             (Self::Tcp(ports), Upper::Tcp { port }) | (Self::Udp(ports), Upper::Udp { port }) => {
@@ -146,7 +146,9 @@ impl UpperMatch {
         }
     }
 
-    const fn ports(self) -> Option<PortRange> {
+    /// The ports that it asks for, if it does.
+    #[must_use]
+    pub const fn ports(self) -> Option<PortRange> {
         match self {
             Self::Tcp(ports) | Self::Udp(ports) => ports,
             Self::TcpOrUdp(range) => Some(range),
@@ -163,7 +165,7 @@ pub enum SpecialTarget {
 }
 
 impl SpecialTarget {
-    fn matches(self, ports: Option<PortRange>, subject: &Subject) -> bool {
+    pub(crate) fn matches(self, ports: Option<PortRange>, subject: &Subject) -> bool {
         let Self::Dns = self;
         let to_port_53 =
             matches!(subject.upper, Upper::Tcp { port: DNS_PORT } | Upper::Udp { port: DNS_PORT });

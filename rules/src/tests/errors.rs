@@ -1,6 +1,6 @@
 //! Refusals beyond the vectors: every reason once, limits, keys, and what a message shows.
 
-use crate::{Excerpt, Family, Limits, NoNames, Reason, Rule, RuleSet, RuleSetError};
+use crate::{Excerpt, Family, Limits, Mismatch, NoNames, Reason, Rule, RuleSet, RuleSetError};
 
 use super::{icmp, subject, tcp, udp, v4, v6};
 
@@ -250,4 +250,27 @@ fn names_are_listed_once_in_ascending_order() {
     let set = v4(&lines.each_ref().map(String::as_str)).parse().unwrap();
     let names: Vec<_> = set.names().map(|name| name.as_str()).collect();
     assert_eq!(names, ["a.example", "b.example"]);
+}
+
+#[test]
+fn mismatch_is_the_first_part_that_does_not_hold() {
+    let known = v4(&[]).name("a.example", &["198.51.100.8"]).names;
+    let packet = tcp("198.51.100.7", 443);
+    for (line, expected) in [
+        ("action=accept dst4=198.51.100.8", Some(Mismatch::Destination)),
+        ("action=drop dsthost=a.example", Some(Mismatch::Name)),
+        ("action=accept dsthost=b.example", Some(Mismatch::UnresolvedName)),
+        ("action=drop dsthost=b.example proto=udp", None),
+        ("action=accept proto=udp dstports=443", Some(Mismatch::Protocol)),
+        ("action=accept proto=tcp dstports=444", Some(Mismatch::Port)),
+        ("action=accept icmptype=8", Some(Mismatch::Protocol)),
+        ("action=accept specialtarget=dns", Some(Mismatch::Target)),
+        ("action=accept dst4=198.51.100.0/24 dstports=443", None),
+    ] {
+        let rule = Rule::parse(Family::V4, line.as_bytes()).unwrap();
+        assert_eq!(rule.mismatch(&packet, &known), expected, "{line}");
+    }
+    let rule = Rule::parse(Family::V4, b"action=accept icmptype=8").unwrap();
+    let other_type = icmp("198.51.100.7", 13);
+    assert_eq!(rule.mismatch(&other_type, &NoNames), Some(Mismatch::IcmpType));
 }

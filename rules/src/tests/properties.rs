@@ -245,6 +245,29 @@ proptest! {
     }
 
     #[test]
+    fn the_rule_that_decides_is_the_first_without_a_mismatch(
+        lines in vec(crowded_line(), 0..8),
+        subject in crowded_subject(),
+        has_name in any::<Option<bool>>(),
+    ) {
+        let keys: Vec<String> = (0..lines.len()).map(|n| format!("{n:04}")).collect();
+        let rules = keys.iter().zip(&lines).map(|(key, line)| (key.as_bytes(), line.as_bytes()));
+        let entries = rules.chain([(&b"policy"[..], &b"drop"[..])]);
+        let Ok(set) = RuleSet::parse(Family::of(subject.destination), entries) else { return Ok(()) };
+        let mut names = super::KnownNames::default();
+        for (name, has_name) in set.names().zip(has_name) {
+            let addresses = if has_name { vec![subject.destination] } else { Vec::new() };
+            names.0.insert(name.as_str().to_owned(), addresses);
+        }
+        let first = set.rules().position(|(_, rule)| rule.mismatch(&subject, &names).is_none());
+        let decided = match set.evaluate(&subject, &names).by {
+            DecidedBy::Rule { index, .. } | DecidedBy::UnresolvedName { index, .. } => Some(index),
+            DecidedBy::Policy | DecidedBy::OtherFamily => None,
+        };
+        prop_assert_eq!(first, decided);
+    }
+
+    #[test]
     fn known_names_never_turn_an_accept_of_the_rest_into_more(
         tree in btree_map(0..100_u16, crowded_line(), 0..8),
         subject in crowded_subject(),

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use rules::{Family, RuleSet, RuleSetError, Upper};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
 use crate::engine::{KnownNames, Packet};
 
@@ -111,6 +112,11 @@ pub(crate) struct PacketLine {
 }
 
 impl PacketLine {
+    /// Reads it out of a larger object.
+    pub(crate) fn of(value: &Value) -> serde_json::Result<Self> {
+        Self::deserialize(value)
+    }
+
     /// The packet, or what it lacks. Rules look neither at the source port nor at the code of an ICMP message.
     pub(crate) fn packet(&self) -> Result<Packet, String> {
         let (source, destination) = (self.src, self.dst);

@@ -18,6 +18,16 @@ impl KnownNames {
     pub(crate) fn insert(&mut self, name: &str, addresses: Vec<IpAddr>) {
         self.0.insert(name.to_ascii_lowercase(), addresses);
     }
+
+    /// Whether something is known about a name, if only that it does not exist.
+    pub(crate) fn knows(&self, name: &HostName) -> bool {
+        self.0.contains_key(name.as_str())
+    }
+
+    /// Whether nothing is known about any name.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 impl Names for KnownNames {

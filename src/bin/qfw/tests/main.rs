@@ -2,9 +2,13 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
+mod check;
 mod eval;
+mod explain;
 
+use std::fs;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 /// What a run left.
@@ -31,4 +35,11 @@ fn qfw(arguments: &[&str], input: &[u8]) -> Run {
     let _ = writer.join();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Run { status: status.code().unwrap(), stdout: text(stdout), stderr: text(stderr) }
+}
+
+/// A file with this content, in Cargo's directory for such.
+fn in_file(name: &str, content: &[u8]) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("qfw-{name}"));
+    fs::write(&path, content).unwrap();
+    path
 }
