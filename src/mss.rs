@@ -2,7 +2,7 @@
 //! segments fit a way on whose size they never learn (a tunnel beyond the NetVM that swallows the ICMP errors).
 //!
 //! Only lowered, never raised, and only where a SYN has the option: without it a peer sends small segments anyway
-//! (RFC 9293, 3.7.1). Neighbours: `config` reads the word, `pipeline` calls [`Firewall::clamp_mss`] before a packet leaves.
+//! (RFC 9293, 3.7.1). Neighbours: `config` reads the word, `pipeline` calls `Firewall::clamp_mss` before a packet leaves.
 
 use core::fmt;
 use core::net::IpAddr;
