@@ -12,4 +12,5 @@ pub mod netns;
 pub mod paths;
 pub mod progress;
 pub mod scenarios;
+pub mod stacks;
 pub mod xtask;

@@ -15,6 +15,36 @@ use crate::{command, fail, ffi};
 /// Debian packages that make devices, routes and rules.
 pub const PACKAGES: &[&str] = &["iproute2", "nftables"];
 
+/// Why this machine cannot have network namespaces with TAP devices, though it could have everything else: a container
+/// without the permission, a kernel without the device. A check that needs them says so and is not run.
+///
+/// # Errors
+/// When a thread cannot be asked.
+pub fn refusal() -> Result<Option<String>> {
+    let attempt = thread::spawn(|| ffi::own_network().and_then(|()| ffi::tap("probe").map(drop)));
+    let result = attempt.join().map_err(|_| Error::Failed("a thread died".into()))?;
+    Ok(result
+        .err()
+        .map(|error| format!("this machine refuses network namespaces or TAP devices: {error}")))
+}
+
+/// Runs `xtask test --long PART` as root in the place of a user who is not: `true` if that was done.
+///
+/// # Errors
+/// When there is no sudo, or the part fails.
+pub fn through_sudo(part: &str) -> Result<bool> {
+    if command::output(&mut command::new("id", &["-u"]))?.trim() == "0" {
+        return Ok(false);
+    }
+    if !command::exists("sudo") {
+        fail!("{part} needs network namespaces, and they need root: no sudo here");
+    }
+    let own = std::env::current_exe().doing(|| "cannot find this program")?;
+    let mut sudo = command::new("sudo", &["--preserve-env=PATH,HOME"]);
+    // sudo asks on the terminal itself.
+    command::status(sudo.arg(own).args(["test", "--long", part])).map(|()| true)
+}
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A network namespace, and the thread that lives in it.

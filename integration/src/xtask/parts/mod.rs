@@ -22,6 +22,7 @@ pub struct Part {
 pub const ALL: &[Part] = &[
     // Not in every `test` yet: IPv4 only, and the generator leaves out cases that nobody has settled (see `diff`).
     Part { name: "diff", short: None, long: Some(crate::diff::long) },
+    Part { name: "stacks", short: Some(crate::stacks::run), long: Some(crate::stacks::run) },
     Part { name: "fuzz", short: Some(fuzz::short), long: Some(fuzz::long) },
     planned("sim"),
     Part { name: "mutants", short: Some(mutants::short), long: Some(mutants::long) },
