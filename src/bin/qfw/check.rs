@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use clap::Args;
 use rules::{RuleKey, RuleSet, RuleSetError};
 
-use crate::lint;
 use crate::rulefile::{self, Around, Tree};
+use crate::{count, lint};
 
 /// Arguments of `qfw check`.
 #[derive(Args)]
@@ -36,17 +36,14 @@ pub(crate) fn run(arguments: &Arguments, mut output: impl Write) -> Result<ExitC
 }
 
 fn report(tree: &Tree, set: &RuleSet, output: &mut impl Write) -> Result<()> {
-    let (rules, names) = (count(set.rules().len(), "rule"), count(set.names().count(), "name"));
+    let number = |number: usize, what| count(u64::try_from(number).unwrap_or(u64::MAX), what);
+    let (rules, names) = (number(set.rules().len(), "rule"), number(set.names().count(), "name"));
     let policy = set.policy().word();
     writeln!(output, "{}: valid: {rules}, policy {policy}, {names}", tree.title())?;
     for warning in lint::warnings(set, &tree.names) {
         writeln!(output, "{}: warning: {warning}", tree.title())?;
     }
     Ok(())
-}
-
-fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// The line of a text file, after the message.

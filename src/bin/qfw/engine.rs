@@ -19,6 +19,11 @@ impl KnownNames {
         self.0.insert(name.to_ascii_lowercase(), addresses);
     }
 
+    /// The addresses of a name, if something is known about it.
+    pub(crate) fn addresses(&self, name: &str) -> Option<&[IpAddr]> {
+        self.0.get(name).map(Vec::as_slice)
+    }
+
     /// Whether something is known about a name, if only that it does not exist.
     pub(crate) fn knows(&self, name: &HostName) -> bool {
         self.0.contains_key(name.as_str())

@@ -35,6 +35,10 @@ verdict accept, reject (by a drop rule or the policy), drop (silence: the source
 rule    its place in key order, counted from 0; "policy"; or null
 reason  a sentence where the verdict is not accept
 
+The verdict is that of the rules. What the firewall does with a packet apart from them is
+not in it: one that starts no flow (an echo reply, say) or is for the firewall itself. See
+qfw replay for packets that were really sent.
+
 There is an output line for every input line, in the same order. Exit status 0."#;
 
 /// Answers every line of `input`.

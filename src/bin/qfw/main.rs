@@ -2,7 +2,8 @@
 //!
 //! - [`check`]: are they valid, and is there something odd about them ([`lint`])?
 //! - [`eval`]: the verdict on each of many packets, a JSON line in and a JSON line out;
-//! - [`explain`]: which rule decides about a flow, and why those before it do not.
+//! - [`explain`]: which rule decides about a flow, and why those before it do not;
+//! - [`replay`]: what rules would have done with the traffic of a capture.
 //!
 //! All of it rests on [`engine`], the one place that asks a rule set; [`rulefile`] and [`case`] read files and JSON.
 //! Exit status 2: wrong arguments, or a file that cannot be read.
@@ -15,6 +16,7 @@ mod engine;
 mod eval;
 mod explain;
 mod lint;
+mod replay;
 mod rulefile;
 
 use std::io;
@@ -44,6 +46,9 @@ enum Command {
     /// Says which rule decides about a flow, and why those before it do not
     #[command(after_long_help = format!("{}\n\n{}", explain::HELP, rulefile::HELP))]
     Explain(explain::Arguments),
+    /// Says what rules would have done with the traffic of a capture
+    #[command(after_long_help = format!("{}\n\n{}", replay::HELP, rulefile::HELP))]
+    Replay(replay::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +56,7 @@ fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments, io::stdout().lock()),
         Command::Eval => eval::run(io::stdin().lock(), io::stdout().lock()),
         Command::Explain(arguments) => explain::run(&arguments, io::stdout().lock()),
+        Command::Replay(arguments) => replay::run(&arguments, io::stdout().lock()),
     };
     match done {
         Ok(code) => code,
@@ -61,4 +67,9 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// A number of things, for people.
+fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -5,6 +5,7 @@
 mod check;
 mod eval;
 mod explain;
+mod replay;
 
 use std::fs;
 use std::io::Write;
