@@ -3,7 +3,9 @@
 //! Read in this order:
 //! - [`rule`]: what a rule line can say, and how it is printed;
 //! - `parse`: one line of text to one [`Rule`], strictly;
-//! - [`set`]: the keys below `/qubes-firewall/<ip>/` to one [`RuleSet`], and its evaluation;
+//! - [`set`]: the keys below `/qubes-firewall/<ip>/` to one [`RuleSet`], and its evaluation rule by rule: what it says
+//!   is what the rules mean;
+//! - [`compiled`]: the same answers by lookup, for packets;
 //! - [`subject`]: the facts about a packet that rules look at, and what is known about host names;
 //! - `mismatch`: why a rule does not decide about a packet;
 //! - [`error`]: why a text was refused: which key, which element, which reason.
@@ -15,6 +17,7 @@
 
 extern crate alloc;
 
+pub mod compiled;
 pub mod error;
 mod mismatch;
 mod parse;
@@ -25,6 +28,7 @@ pub mod subject;
 #[cfg(test)]
 mod tests;
 
+pub use compiled::CompiledSet;
 pub use error::{Excerpt, Reason, RuleError, RuleSetError};
 pub use mismatch::Mismatch;
 pub use rule::{Action, Destination, HostName, PortRange, Rule, SpecialTarget, UpperMatch};

@@ -13,7 +13,7 @@ use crate::parse;
 use crate::subject::{Family, NameMatch, Names, Subject, Upper};
 
 /// Port of DNS over UDP (RFC 1035 4.2.1) and TCP (RFC 7766).
-const DNS_PORT: u16 = 53;
+pub(crate) const DNS_PORT: u16 = 53;
 
 /// What happens to a packet that a rule or the policy matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,7 +44,10 @@ impl Action {
 }
 
 /// `dst4=`, `dst6=` or `dsthost=`: at most one of the three in a rule.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+///
+/// The order serves to bring rules with equal destinations together: prefixes by address, the larger of two first, then
+/// names as text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Destination {
     /// No such element: every destination.
     Any,

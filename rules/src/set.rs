@@ -163,6 +163,9 @@ impl RuleSet {
     }
 
     /// Judges the first packet of a flow: the first rule that matches, else the policy.
+    ///
+    /// Goes through the rules one by one, so that it can be read beside the grammar. Packets are judged by
+    /// [`crate::CompiledSet`], which is tested to say the same.
     #[must_use]
     pub fn evaluate(&self, subject: &Subject, names: &(impl Names + ?Sized)) -> Decision {
         if Family::of(subject.destination) != self.family {

@@ -86,9 +86,11 @@ pub enum NameMatch {
 
 /// Addresses of the host names in rules (`dsthost=`), resolved ahead of matching, as one source sees them.
 ///
-/// The questions are two views of one state, and must agree: [`Names::each_at`] reports a name if and only if
-/// [`Names::lookup`] says [`NameMatch::Has`] for it. The slow interpreter asks the first question, the compiled set
-/// the others, so that its cost does not grow with the number of names.
+/// The questions are views of one state, and must agree: [`Names::each_at`] reports a name if and only if
+/// [`Names::lookup`] says [`NameMatch::Has`] for it, also where a single flow alone has the address. For an address that
+/// a name does not have, `lookup` says [`NameMatch::HasNot`] if [`Names::is_known`], else [`NameMatch::Unresolved`].
+/// The interpreter ([`crate::RuleSet`]) asks the first question, [`crate::CompiledSet`] the others, so that its cost
+/// does not grow with the number of names.
 ///
 /// [`NoNames`] is the implementation that knows no name at all.
 pub trait Names {
@@ -99,11 +101,15 @@ pub trait Names {
     /// the order is free, and a name may come twice.
     fn each_at(&self, address: IpAddr, found: &mut dyn FnMut(&str));
 
-    /// Stands for *which names are unresolved*: equal stamps promise that no name became unresolved or ceased to be it
-    /// in between (addresses may have changed). A counter that moves with each such change will do. A set remembers
-    /// what it found out under a stamp, so one set must never see one stamp for two states.
+    /// Whether all addresses of a name are known: it has none but those that [`Names::each_at`] would report. Says nothing
+    /// about a single address: a name that is not known may have some all the same, which a client or a flow learned.
+    fn is_known(&self, name: &HostName) -> bool;
+
+    /// Stands for *which names are known*: equal stamps promise that [`Names::is_known`] says the same of every name
+    /// (addresses may have changed). A counter that moves with each such change will do. A set remembers what it found
+    /// out under a stamp, so one set must never see one stamp for two states.
     ///
-    /// `None`, which is always right, makes the set ask [`Names::lookup`] for the name of each drop rule.
+    /// `None`, which is always right, makes the set ask for the name of each drop rule.
     fn stamp(&self) -> Option<u64> {
         None
     }
@@ -119,4 +125,8 @@ impl Names for NoNames {
     }
 
     fn each_at(&self, _: IpAddr, _: &mut dyn FnMut(&str)) {}
+
+    fn is_known(&self, _: &HostName) -> bool {
+        false
+    }
 }

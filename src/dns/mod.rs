@@ -238,6 +238,11 @@ impl Names for View<'_> {
         self.dns.store.names_of(self.now, self.client, address, found);
     }
 
+    fn is_known(&self, name: &HostName) -> bool {
+        self.dns.store.is_known(self.client, name.as_str())
+    }
+
+    // What a flow holds is one address more and makes no name known: the stamp is the same with it and without.
     fn stamp(&self) -> Option<u64> {
         Some(self.dns.store.stamp())
     }

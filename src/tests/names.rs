@@ -201,6 +201,52 @@ fn answers_that_a_client_gets_feed_its_own_rules() {
     kit.b(&Build::tcp((B, 40_000), (STRANGER, 443), SYN)).assert_refused(ID_B, 3, 13);
 }
 
+/// What a client learned is one address of the name. Others may still be: the drop rule refuses all that reaches it.
+#[test]
+fn one_learned_address_does_not_open_a_drop_rule_whose_name_is_not_known() {
+    let mut kit = Kit::new().rules(
+        A,
+        &[
+            "action=accept specialtarget=dns",
+            "action=drop dsthost=www.example.org proto=tcp",
+            "action=accept",
+        ],
+    );
+    let question = Build::udp((A, 5353), (CLIENT_DNS[0], 53));
+    let port = kit.a(&question).assert_sent(PortId::Uplink).sport();
+    kit.dns(OWN_DNS[0].into(), port, &client_reply(NAME, STRANGER)).assert_sent(TO_A);
+    for _ in 0..2 {
+        let counters = kit.counters();
+        // To the learned address the rule applies, or not; both are known.
+        kit.a(&syn(STRANGER, 443)).assert_refused(ID_A, 3, 13);
+        kit.a(&Build::udp((A, 5), (STRANGER, 9))).assert_sent(PortId::Uplink);
+        assert!(kit.moved(&counters).contains(&("a/drop:rule-rejected".into(), 1)));
+        kit.wait(1);
+        kit.a(&syn(SERVER, 443)).assert_refused(ID_A, 3, 13);
+        assert!(kit.moved(&counters).contains(&("a/drop:name-unresolved".into(), 1)));
+        kit.wait(1);
+    }
+}
+
+/// The same where a flow alone keeps the address: judging it again must not open the rest.
+#[test]
+fn a_kept_address_does_not_open_a_drop_rule_whose_name_is_not_known() {
+    let mut kit = kit(&["action=accept dsthost=www.example.org"]);
+    kit.connect((A, 40_000), (SERVER, 443));
+    // Long enough that the answer counts no more, while the flow lives.
+    kit.wait(3700);
+    kit.fw.on_timer(kit.now);
+    let lines = ["action=drop dsthost=www.example.org proto=udp", "action=accept"];
+    kit.set_rules(A, rules(&lines));
+    for _ in 0..2 {
+        kit.a(&data(SERVER)).assert_sent(PortId::Uplink);
+        let counters = kit.counters();
+        kit.a(&Build::tcp((A, 40_001), (STRANGER, 443), SYN)).assert_refused(ID_A, 3, 13);
+        assert!(kit.moved(&counters).contains(&("a/drop:name-unresolved".into(), 1)));
+        kit.wait(1);
+    }
+}
+
 #[test]
 fn nothing_else_feeds_them() {
     let lines = ["action=accept dsthost=www.example.org", "action=accept proto=udp"];

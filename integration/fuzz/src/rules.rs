@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rules::{
-    Action, DecidedBy, Destination, Family, HostName, NameMatch, Names, Rule, RuleSet, Subject,
-    Upper, UpperMatch, Verdict,
+    Action, CompiledSet, DecidedBy, Destination, Family, HostName, NameMatch, Names, Rule, RuleSet,
+    Subject, Upper, UpperMatch, Verdict,
 };
 
 use crate::source::Source;
@@ -63,6 +63,45 @@ fn whole_set(set: &RuleSet, entries: &[(&[u8], &[u8])], subject: &Subject, names
     let decision = set.evaluate(subject, names);
     assert_eq!(decision, again.evaluate(subject, names));
     assert_eq!((decision.verdict, place(decision.by)), slowly(set, subject, names));
+    let compiled = CompiledSet::new(set.clone()).expect("memory for one set");
+    let bytes = compiled.heap_bytes() - compiled.rules().heap_bytes();
+    assert!(bytes <= set.rules().len() * CompiledSet::MAX_RULE_BYTES, "{bytes} bytes of tables");
+    assert_eq!(compiled.evaluate(subject, names), decision);
+    // Not only this packet: at the edges of some rules as well.
+    for (_, rule) in set.rules().take(16) {
+        near(rule, subject).for_each(|subject| {
+            assert_eq!(
+                compiled.evaluate(&subject, names),
+                set.evaluate(&subject, names),
+                "{subject:?}"
+            );
+        });
+    }
+}
+
+/// Packets that a rule matches just so, or just not.
+fn near(rule: &Rule, subject: &Subject) -> impl Iterator<Item = Subject> {
+    let destinations = match rule.destination() {
+        Destination::Net(net) => [net.network(), net.broadcast()],
+        Destination::Any | Destination::Host(_) => [subject.destination; 2],
+    };
+    let ports = match rule.upper() {
+        UpperMatch::Tcp(Some(range))
+        | UpperMatch::Udp(Some(range))
+        | UpperMatch::TcpOrUdp(range) => {
+            let (first, last) = (range.first(), range.last());
+            [first.wrapping_sub(1), first, last, last.wrapping_add(1)]
+        }
+        UpperMatch::Icmp(icmp_type) => [icmp_type.map_or(8, u16::from); 4],
+        UpperMatch::Any | UpperMatch::Tcp(None) | UpperMatch::Udp(None) => [52, 53, 54, u16::MAX],
+    };
+    let is_dns_server = subject.is_dns_server;
+    let uppers = ports.into_iter().flat_map(|port| {
+        [Upper::Tcp { port }, Upper::Udp { port }, Upper::Icmp { icmp_type: port as u8 }]
+    });
+    uppers.chain([subject.upper]).flat_map(move |upper| {
+        destinations.map(|destination| Subject { destination, upper, is_dns_server })
+    })
 }
 
 fn place(by: DecidedBy) -> Option<usize> {
@@ -167,6 +206,10 @@ impl Names for Known {
     fn each_at(&self, _: IpAddr, found: &mut dyn FnMut(&str)) {
         let there = self.names.iter().filter(|name| self.state(name) == NameMatch::Has);
         there.for_each(|name| found(name));
+    }
+
+    fn is_known(&self, name: &HostName) -> bool {
+        self.state(name.as_str()) != NameMatch::Unresolved
     }
 }
 

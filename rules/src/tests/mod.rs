@@ -1,5 +1,6 @@
 //! Tests of the crate as a whole: the measured vectors, the messages, properties.
 
+mod compiled;
 mod errors;
 mod properties;
 mod vectors;
@@ -7,7 +8,9 @@ mod vectors;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::{DecidedBy, Family, HostName, NameMatch, Names, RuleSet, Subject, Upper, Verdict};
+use crate::{
+    CompiledSet, DecidedBy, Family, HostName, NameMatch, Names, RuleSet, Subject, Upper, Verdict,
+};
 
 /// One source with its tree, the names that are known, and one packet at a time.
 struct Tree {
@@ -32,6 +35,10 @@ impl Names for KnownNames {
     fn each_at(&self, address: IpAddr, found: &mut dyn FnMut(&str)) {
         let has = |addresses: &Vec<IpAddr>| addresses.contains(&address);
         self.0.iter().filter(|(_, addresses)| has(addresses)).for_each(|(name, _)| found(name));
+    }
+
+    fn is_known(&self, name: &HostName) -> bool {
+        self.0.contains_key(name.as_str())
     }
 }
 
@@ -89,6 +96,8 @@ impl Tree {
             Err(error) => return format!("refused: {error}"),
         };
         let decision = set.evaluate(&subject, &self.names);
+        let compiled = CompiledSet::new(set.clone()).unwrap();
+        assert_eq!(compiled.evaluate(&subject, &self.names), decision);
         let verdict = match decision.verdict {
             Verdict::Accept => "accept",
             Verdict::Reject => "reject",

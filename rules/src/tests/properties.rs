@@ -286,6 +286,10 @@ proptest! {
             }
 
             fn each_at(&self, _: IpAddr, _: &mut dyn FnMut(&str)) {}
+
+            fn is_known(&self, _: &crate::HostName) -> bool {
+                true
+            }
         }
         let with = parse(true).evaluate(&subject, &NoAddress).verdict;
         prop_assert_eq!(with, parse(false).evaluate(&subject, &NoNames).verdict);

@@ -170,7 +170,7 @@ pub(crate) struct Store {
     by_address: Index,
     serial: u32,
     edit: u32,
-    /// Moves whenever a name becomes known or ceases to be.
+    /// Moves whenever a name becomes known or ceases to be, or a client gets other names.
     stamp: u64,
     /// No name is due before.
     ask_at: Option<Instant>,
@@ -247,11 +247,9 @@ impl Store {
         name: &str,
         address: IpAddr,
     ) -> NameMatch {
-        let found = self.find_name(name, Family::of(address));
-        let Some((slot, known)) = found.and_then(|slot| Some((slot, self.names.get(slot)?))) else {
+        let Some((slot, owner, known)) = self.find_used(client, name, Family::of(address)) else {
             return NameMatch::Unresolved;
         };
-        let Some(owner) = self.find_use(client, slot) else { return NameMatch::Unresolved };
         let has = self.find_entry(address, |entry| {
             entry.name == slot
                 && (entry.owner == NONE || entry.owner == owner)
@@ -264,6 +262,12 @@ impl Store {
         } else {
             NameMatch::Unresolved
         }
+    }
+
+    /// Whether the latest answer about a name of a client counts, so that it has no addresses but those that are here.
+    pub(crate) fn is_known(&self, client: IpAddr, name: &str) -> bool {
+        let found = self.find_used(client, name, Family::of(client));
+        found.is_some_and(|(_, _, known)| known.known_until.is_some())
     }
 
     /// Calls `found` with every name of a client that has this address.

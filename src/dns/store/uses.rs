@@ -141,6 +141,17 @@ impl Store {
         })
     }
 
+    /// A name that a client uses, its use, and what is known about it.
+    pub(super) fn find_used(
+        &self,
+        client: IpAddr,
+        name: &str,
+        family: Family,
+    ) -> Option<(u32, u32, &Name)> {
+        let slot = self.find_name(name, family)?;
+        Some((slot, self.find_use(client, slot)?, self.names.get(slot)?))
+    }
+
     pub(super) fn find_use(&self, client: IpAddr, name: u32) -> Option<u32> {
         self.by_use.find(self.hash_use(client, name), |slot| {
             self.uses.get(slot).is_some_and(|one| one.client == client && one.name == name)

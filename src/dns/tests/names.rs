@@ -187,10 +187,33 @@ fn address(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, n)
 }
 
+/// The stamp, and which names are known to the clients.
+fn what_is_known(
+    script: &Script,
+    clients: [IpAddr; 3],
+    hosts: &[HostName],
+) -> (Option<u64>, Vec<bool>) {
+    let views = clients.map(|client| script.dns.view(script.now, client, None));
+    let known = views.iter().flat_map(|view| hosts.iter().map(|host| view.is_known(host)));
+    (views[0].stamp(), known.collect())
+}
+
+/// A name about which the questions contradict each other.
+fn disagreement(view: &View<'_>, address: Ipv4Addr, hosts: &[HostName]) -> Option<HostName> {
+    let mut at: Vec<String> = Vec::new();
+    view.each_at(address.into(), &mut |name| at.push(name.to_owned()));
+    let expected = |host: &HostName| match at.iter().any(|name| name == host.as_str()) {
+        true => NameMatch::Has,
+        false if view.is_known(host) => NameMatch::HasNot,
+        false => NameMatch::Unresolved,
+    };
+    hosts.iter().find(|host| view.lookup(host, address.into()) != expected(host)).cloned()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// Whatever happens, both questions agree, all bounds hold, and nothing is left when the names are gone.
+    /// Whatever happens, all questions agree, all bounds hold, and nothing is left when the names are gone.
     #[test]
     fn the_store_agrees_with_itself(steps in steps()) {
         let client = |n: u8| IpAddr::from([10, 137, 0, n]);
@@ -198,6 +221,7 @@ proptest! {
         let hosts: Vec<HostName> = (0..6).map(|n| host_name(&name(n))).collect();
         let mut script = Script::with_limits(Limits { names: 5, ..LIMITS });
         script.servers(&[FIRST]);
+        let mut known_before = (None, Vec::new());
         for step in steps {
             match step {
                 Step::Names(n, names) => {
@@ -220,15 +244,23 @@ proptest! {
                 Step::Wait(seconds) => script.wait(seconds),
             }
             prop_assert!(script.dns.store.sizes().1 <= 16);
+            let known = what_is_known(&script, [0, 1, 2].map(client), &hosts);
+            prop_assert!(known.0 != known_before.0 || known.1 == known_before.1, "same stamp");
+            known_before = known;
             for c in 0..3 {
                 let view = script.dns.view(script.now, client(c), None);
                 for a in 0..12 {
                     let mut at: Vec<String> = Vec::new();
                     view.each_at(address(a).into(), &mut |name| at.push(name.to_owned()));
+                    // A flow that keeps this address under one of the names makes it one more, and makes none known.
+                    if let Some(held) = view.hold(&hosts[usize::from(a) % hosts.len()]) {
+                        let held = (held, address(a).into());
+                        let view = script.dns.view(script.now, client(c), Some(held));
+                        prop_assert_eq!(disagreement(&view, address(a), &hosts), None);
+                    }
+                    prop_assert_eq!(disagreement(&view, address(a), &hosts), None);
                     for host in &hosts {
                         let has = at.iter().any(|name| name == host.as_str());
-                        let found = view.lookup(host, address(a).into());
-                        prop_assert_eq!(has, found == NameMatch::Has);
                         let mut listed = script.dns.addresses_of(script.now, client(c), host);
                         prop_assert_eq!(has, listed.any(|one| one == IpAddr::from(address(a))));
                     }
@@ -294,6 +326,7 @@ fn a_flow_keeps_its_address_under_its_name() {
         assert_eq!(at, if expected == NameMatch::Has { vec![NAME] } else { vec![] });
         assert_eq!(view.lookup(&host_name("b.example.org"), X.into()), NameMatch::Unresolved);
         assert_eq!(view.lookup(&host_name(NAME), Y.into()), NameMatch::Unresolved);
+        assert!(!view.is_known(&host_name(NAME)), "one address of it is not all");
     };
     check(&script, NameMatch::Has);
     script.names(CLIENT, &["c.example.org", NAME]);

@@ -503,4 +503,8 @@ impl Names for AllNames {
             found("www.example");
         }
     }
+
+    fn is_known(&self, _: &HostName) -> bool {
+        self.0 != NameMatch::Unresolved
+    }
 }
