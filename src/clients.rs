@@ -8,7 +8,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use rules::RuleSet;
+use rules::CompiledSet;
 
 use crate::conntrack::index::{HashKey, Index};
 use crate::conntrack::slab::Slab;
@@ -47,7 +47,7 @@ pub enum RulesState {
     /// Committed but not understood: everything is rejected.
     Refused,
     /// In force.
-    Active(RuleSet),
+    Active(CompiledSet),
 }
 
 /// Number of a rule change of one address. Flows of an older generation are judged again.

@@ -60,7 +60,7 @@ fn judge_by_rules(
     let decision = rules.evaluate(&subject(network, outside), &names);
     let outcome = match (decision.verdict, decision.by) {
         (rules::Verdict::Accept, DecidedBy::Rule { index, .. }) => {
-            let name = rules.get(index).and_then(|(_, rule)| rule.host_name());
+            let name = rules.rules().get(index).and_then(|(_, rule)| rule.host_name());
             Ok(name.and_then(|name| names.hold(name)))
         }
         (rules::Verdict::Accept, _) => Ok(None),

@@ -74,7 +74,9 @@ impl Firewall {
     pub(crate) fn register_names(&mut self, now: Instant, client: IpAddr) {
         let host = self.clients.find(client).and_then(|host| self.clients.host(host));
         self.names_left_out = match host.map(|host| &host.rules) {
-            Some(RulesState::Active(rules)) => self.names.set_names(now, client, rules.names()),
+            Some(RulesState::Active(rules)) => {
+                self.names.set_names(now, client, rules.rules().names())
+            }
             _ => self.names.set_names(now, client, core::iter::empty()),
         };
     }

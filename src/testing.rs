@@ -7,7 +7,7 @@ pub(crate) mod v6;
 use core::net::{IpAddr, Ipv4Addr};
 use core::time::Duration;
 
-use rules::{Family, RuleSet};
+use rules::{CompiledSet, Family, RuleSet};
 
 use crate::config::DebugMode;
 use crate::config::features::{Features, Words};
@@ -356,7 +356,8 @@ pub(crate) fn rules(lines: &[&str]) -> RulesState {
     let keys: Vec<String> = (0..lines.len()).map(|n| format!("{n:04}")).collect();
     let lines = keys.iter().zip(lines).map(|(key, line)| (key.as_bytes(), line.as_bytes()));
     let entries = [(&b"policy"[..], &b"drop"[..])].into_iter().chain(lines);
-    RulesState::Active(RuleSet::parse(Family::V4, entries).unwrap())
+    let set = RuleSet::parse(Family::V4, entries).unwrap();
+    RulesState::Active(CompiledSet::new(set).unwrap())
 }
 
 impl Kit {

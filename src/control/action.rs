@@ -5,7 +5,7 @@ use core::fmt;
 use core::net::IpAddr;
 
 use qubesdb::{Path, PathError, ProtocolError, RawPath, Refusal, Tree};
-use rules::{RuleSet, RuleSetError};
+use rules::{CompiledSet, RuleSetError};
 use thiserror::Error;
 
 use crate::clients::RulesState;
@@ -54,7 +54,7 @@ pub enum SourceRules {
     /// There are rules that must not be used: reject everything.
     Refused(RulesRefusal),
     /// Judge by these.
-    Active(RuleSet),
+    Active(CompiledSet),
 }
 
 /// For the packet path the reason of a refusal does not matter.
@@ -75,7 +75,7 @@ impl fmt::Display for SourceRules {
         match self {
             Self::None => f.write_str("rules=0 state=none"),
             Self::Refused(reason) => write!(f, "rules=0 state=refused reason=\"{reason}\""),
-            Self::Active(set) => write!(f, "rules={} state=set", set.rules().len()),
+            Self::Active(set) => write!(f, "rules={} state=set", set.rules().rules().len()),
         }
     }
 }
@@ -83,7 +83,7 @@ impl fmt::Display for SourceRules {
 /// Why rules must not be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RulesRefusal {
-    /// The text is not understood.
+    /// The text is not understood, or there is no memory for what it says.
     #[error(transparent)]
     Parse(RuleSetError),
     /// An entry of the tree could not be stored.

@@ -25,7 +25,7 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 
 use qubesdb::{Event, Path, RawPath, Refusal, Store, Tree};
-use rules::{Family, RuleSet};
+use rules::{CompiledSet, Family, RuleSet};
 
 pub use action::{Action, Notice, RulesRefusal, SourceRules};
 
@@ -47,14 +47,14 @@ const MARK_PREFIX: &str = "/qubes-firewall/";
 pub struct Limits {
     /// Sources with rules.
     pub sources: usize,
-    /// Heap bytes of all rule sets together.
+    /// Heap bytes of all rule sets together, their tables included.
     pub rule_bytes: usize,
 }
 
 impl Default for Limits {
-    /// More than a QubesDB store of its default size can describe.
+    /// More than a QubesDB store of its default size can describe: a rule takes some 110 bytes, compiled.
     fn default() -> Self {
-        Self { sources: 4096, rule_bytes: 2 * 1024 * 1024 }
+        Self { sources: 4096, rule_bytes: 4 * 1024 * 1024 }
     }
 }
 
@@ -214,7 +214,7 @@ impl Control {
         }
     }
 
-    /// Parses a tree and keeps the books; what does not fit is refused.
+    /// Parses and compiles a tree and keeps the books; what does not fit is refused.
     fn load(
         &mut self,
         ip: IpAddr,
@@ -417,13 +417,14 @@ fn parse(
     tree: &Tree,
     complete: Result<(), Refusal>,
     store: &Store,
-) -> Result<Option<RuleSet>, RulesRefusal> {
+) -> Result<Option<CompiledSet>, RulesRefusal> {
     complete.map_err(RulesRefusal::Incomplete)?;
     let entries = || store.tree_entries(tree).map(|(key, value)| (key.as_bytes(), value));
     if entries().next().is_none() {
         return Ok(None);
     }
-    RuleSet::parse(Family::of(ip), entries()).map(Some).map_err(RulesRefusal::Parse)
+    let compiled = RuleSet::parse(Family::of(ip), entries()).and_then(CompiledSet::new);
+    compiled.map(Some).map_err(RulesRefusal::Parse)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use core::net::Ipv6Addr;
 
-use rules::{Family, RuleSet};
+use rules::{CompiledSet, Family, RuleSet};
 
 use super::*;
 
@@ -39,7 +39,8 @@ pub(crate) fn rules6(lines: &[&str]) -> RulesState {
     let keys: Vec<String> = (0..lines.len()).map(|n| format!("{n:04}")).collect();
     let lines = keys.iter().zip(lines).map(|(key, line)| (key.as_bytes(), line.as_bytes()));
     let entries = [(&b"policy"[..], &b"drop"[..])].into_iter().chain(lines);
-    RulesState::Active(RuleSet::parse(Family::V6, entries).unwrap())
+    let set = RuleSet::parse(Family::V6, entries).unwrap();
+    RulesState::Active(CompiledSet::new(set).unwrap())
 }
 
 pub(crate) fn pseudo6(src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, length: usize) -> Vec<u8> {

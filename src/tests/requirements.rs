@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use rules::{Family, RuleSet};
+use rules::{CompiledSet, Family, RuleSet};
 
 use crate::testing::*;
 use crate::*;
@@ -12,7 +12,8 @@ const ACCEPT: &[&str] = &["action=accept"];
 
 fn state(entries: &[(&str, &str)]) -> RulesState {
     let entries = entries.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes()));
-    RuleSet::parse(Family::V4, entries).map_or(RulesState::Refused, RulesState::Active)
+    let set = RuleSet::parse(Family::V4, entries).and_then(CompiledSet::new);
+    set.map_or(RulesState::Refused, RulesState::Active)
 }
 
 /// Whether each destination port of 80, 443 and 22 is let out.

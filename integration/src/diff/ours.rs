@@ -8,7 +8,7 @@ use firewall::{
     ClientId, ClientPort, Fate, Firewall, Frame, Instant, Limits, Mac, Offload, Origin, PortCaps,
     PortId, RulesState,
 };
-use rules::RuleSet;
+use rules::{CompiledSet, RuleSet};
 
 use super::model::{Family, Packet, Plan, Side, Verdict, plan};
 use super::packet;
@@ -55,8 +55,8 @@ impl Ours {
         for (address, entries) in [(plan.a, entries), (plan.b, &open[..])] {
             let family = rules::Family::of(address);
             let bytes = entries.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes()));
-            let state =
-                RuleSet::parse(family, bytes).map_or(RulesState::Refused, RulesState::Active);
+            let set = RuleSet::parse(family, bytes).and_then(CompiledSet::new);
+            let state = set.map_or(RulesState::Refused, RulesState::Active);
             firewall.set_rules(now, address, state).map_err(|error| failed(&error))?;
         }
         Ok(Self { firewall, plan, now, step: STEP })

@@ -8,7 +8,7 @@ use firewall::{
     Checksum, ClientId, ClientPort, FamilyConfig, Fate, Firewall, Frame, Instant, Limits, Mac,
     NetworkConfig, Offload, Origin, PortCaps, PortId, RulesState, UplinkPort,
 };
-use rules::{HostName, NameMatch, Names, RuleSet, Subject, Upper, Verdict};
+use rules::{CompiledSet, HostName, NameMatch, Names, RuleSet, Subject, Upper, Verdict};
 
 use super::view::{Piece, Sum, View};
 use crate::source::Source;
@@ -183,7 +183,10 @@ impl World {
         let (state, set) = match parsed {
             None => (RulesState::None, None),
             Some(Err(_)) => (RulesState::Refused, None),
-            Some(Ok(set)) => (RulesState::Active(set.clone()), Some(set)),
+            Some(Ok(set)) => {
+                let compiled = CompiledSet::new(set.clone()).expect("memory for a few rules");
+                (RulesState::Active(compiled), Some(set))
+            }
         };
         self.firewall.set_rules(self.now, address, state).expect("room for the address");
         self.rules[client][usize::from(family == Family::V6)] = set;
