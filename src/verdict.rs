@@ -122,7 +122,7 @@ drop_reasons! {
     Ipv6Header, "ipv6-header", "Bad version, or longer than its frame.";
     Ipv4Checksum, "ipv4-checksum", "Wrong IPv4 header checksum.";
     SourceSpoofed, "source-spoofed", "From a client: not its address. From the uplink: an address of a client or of ours.";
-    SourceMartian, "source-martian", "A source that cannot be answered: loopback, this-network, link-local (IPv6), multicast, reserved.";
+    SourceMartian, "source-martian", "A source that cannot be answered: unspecified, loopback, link-local (IPv6), multicast, broadcast.";
     SourceRoute, "source-route", "IPv4 options that steer the route (LSRR, SSRR) or cannot be read; IPv6 routing headers of type 0 or not at their end.";
     ExtensionHeader, "extension-header", "IPv6 extension headers that cannot be followed to their end, or more than eight.";
     NdMalformed, "nd-malformed", "Neighbour discovery that fails the checks of RFC 4861.";
@@ -131,7 +131,7 @@ drop_reasons! {
     FragmentOverlap, "fragment-overlap", "Fragments of one datagram overlap or contradict each other: none of it passes.";
     FragmentLimit, "fragment-limit", "No room for a datagram in fragments, or it has too many of them.";
     FragmentTimeout, "fragment-timeout", "The rest of a datagram in fragments did not come in time.";
-    DestinationMartian, "destination-martian", "Loopback, this-network, link-local (IPv6), multicast, broadcast or reserved destination.";
+    DestinationMartian, "destination-martian", "Unspecified, loopback, link-local (IPv6), multicast or broadcast destination.";
     NotOurAddress, "not-our-address", "From the uplink, not for our address.";
     TransportHeader, "transport-header", "TCP, UDP or ICMP header cut off or contradicting itself.";
     TcpFlags, "tcp-flags", "A combination of TCP flags that no stack sends.";

@@ -34,7 +34,12 @@ pub(super) fn header(frame: &mut Frame<'_>) -> Result<Header, DropReason> {
     Ok(header)
 }
 
-/// Loopback, this network, multicast, reserved and broadcast: neither a source nor a destination to forward.
+/// Unspecified, loopback, multicast and broadcast: neither a source nor a destination to forward. The rest of 0.0.0.0/8
+/// and 240.0.0.0/4 lies beyond the uplink like any other address, for the rules to govern: networks use it, and Linux
+/// forwards it.
 pub(super) fn is_martian(address: Ipv4Addr) -> bool {
-    matches!(address.octets(), [0 | 127 | 224..=255, ..])
+    address.is_unspecified()
+        || address.is_loopback()
+        || address.is_multicast()
+        || address.is_broadcast()
 }

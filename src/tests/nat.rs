@@ -473,7 +473,7 @@ fn s4_spoofed_sources_are_dropped_on_both_sides() {
         kit.up(spoofed).assert_dropped(DropReason::SourceSpoofed);
     }
     for src in
-        [zero, Ipv4Addr::LOCALHOST, [224, 0, 0, 1].into(), [240, 0, 0, 1].into(), [255; 4].into()]
+        [zero, Ipv4Addr::LOCALHOST, [224, 0, 0, 1].into(), [239, 0, 0, 1].into(), [255; 4].into()]
     {
         let martian = Build::udp((src, 443), (OWN, out.sport()));
         kit.up(martian).assert_dropped(DropReason::SourceMartian);

@@ -188,12 +188,25 @@ fn the_netvm_itself_is_an_address_like_any_other() {
 #[test]
 fn broadcast_multicast_and_loopback_are_dropped() {
     let mut kit = accept_all();
-    for destination in [[255; 4], [224, 0, 0, 251], [127, 0, 0, 1], [0; 4], [240, 0, 0, 1]] {
+    for destination in [[255; 4], [224, 0, 0, 251], [239, 255, 255, 255], [127, 0, 0, 1], [0; 4]] {
         let build = Build::udp((A, 1), (destination.into(), 5353));
         kit.a(&build).assert_dropped(DropReason::DestinationMartian);
     }
     let broadcast = Build::udp((A, 1), WEB).with(|b| b.link.0 = Mac::BROADCAST);
     kit.a(&broadcast).assert_dropped(DropReason::LinkDestination);
+}
+
+#[test]
+fn what_is_left_of_networks_0_and_240_is_governed_by_the_rules() {
+    for destination in [[0, 0, 0, 1], [0, 255, 255, 255], [240, 0, 0, 1], [255, 255, 255, 254]] {
+        let to = (Ipv4Addr::from(destination), 443);
+        let mut kit = kit(&["action=accept dst4=0.0.0.0/4", "action=accept dst4=240.0.0.0/4"]);
+        let out = kit.a(&Build::udp((A, 5000), to));
+        assert_eq!(out.assert_sent(TO_UPLINK).dst(), to.0);
+        kit.up(Build::udp(to, (OWN, out.sport()))).assert_sent(PortId::Client(ID_A));
+        kit.set_rules(A, rules(&["action=drop"]));
+        kit.a(&Build::udp((A, 5001), to)).assert_refused(ID_A, 3, 13);
+    }
 }
 
 #[test]
