@@ -162,6 +162,12 @@ impl Clients {
         host.is_some_and(|host| host.is_connected || host.port.is_some())
     }
 
+    /// Whether a vif is attached for `address`.
+    pub(crate) fn is_attached(&self, address: IpAddr) -> bool {
+        let host = self.find(address).and_then(|id| self.host(id));
+        host.is_some_and(|host| host.port.is_some())
+    }
+
     pub(crate) fn host(&self, id: HostId) -> Option<&Host> {
         self.hosts.get(id.0)
     }

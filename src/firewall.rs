@@ -473,7 +473,7 @@ pub(crate) fn local(packet: &Packet) -> Verdict {
             DropReason::NotAFirstPacket.into()
         }
         Upper::Tcp(_) | Upper::Udp | Upper::Other => service,
-        Upper::IcmpQuery(_) | Upper::IcmpReply | Upper::IcmpError(_) | Upper::IcmpOther => {
+        Upper::IcmpQuery(_) | Upper::IcmpReply | Upper::IcmpError(_) | Upper::IcmpOther(_) => {
             DropReason::LocalSilent.into()
         }
     }

@@ -70,7 +70,7 @@ impl Firewall {
     ) -> Result<FlowId, Verdict> {
         match packet.upper {
             Upper::IcmpError(quote) => return self.flow_of_uplink_error(now, packet, &quote),
-            Upper::IcmpQuery(_) | Upper::IcmpOther => return Err(DropReason::NoFlow.into()),
+            Upper::IcmpQuery(_) | Upper::IcmpOther(_) => return Err(DropReason::NoFlow.into()),
             Upper::Tcp(_) | Upper::Udp | Upper::IcmpReply | Upper::Other => {}
         }
         let found = self.table.find_outside(&packet.inbound());
@@ -402,6 +402,11 @@ fn forbidden(reason: DropReason, packet: &Packet, known: IsKnown) -> Verdict {
     }
 }
 
+/// Whether a packet can start a flow.
+pub(crate) fn can_begin(packet: &Packet) -> bool {
+    beginning(packet).is_some()
+}
+
 /// What a flow starts as; `None` if such a packet cannot start one (as Linux calls it: invalid).
 fn beginning(packet: &Packet) -> Option<(Class, Option<Tracker>)> {
     match packet.upper {
@@ -412,6 +417,6 @@ fn beginning(packet: &Packet) -> Option<(Class, Option<Tracker>)> {
         Upper::Udp => Some((Class::UdpOneWay, None)),
         Upper::IcmpQuery(_) => Some((Class::IcmpQuery, None)),
         Upper::Other => Some((Class::Other, None)),
-        Upper::IcmpReply | Upper::IcmpError(_) | Upper::IcmpOther => None,
+        Upper::IcmpReply | Upper::IcmpError(_) | Upper::IcmpOther(_) => None,
     }
 }

@@ -63,6 +63,9 @@ impl Firewall {
         }
         let (port, exit) = self.exit(way, remote)?;
         egress::check(frame, packet, &exit.caps)?;
+        if way == Way::Absent {
+            return Err(self.end_to_absent(now, host, packet, remote));
+        }
         let flow = self.flow_of_client(now, host, packet, remote, way.basis())?;
         self.translate_outbound(flow, packet, frame)?;
         self.clamp_mss(packet, exit.caps.mtu, frame);

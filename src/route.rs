@@ -7,8 +7,10 @@ use crate::conntrack::table::FlowId;
 use crate::conntrack::{Basis, Tuple};
 use crate::egress::Exit;
 use crate::firewall::{Firewall, local};
+use crate::flows;
 use crate::packet::{Packet, Upper};
 use crate::port::PortId;
+use crate::time::Instant;
 use crate::verdict::{DropReason, Refusal, Verdict};
 use crate::visible::Visible;
 use crate::wire::Mac;
@@ -21,6 +23,8 @@ pub(crate) enum Way {
     Client(HostId),
     /// To another client, in a flow of that one.
     Back,
+    /// Towards a client that is not attached: beyond the uplink, as far as its sender can tell; it does not get there.
+    Absent,
 }
 
 impl Way {
@@ -28,7 +32,7 @@ impl Way {
     pub(crate) fn basis(self) -> Basis {
         match self {
             Self::Client(to) => Basis::Allowed { to },
-            Self::Uplink | Self::Back => Basis::Rules,
+            Self::Uplink | Self::Back | Self::Absent => Basis::Rules,
         }
     }
 }
@@ -89,13 +93,39 @@ impl Firewall {
         }
         let flow = Tuple { remote, ..packet.outbound() };
         if !self.exposure.allows(&flow) && self.flow_about(packet).is_none() {
-            return Err(DropReason::ClientIsolation.into());
+            if !self.clients.has_rules(host) {
+                return Err(DropReason::ClientIsolation.into());
+            }
+            return match self.clients.is_attached(remote) {
+                true => Err(isolated(packet)),
+                false => Ok(Way::Absent),
+            };
         }
         if !self.clients.has_rules(host) {
             return Err(DropReason::NoRules.into());
         }
         let to = self.clients.find(remote).ok_or(DropReason::ClientIsolation)?;
         Ok(Way::Client(to))
+    }
+
+    /// How a packet to a client that is not attached ends: as the sender's rules say, in silence where they accept. What
+    /// they refuse is refused wherever it goes, so that an answer says nothing about the receiver.
+    pub(crate) fn end_to_absent(
+        &mut self,
+        now: Instant,
+        host: HostId,
+        packet: &Packet,
+        remote: IpAddr,
+    ) -> Verdict {
+        let inside = packet.outbound();
+        let outside = Tuple { remote, ..inside };
+        if !flows::can_begin(packet) {
+            return DropReason::NotAFirstPacket.into();
+        }
+        match self.accept(now, host, packet, Basis::Rules, (&inside, &outside)) {
+            Ok(_) => DropReason::ClientIsolation.into(),
+            Err(verdict) => verdict,
+        }
     }
 
     /// Whether a client without rules sends this in a flow that dom0 has forwarded to it.
@@ -109,7 +139,7 @@ impl Firewall {
             Way::Client(to) => self
                 .exit_to_client(to)
                 .ok_or(Verdict::Reject(DropReason::ClientAbsent, Refusal::NetUnreachable)),
-            Way::Uplink | Way::Back => self.exit_to_uplink(family_of),
+            Way::Uplink | Way::Back | Way::Absent => self.exit_to_uplink(family_of),
         }
     }
 
@@ -133,8 +163,17 @@ impl Firewall {
             Upper::Tcp(_) | Upper::Udp | Upper::IcmpReply | Upper::Other => packet.inbound(),
             // Only about what itself got: nobody stands between clients who could speak for it.
             Upper::IcmpError(quote) if quote.destination == packet.source => quote.outbound(),
-            Upper::IcmpError(_) | Upper::IcmpQuery(_) | Upper::IcmpOther => return false,
+            Upper::IcmpError(_) | Upper::IcmpQuery(_) | Upper::IcmpOther(_) => return false,
         };
         self.table.find_outside(&flow).is_some()
+    }
+}
+
+/// The end of a packet to another client: silence. If it could not have gone on anyway, its sender hears that: traceroute
+/// finds the same first hop on the way to every address, and learns of none whether it is there.
+fn isolated(packet: &Packet) -> Verdict {
+    match packet.ttl {
+        0 | 1 => Verdict::Reject(DropReason::TtlExpired, Refusal::TimeExceeded),
+        _ => DropReason::ClientIsolation.into(),
     }
 }

@@ -41,7 +41,7 @@ pub(crate) fn apply(frame: &mut Frame<'_>, packet: &Packet, ends: &Ends) -> Resu
             let addresses = covered(ends.source, addresses);
             set_identifier(bytes, packet.l4, ends.destination_port, addresses);
         }
-        Upper::IcmpError(_) | Upper::IcmpOther | Upper::Other => {}
+        Upper::IcmpError(_) | Upper::IcmpOther(_) | Upper::Other => {}
     }
     Ok(())
 }

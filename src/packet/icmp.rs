@@ -73,7 +73,7 @@ pub(super) fn read_message(
         Kind::ReplyTo(query) => (Upper::IcmpReply, u16::from(query), identifier),
         Kind::Error => (Upper::IcmpError(quote(header.source, l4, place.l4)?), 0, 0),
         Kind::Forbidden => return Err(DropReason::IcmpForbidden),
-        Kind::Other => (Upper::IcmpOther, 0, 0),
+        Kind::Other => (Upper::IcmpOther(kind), 0, 0),
     })
 }
 

@@ -17,6 +17,9 @@ use crate::ingress::{Header, L3};
 use crate::verdict::DropReason;
 use crate::wire::{self, ip, ipv4, protocol};
 
+/// The first type of ICMPv6 that is no error (RFC 4443, 2.1).
+const FIRST_INFORMATIONAL: u8 = 128;
+
 /// A parsed packet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Packet {
@@ -47,7 +50,8 @@ pub(crate) enum Upper {
     IcmpReply,
     /// Destination unreachable, time exceeded or parameter problem.
     IcmpError(Quote),
-    IcmpOther,
+    /// Any other type, which is this.
+    IcmpOther(u8),
     Other,
 }
 
@@ -103,9 +107,14 @@ impl Packet {
         }
     }
 
-    /// Whether its sender may be told of an error: never about ICMP that is not a query (RFC 1812, 4.3.2.7).
+    /// Whether its sender may be told of an error: never about an ICMP error (RFC 1812, 4.3.2.7; RFC 4443, 2.4 e). What
+    /// an unknown type is says only IPv6: an error below 128.
     pub(crate) fn may_be_answered(&self) -> bool {
-        !matches!(self.upper, Upper::IcmpReply | Upper::IcmpError(_) | Upper::IcmpOther)
+        match self.upper {
+            Upper::IcmpError(_) => false,
+            Upper::IcmpOther(kind) => self.source.is_ipv6() && kind >= FIRST_INFORMATIONAL,
+            _ => true,
+        }
     }
 }
 

@@ -63,6 +63,30 @@ fn v89_another_client_is_out_of_reach() {
 }
 
 #[test]
+fn a_client_that_is_not_there_is_refused_by_the_rules_only() {
+    let mut kit = Kit::new6().rules6(A6, &["action=drop"]);
+    kit.a6(&Build6::udp((A6, 1), (ABSENT6, 22))).assert_refused(ID_A, 1, 1);
+    kit.a6(&Build6::udp((A6, 1), (B6, 22))).assert_dropped(DropReason::ClientIsolation);
+}
+
+#[test]
+fn traceroute_to_any_address_finds_the_firewall_first() {
+    let mut kit = Kit::new6();
+    for to in [SERVER6, B6, ABSENT6] {
+        kit.a6(&Build6::udp((A6, 1), (to, 1)).with(|b| b.hop_limit = 1)).assert_refused(ID_A, 3, 0);
+        // Types from 128 on are no errors (RFC 4443, 2.1); whether the others are is not known.
+        for kind in [128, 129, 200] {
+            let last = Build6::echo(A6, to, kind, 1).with(|b| b.hop_limit = 1);
+            kit.a6(&last).assert_refused(ID_A, 3, 0);
+        }
+        for kind in [0, 100] {
+            let last = Build6::echo(A6, to, kind, 1).with(|b| b.hop_limit = 1);
+            assert!(matches!(kit.a6(&last).fate, Fate::Drop(_)), "type {kind}");
+        }
+    }
+}
+
+#[test]
 fn v90_v92_the_firewall_answers_pings_and_nothing_else() {
     for rules in [&["action=accept"], &["action=drop"]] {
         let mut kit = Kit::new6().rules6(A6, rules);

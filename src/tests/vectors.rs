@@ -210,6 +210,50 @@ fn what_is_left_of_networks_0_and_240_is_governed_by_the_rules() {
 }
 
 #[test]
+fn traceroute_to_any_address_finds_the_firewall_first() {
+    let mut kit = accept_all();
+    for to in [SERVER, B, ABSENT] {
+        for kind in [8, 13, 0, 14] {
+            let last = Build::query(A, to, kind, 1).with(|b| b.ttl = 1);
+            kit.a(&last).assert_refused(ID_A, 11, 0);
+        }
+        kit.a(&Build::udp((A, 1), (to, 1)).with(|b| b.ttl = 1)).assert_refused(ID_A, 11, 0);
+    }
+    kit.set_rules(A, RulesState::None);
+    for to in [B, ABSENT] {
+        let last = Build::udp((A, 1), (to, 1)).with(|b| b.ttl = 1);
+        kit.a(&last).assert_dropped(DropReason::ClientIsolation);
+    }
+    kit.set_rules(A, rules(&["action=accept"]));
+    // Nobody is told about an error, or about ICMP that may be one.
+    for kind in [3, 11, 12, 9, 42] {
+        let about = Build::udp((SERVER, 1), (A, 2)).packet();
+        let silent = Build::error(A, SERVER, kind, 0, &about).with(|b| b.ttl = 1);
+        assert!(matches!(kit.a(&silent).fate, Fate::Drop(_)), "type {kind}");
+    }
+}
+
+#[test]
+fn a_client_that_is_not_there_is_refused_by_the_rules_only() {
+    let attempts = [
+        Build::tcp((A, 1), (ABSENT, 22), SYN),
+        Build::udp((A, 1), (ABSENT, 22)),
+        Build::query(A, ABSENT, 8, 1),
+        Build::raw(A, ABSENT, 47, vec![0; 8]),
+    ];
+    for attempt in attempts {
+        accept_all().a(&attempt).assert_dropped(DropReason::ClientIsolation);
+        let mut kit = kit(&["action=drop"]);
+        kit.a(&attempt).assert_refused(ID_A, 3, 13);
+        kit.set_rules(A, RulesState::None);
+        kit.a(&attempt).assert_dropped(DropReason::ClientIsolation);
+        assert_eq!(kit.fw.flow_count(), 0);
+    }
+    let mut kit = kit(&["action=drop"]);
+    kit.a(&Build::tcp((A, 1), (ABSENT, 22), RST)).assert_dropped(DropReason::NotAFirstPacket);
+}
+
+#[test]
 fn a_portless_protocol_belongs_to_one_client_at_a_time() {
     let mut kit = accept_all();
     let esp = |src, dst| Build::raw(src, dst, 50, vec![7; 16]);
