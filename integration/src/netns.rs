@@ -5,12 +5,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 
 use crate::error::{Attempt, Error, Result};
-use crate::{command, fail, ffi};
+use crate::{command, fail, ffi, progress};
 
 /// Debian packages that make devices, routes and rules.
 pub const PACKAGES: &[&str] = &["iproute2", "nftables"];
@@ -43,6 +44,21 @@ pub fn through_sudo(part: &str) -> Result<bool> {
     let mut sudo = command::new("sudo", &["--preserve-env=PATH,HOME"]);
     // sudo asks on the terminal itself.
     command::status(sudo.arg(own).args(["test", "--long", part])).map(|()| true)
+}
+
+/// Makes sure that there is the device that TAP devices are made with: a bare `/dev` may lack it.
+///
+/// # Errors
+/// When it cannot be made, as where the kernel gives no right to.
+pub fn ensure_tap() -> Result<()> {
+    if Path::new("/dev/net/tun").exists() {
+        return Ok(());
+    }
+    progress::say("making /dev/net/tun, which this check needs");
+    fs::create_dir_all("/dev/net").doing(|| "cannot make /dev/net")?;
+    // Its number since 1999 (devices.txt of Linux).
+    let args = ["-m", "0666", "/dev/net/tun", "c", "10", "200"];
+    command::output(&mut command::new("mknod", &args)).map(drop)
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -149,7 +165,9 @@ impl Namespace {
     pub fn tap(&self, name: &str, mac: &str) -> Result<File> {
         let device = name.to_owned();
         let tap = self.run(move || ffi::tap(&device))?;
-        let tap = tap.doing(|| format!("cannot make the TAP device {name}"))?;
+        let tap = tap.doing(|| {
+            format!("cannot make the TAP device {name} (it takes root, or a /dev/net/tun that anybody may open)")
+        })?;
         self.sh(&format!("ip link set dev {name} address {mac} txqueuelen 10000 up"))?;
         Ok(tap)
     }

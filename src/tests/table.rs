@@ -129,7 +129,7 @@ fn tree(client: IpAddr, row: &Value) -> RulesState {
     entries.extend(row["policy"].as_str().map(|policy| ("policy".into(), policy)));
     let bytes = entries.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes()));
     match RuleSet::parse(Family::of(client), bytes) {
-        Ok(set) => RulesState::Active(set),
+        Ok(set) => RulesState::Active(rules::CompiledSet::new(set).unwrap()),
         Err(error) => {
             assert_eq!(row["expect"]["reason"], error.to_string());
             RulesState::Refused

@@ -1,11 +1,13 @@
 //! Linux' side: a network namespace as the firewall VM, with a TAP device for each client and for the uplink.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::model::{Family, Packet, Plan, Side, Upper, Verdict, plan};
+use super::conntrack::Conntrack;
+use super::model::{Family, Packet, Plan, Side, UPLINK_MTU, Upper, Verdict, plan};
 use super::{nft, packet};
 use crate::error::{Error, Result};
 use crate::fail;
@@ -20,6 +22,7 @@ pub(super) struct Linux {
     space: Namespace,
     plan: Plan,
     taps: [(Side, File); 3],
+    flows: Conntrack,
 }
 
 impl Linux {
@@ -36,15 +39,18 @@ impl Linux {
         ];
         space.sh(&addresses(family))?;
         space.nft(nft::base(family))?;
-        // Flows of one set must not be known to the next that uses its port numbers again.
-        space.sh(
-            "for file in /proc/sys/net/netfilter/nf_conntrack_*timeout*; do echo 1 >$file; done",
-        )?;
-        Ok(Self { space, plan: plan(family), taps })
+        let flows = Conntrack::of(&space)?;
+        Ok(Self { space, plan: plan(family), taps, flows })
     }
 
-    /// Replaces the rules of client A.
+    /// Replaces the rules of client A, and forgets all flows.
     pub(super) fn load(&self, text: String) -> Result<()> {
+        self.space.nft(text)?;
+        self.flows.forget_all()
+    }
+
+    /// Replaces the rules of client A; flows stay as the kernel has them.
+    pub(super) fn reload(&self, text: String) -> Result<()> {
         self.space.nft(text)
     }
 
@@ -64,24 +70,19 @@ impl Linux {
         }
         // A client's ping of the gateway is always answered, after all that went out to this client before it; B,
         // which may do everything, closes the uplink.
-        let echo = if self.plan.a.is_ipv4() { 8 } else { 128 };
+        let kind = if self.plan.a.is_ipv4() { 8 } else { 128 };
         for (number, side) in LAST {
-            let source = if side == Side::A { self.plan.a } else { self.plan.b };
-            let upper = Upper::Icmp { kind: echo, code: 0, id: number };
-            let ping =
-                Packet { side, source, destination: self.plan.client_gateway, ttl: 64, upper };
-            self.write(side, &packet::frame(&ping, number))?;
+            let upper = Upper::Icmp { kind, code: 0, id: number };
+            self.close(number, side, self.plan.client_gateway, upper)?;
         }
-        let upper = Upper::Udp { from: 1999, to: 9 };
-        let last = Packet {
-            side: Side::B,
-            source: self.plan.b,
-            destination: self.plan.netvm,
-            ttl: 64,
-            upper,
-        };
-        self.write(Side::B, &packet::frame(&last, 0xfff2))?;
+        self.close(0xfff2, Side::B, self.plan.netvm, Upper::Udp { from: 1999, to: 9 })?;
         self.collect(frames.len())
+    }
+
+    fn close(&self, number: u16, side: Side, destination: IpAddr, upper: Upper) -> Result<()> {
+        let source = if side == Side::A { self.plan.a } else { self.plan.b };
+        let packet = Packet { side, source, destination, ttl: 64, upper, padding: 0 };
+        self.write(side, &packet::frame(&packet, number))
     }
 
     /// Lets the stack forward packets with source routes.
@@ -148,6 +149,9 @@ const PARAMETERS: &[(&str, &str)] = &[
     ("net/ipv4/icmp_ratemask", "0"),
     ("net/ipv4/icmp_msgs_per_sec", "10000000"),
     ("net/ipv4/icmp_msgs_burst", "10000000"),
+    // No link-local addresses, and so nothing that the stack says by itself.
+    ("net/ipv6/conf/default/addr_gen_mode", "1"),
+    ("net/ipv6/auto_flowlabels", "0"),
     ("net/ipv6/conf/all/forwarding", "1"),
     ("net/ipv6/conf/default/forwarding", "1"),
     ("net/ipv6/conf/default/accept_dad", "0"),
@@ -161,7 +165,8 @@ fn addresses(family: Family) -> String {
         Family::V4 => ("ip -4", 32, ""),
         Family::V6 => ("ip -6", 128, "nodad"),
     };
-    let mut lines = format!("{ip} address add {own}/{full} dev eth0 {nodad}\n");
+    let mut lines = format!("ip link set dev eth0 mtu {UPLINK_MTU}\n");
+    lines += &format!("{ip} address add {own}/{full} dev eth0 {nodad}\n");
     let peers = [
         (a, "vif1", "00:16:3e:5e:6c:0a"),
         (b, "vif2", "00:16:3e:5e:6c:0b"),

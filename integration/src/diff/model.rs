@@ -9,6 +9,32 @@ pub(super) enum Family {
     V6,
 }
 
+impl Family {
+    pub(super) const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    pub(super) const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::V4 => "v4",
+            Self::V6 => "v6",
+        }
+    }
+
+    /// The number of ICMP in the IP header.
+    pub(super) const fn icmp(self) -> u8 {
+        match self {
+            Self::V4 => 1,
+            Self::V6 => 58,
+        }
+    }
+}
+
 /// Upper-layer protocol that a rule names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Proto {
@@ -17,13 +43,47 @@ pub(super) enum Proto {
     Icmp,
 }
 
+/// What a rule says about the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum To {
+    /// Address with a prefix length; host bits may be set.
+    Net(IpAddr, u8),
+    Name(HostName),
+}
+
+/// A host name in a rule, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HostName(pub(super) u8);
+
+impl HostName {
+    /// Names are numbered from 0 to here.
+    pub(super) const COUNT: u8 = 6;
+    /// One that exists and has no address.
+    pub(super) const WITHOUT_ADDRESS: Self = Self(255);
+
+    pub(super) fn text(self) -> String {
+        format!("host-{}.example.org", self.0)
+    }
+
+    /// One to three addresses of a family, among those that packets are sent to.
+    pub(super) fn addresses(self, family: Family) -> Vec<IpAddr> {
+        let count = if self == Self::WITHOUT_ADDRESS { 0 } else { u16::from(self.0 % 3) + 1 };
+        let numbers = (0..count).map(|n| u16::from(self.0) * 2 + n);
+        numbers
+            .map(|n| match family {
+                Family::V4 => Ipv4Addr::new(198, 51, 100, n as u8).into(),
+                Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n).into(),
+            })
+            .collect()
+    }
+}
+
 /// One rule as dom0 means it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
     pub(super) accept: bool,
     pub(super) proto: Option<Proto>,
-    /// Address with a prefix length; host bits may be set.
-    pub(super) to: Option<(IpAddr, u8)>,
+    pub(super) to: Option<To>,
     pub(super) ports: Option<(u16, u16)>,
     pub(super) icmp_type: Option<u8>,
     pub(super) dns: bool,
@@ -107,11 +167,35 @@ pub(super) enum Side {
 /// The layer above IP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Upper {
-    Tcp { from: u16, to: u16, flags: u8 },
-    Udp { from: u16, to: u16 },
-    Icmp { kind: u8, code: u8, id: u16 },
-    Other { protocol: u8 },
+    Tcp {
+        from: u16,
+        to: u16,
+        flags: u8,
+    },
+    Udp {
+        from: u16,
+        to: u16,
+    },
+    Icmp {
+        kind: u8,
+        code: u8,
+        id: u16,
+    },
+    /// An ICMP error about a packet.
+    Error {
+        kind: u8,
+        code: u8,
+        mtu: u16,
+        about: Box<Packet>,
+    },
+    /// A protocol without ports; SCTP as an association begins.
+    Other {
+        protocol: u8,
+    },
 }
+
+/// SCTP (RFC 9260).
+pub(super) const SCTP: u8 = 132;
 
 /// One packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,17 +205,20 @@ pub(super) struct Packet {
     pub(super) destination: IpAddr,
     pub(super) ttl: u8,
     pub(super) upper: Upper,
+    /// Bytes behind its payload. A packet that has them must not be cut.
+    pub(super) padding: u16,
 }
 
 /// What became of a packet. `Ours` and Linux' answers are compared by this and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Left through another port, with this destination and TTL; `masqueraded` with our address as its source.
+    /// Left through another port, with this destination and TTL; `masqueraded` with our address as its source. Of an
+    /// ICMP error that is passed on destination and source port are those of the packet inside.
     Accept { out: Side, destination: IpAddr, port: u16, ttl: u8, masqueraded: bool },
-    /// The firewall itself answered an echo request.
+    /// The firewall itself answered an echo or timestamp request.
     Answer,
     /// An ICMP error came back.
-    Reject { kind: u8, code: u8 },
+    Reject { kind: u8, code: u8, mtu: u16 },
     /// Silence.
     Drop,
 }
@@ -150,6 +237,18 @@ pub(super) struct Plan {
     pub(super) client_dns: [IpAddr; 2],
     pub(super) own_dns: [IpAddr; 2],
 }
+
+impl Plan {
+    /// Where DNS to `destination` goes.
+    pub(super) fn redirected(&self, destination: IpAddr, port: u16) -> IpAddr {
+        let mut pairs = self.client_dns.into_iter().zip(self.own_dns);
+        let found = pairs.find(|(asked, _)| port == 53 && *asked == destination);
+        found.map_or(destination, |(_, server)| server)
+    }
+}
+
+/// What the uplink carries; the vifs carry 1500.
+pub(super) const UPLINK_MTU: u16 = 1400;
 
 /// The network of a family.
 pub(super) const fn plan(family: Family) -> Plan {
@@ -181,7 +280,7 @@ pub(super) const fn plan(family: Family) -> Plan {
                 client_gateway: ip(7),
                 netvm: ip(5),
                 client_dns: [ip(0x53), ip(0x54)],
-                own_dns: [ip(0x53), ip(0x54)],
+                own_dns: [ip(0x153), ip(0x154)],
             }
         }
     }

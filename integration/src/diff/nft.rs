@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use super::model::{Family, Plan, Proto, Rule, Set, plan};
+use super::model::{Family, Plan, Proto, Rule, Set, To, plan};
 
 /// Table and keywords of a family.
 struct Words {
@@ -31,18 +31,27 @@ const fn words(family: Family) -> Words {
     }
 }
 
+/// How a rule refuses.
+pub(super) const fn reject(family: Family) -> &'static str {
+    words(family).reject
+}
+
 /// The part that never changes: anti-spoofing, DNS redirection, input, isolation, masquerading.
 pub(super) fn base(family: Family) -> String {
     let Words { table, ip, reject, .. } = words(family);
     let Plan { a, b, absent, client_dns: [c1, c2], own_dns: [d1, d2], .. } = plan(family);
-    let (to_us, quiet, number) = match family {
-        Family::V4 => ("reject with icmp type host-prohibited", "", "icmp"),
+    let (to_us, silent, number) = match family {
+        Family::V4 => {
+            ("reject with icmp type host-prohibited", "iifname \"vif*\" udp dport 68 drop", "icmp")
+        }
         Family::V6 => (
             reject,
-            "iifname \"vif*\" icmpv6 type { nd-router-advert, nd-redirect } drop\n",
+            "iifname \"vif*\" icmpv6 type { nd-router-advert, nd-redirect } drop",
             "ipv6-icmp",
         ),
     };
+    // From the uplink, ICMPv6 is for the firewall itself; ICMP is not.
+    let uplink = if family == Family::V6 { "meta l4proto ipv6-icmp accept" } else { "" };
     format!(
         "table {table} {{
  chain raw {{ type filter hook prerouting priority -300; policy accept;
@@ -55,9 +64,10 @@ pub(super) fn base(family: Family) -> String {
  }}
  chain input {{ type filter hook input priority 0; policy drop;
   ct state invalid drop
-  iifname \"vif*\" udp dport 68 drop
+  {silent}
   ct state established,related accept
-  {quiet}iifname \"vif*\" meta l4proto {number} accept
+  iifname \"vif*\" meta l4proto {number} accept
+  {uplink}
   iifname \"lo\" accept
   iifname \"vif*\" {to_us}
  }}
@@ -118,8 +128,17 @@ pub(super) fn chain(set: &Set) -> Vec<String> {
 fn translate(rule: &Rule, family: Family) -> Option<String> {
     let Words { ip, icmp, reject, .. } = words(family);
     let mut line = String::new();
-    if let Some((address, length)) = rule.to {
-        let _ = write!(line, "{ip} daddr {address}/{length} ");
+    match rule.to {
+        Some(To::Net(address, length)) => {
+            let _ = write!(line, "{ip} daddr {address}/{length} ");
+        }
+        // The agent resolves a name when it loads the set, and takes all addresses of the family.
+        Some(To::Name(name)) => {
+            let addresses = name.addresses(family);
+            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            let _ = write!(line, "{ip} daddr {{ {} }} ", addresses.join(", "));
+        }
+        None => {}
     }
     match rule.proto {
         Some(Proto::Tcp) => line.push_str("meta l4proto tcp "),

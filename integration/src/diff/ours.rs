@@ -10,9 +10,10 @@ use firewall::{
 };
 use rules::{CompiledSet, RuleSet};
 
-use super::model::{Family, Packet, Plan, Side, Verdict, plan};
-use super::packet;
+use super::model::{Family, Packet, Plan, Side, UPLINK_MTU, Verdict, plan};
+use super::{names, packet};
 use crate::error::{Error, Result};
+use crate::fail;
 
 const LIMITS: Limits = Limits {
     clients: 2,
@@ -40,7 +41,8 @@ impl Ours {
         let mut firewall = Firewall::new(LIMITS, [7; 32]).map_err(|error| failed(&error))?;
         firewall.set_network(network(&plan)).map_err(|error| failed(&error))?;
         let now = Instant::from_nanos(1_000_000_000);
-        let port = UplinkPort { mac: Mac(packet::MAC_UPLINK), caps: PortCaps::PLAIN };
+        let caps = PortCaps { mtu: UPLINK_MTU, ..PortCaps::PLAIN };
+        let port = UplinkPort { mac: Mac(packet::MAC_UPLINK), caps };
         firewall.set_uplink(now, Some(port));
         let clients = [(plan.a, packet::MAC_A), (plan.b, packet::MAC_B)];
         for (slot, (address, mac)) in (0_u16..).zip(clients) {
@@ -52,14 +54,31 @@ impl Ours {
             firewall.attach_client(ClientId(slot), port).map_err(|error| failed(&error))?;
         }
         let open = [("0000".into(), "action=accept".into()), ("policy".into(), "drop".into())];
-        for (address, entries) in [(plan.a, entries), (plan.b, &open[..])] {
-            let family = rules::Family::of(address);
-            let bytes = entries.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes()));
-            let set = RuleSet::parse(family, bytes).and_then(CompiledSet::new);
-            let state = set.map_or(RulesState::Refused, RulesState::Active);
-            firewall.set_rules(now, address, state).map_err(|error| failed(&error))?;
+        set_rules(&mut firewall, now, plan.a, entries)?;
+        set_rules(&mut firewall, now, plan.b, &open)?;
+        let mut ours = Self { firewall, plan, now, step: STEP };
+        ours.resolve()?;
+        Ok(ours)
+    }
+
+    /// Answers the questions of the firewall's resolver, so that all names that exist are known.
+    fn resolve(&mut self) -> Result<()> {
+        let family = Family::of(self.plan.a);
+        self.firewall.on_timer(self.now);
+        let mut page = [0; 4096];
+        loop {
+            let size = page.len();
+            let Some(mut frame) = Frame::new(&mut page, size, Offload::default()) else {
+                return Ok(());
+            };
+            let Some(_) = self.firewall.poll_generate(self.now, &mut frame) else { return Ok(()) };
+            if let Some(answer) = names::answer(frame.bytes(), family) {
+                match self.handle(Origin::Uplink, &answer)? {
+                    (Fate::Consumed, _) => {}
+                    (fate, _) => fail!("our firewall does not take an answer of DNS: {fate:?}"),
+                }
+            }
         }
-        Ok(Self { firewall, plan, now, step: STEP })
     }
 
     /// What becomes of a packet.
@@ -75,6 +94,25 @@ impl Ours {
     /// What becomes of a frame with the number 1.
     pub(super) fn frame(&mut self, origin: Origin, bytes: &[u8]) -> Result<Verdict> {
         self.now = self.now.after(self.step);
+        let (fate, bytes) = self.handle(origin, bytes)?;
+        let out = match fate {
+            Fate::Send(PortId::Uplink) => Side::Uplink,
+            Fate::Send(PortId::Client(ClientId(0))) => Side::A,
+            Fate::Send(PortId::Client(_)) => Side::B,
+            Fate::Drop(_) | Fate::Consumed => return Ok(Verdict::Drop),
+        };
+        match packet::observe(&bytes, out, &self.plan) {
+            Some((1, verdict)) => Ok(verdict),
+            other => Err(Error::Failed(format!("our firewall sent something else: {other:?}"))),
+        }
+    }
+
+    /// Gives the rules of client A new entries.
+    pub(super) fn edit(&mut self, entries: &[(String, String)]) -> Result<()> {
+        set_rules(&mut self.firewall, self.now, self.plan.a, entries)
+    }
+
+    fn handle(&mut self, origin: Origin, bytes: &[u8]) -> Result<(Fate, Vec<u8>)> {
         let mut page = [0; 4096];
         let place =
             page.get_mut(..bytes.len()).ok_or_else(|| Error::Failed("frame too long".into()))?;
@@ -82,17 +120,21 @@ impl Ours {
         let Some(mut frame) = Frame::new(&mut page, bytes.len(), Offload::default()) else {
             return Err(Error::Failed("frame too long".into()));
         };
-        let out = match self.firewall.handle(self.now, origin, &mut frame) {
-            Fate::Send(PortId::Uplink) => Side::Uplink,
-            Fate::Send(PortId::Client(ClientId(0))) => Side::A,
-            Fate::Send(PortId::Client(_)) => Side::B,
-            Fate::Drop(_) | Fate::Consumed => return Ok(Verdict::Drop),
-        };
-        match packet::observe(frame.bytes(), out, &self.plan) {
-            Some((1, verdict)) => Ok(verdict),
-            other => Err(Error::Failed(format!("our firewall sent something else: {other:?}"))),
-        }
+        let fate = self.firewall.handle(self.now, origin, &mut frame);
+        Ok((fate, frame.bytes().to_vec()))
     }
+}
+
+fn set_rules(
+    firewall: &mut Firewall,
+    now: Instant,
+    address: IpAddr,
+    entries: &[(String, String)],
+) -> Result<()> {
+    let bytes = entries.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes()));
+    let parsed = RuleSet::parse(rules::Family::of(address), bytes).and_then(CompiledSet::new);
+    let state = parsed.map_or(RulesState::Refused, RulesState::Active);
+    firewall.set_rules(now, address, state).map(drop).map_err(|error| failed(&error))
 }
 
 fn failed(error: &dyn std::error::Error) -> Error {

@@ -1,6 +1,6 @@
 //! Rule sets as dom0 writes them into QubesDB: the input of our firewall.
 
-use super::model::{Family, Fault, Proto, Rule, Set};
+use super::model::{Family, Fault, Proto, Rule, Set, To};
 
 /// Keys and values below `/qubes-firewall/<ip>/`.
 pub(super) fn entries(set: &Set) -> Vec<(String, String)> {
@@ -55,13 +55,17 @@ fn faulty(fault: Fault, family: Family) -> Option<(&'static str, &'static str)> 
 pub(super) fn line(rule: &Rule, family: Family) -> String {
     let mut words = vec![format!("action={}", if rule.accept { "accept" } else { "drop" })];
     let bit = |n: u32| rule.spelling >> n & 1 == 1;
-    if let Some((address, length)) = rule.to {
-        let key = if family == Family::V4 { "dst4" } else { "dst6" };
-        let full = if family == Family::V4 { 32 } else { 128 };
-        words.push(match length == full && bit(0) {
-            true => format!("{key}={address}"),
-            false => format!("{key}={address}/{length}"),
-        });
+    match rule.to {
+        Some(To::Net(address, length)) => {
+            let key = if family == Family::V4 { "dst4" } else { "dst6" };
+            let full = if family == Family::V4 { 32 } else { 128 };
+            words.push(match length == full && bit(0) {
+                true => format!("{key}={address}"),
+                false => format!("{key}={address}/{length}"),
+            });
+        }
+        Some(To::Name(name)) => words.push(format!("dsthost={}", name.text())),
+        None => {}
     }
     if let Some(proto) = rule.proto {
         let word = match proto {

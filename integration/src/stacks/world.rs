@@ -10,7 +10,7 @@ use std::time::Duration;
 use firewall::exposure::{Exposure, Forward, Transport};
 use firewall::uplink::{FamilyConfig, NetworkConfig};
 use firewall::{ClientPort, Firewall, Limits, Mac, PortCaps, RulesState};
-use rules::RuleSet;
+use rules::{CompiledSet, RuleSet};
 
 use super::plan::{CLIENT_MAC, Family, Plan, plan};
 use super::script::Peer;
@@ -149,8 +149,9 @@ fn firewall(plan: &Plan) -> Result<Core> {
     let mut core = Core::new(firewall);
     core.set_uplink(1500);
     let entries = [(&b"0000"[..], &b"action=accept"[..]), (&b"policy"[..], &b"drop"[..])];
-    let rules =
-        RuleSet::parse(rules::Family::of(plan.client), entries).map_err(|error| failed(&error))?;
+    let rules = RuleSet::parse(rules::Family::of(plan.client), entries)
+        .and_then(CompiledSet::new)
+        .map_err(|error| failed(&error))?;
     let now = core.now();
     let state = RulesState::Active(rules);
     core.firewall.set_rules(now, plan.client, state).map_err(|error| failed(&error))?;

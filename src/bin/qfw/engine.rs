@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use rules::{
-    DecidedBy, Decision, Family, HostName, NameMatch, Names, RuleKey, RuleSet, Subject, Upper,
+    CompiledSet, DecidedBy, Decision, Family, HostName, NameMatch, Names, RuleKey, RuleSet,
+    Subject, Upper,
 };
 
 use crate::answer::{Answer, RuleRef, Verdict};
@@ -48,6 +49,10 @@ impl Names for KnownNames {
         let has = |addresses: &Vec<IpAddr>| addresses.contains(&address);
         self.0.iter().filter(|(_, addresses)| has(addresses)).for_each(|(name, _)| found(name));
     }
+
+    fn is_known(&self, name: &HostName) -> bool {
+        self.knows(name)
+    }
 }
 
 /// The first packet of a flow.
@@ -79,9 +84,13 @@ impl Packet {
     }
 }
 
-/// Asks the rules. Everything that the tool says about rules comes through here, so that there is one engine.
+/// Asks the rules, compiled as in the firewall. Everything that the tool says about rules comes through here, so that
+/// there is one engine. Without memory to compile them their interpreter answers, which says the same.
 pub(crate) fn decide(rules: &RuleSet, subject: &Subject, names: &KnownNames) -> Decision {
-    rules.evaluate(subject, names)
+    match CompiledSet::new(rules.clone()) {
+        Ok(compiled) => compiled.evaluate(subject, names),
+        Err(_) => rules.evaluate(subject, names),
+    }
 }
 
 /// The answer that a decision amounts to.

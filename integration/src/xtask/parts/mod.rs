@@ -20,8 +20,7 @@ pub struct Part {
 
 /// The parts, in the order in which `test` runs their short forms.
 pub const ALL: &[Part] = &[
-    // Not in every `test` yet: IPv4 only, and the generator leaves out cases that nobody has settled (see `diff`).
-    Part { name: "diff", short: None, long: Some(crate::diff::long) },
+    Part { name: "diff", short: Some(crate::diff::short), long: Some(crate::diff::long) },
     Part { name: "stacks", short: Some(crate::stacks::run), long: Some(crate::stacks::run) },
     Part { name: "fuzz", short: Some(fuzz::short), long: Some(fuzz::long) },
     planned("sim"),

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use firewall::{Limits, RulesState};
+use rules::CompiledSet;
 
 use self::capture::{Broken, Record};
 use self::flows::Flows;
@@ -94,8 +95,10 @@ pub(crate) fn run(arguments: &Arguments, mut output: impl Write) -> Result<ExitC
         Error::other("the rule file does not say whose rules they are: say --client")
     })?;
     let parsed = tree.parse().map_err(|error| error.to_string());
-    let state = match &parsed {
-        Ok(rules) => RulesState::Active(rules.clone()),
+    let compiled =
+        parsed.clone().and_then(|rules| CompiledSet::new(rules).map_err(|error| error.to_string()));
+    let state = match compiled {
+        Ok(rules) => RulesState::Active(rules),
         Err(error) => {
             eprintln!("qfw: the rules are refused: {error}");
             RulesState::Refused

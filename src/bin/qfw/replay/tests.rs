@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::case;
-use rules::{Family, RuleSet};
+use rules::{CompiledSet, Family, RuleSet};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 137, 0, 9);
 const WEB: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
@@ -112,6 +112,10 @@ fn pcapng(link: u16, packets: &[(u64, Vec<u8>)]) -> Vec<u8> {
     file
 }
 
+fn active(set: &RuleSet) -> RulesState {
+    RulesState::Active(CompiledSet::new(set.clone()).unwrap())
+}
+
 fn rules(lines: &[&str]) -> RuleSet {
     let numbered = lines.iter().enumerate();
     let rules = numbered.map(|(n, line)| (format!("{n:04}"), (*line).to_owned()));
@@ -138,7 +142,7 @@ fn setting() -> Setting {
 
 fn summary(setting: &Setting, lines: &[&str], file: &[u8]) -> Value {
     let set = rules(lines);
-    let (flows, end) = replay(setting, RulesState::Active(set.clone()), file).unwrap();
+    let (flows, end) = replay(setting, active(&set), file).unwrap();
     end.unwrap();
     let (mut text, mut json) = (Vec::new(), Vec::new());
     flows.write_table(Ok(&set), &mut text).unwrap();
@@ -287,7 +291,7 @@ fn ipv6_goes_both_ways() {
         Family::V6,
         [(&b"policy"[..], &b"drop"[..]), (b"0000", b"action=accept proto=icmp icmptype=128")],
     );
-    let rules = RulesState::Active(set.clone().unwrap());
+    let rules = active(set.as_ref().unwrap());
     let (flows, end) = replay(&setting, rules, &pcap(1, &frames)[..]).unwrap();
     assert_eq!(end, Ok(()));
     let mut text = Vec::new();

@@ -38,14 +38,14 @@ proptest! {
             2 => pcap(1, &[]),
             _ => pcapng(1, &[]),
         };
-        let _ = replay(&setting(), RulesState::Active(rules(&["action=accept"])), &[start, file].concat()[..]);
+        let _ = replay(&setting(), active(&rules(&["action=accept"])), &[start, file].concat()[..]);
     }
 
     #[test]
     fn no_packets_panic(packets in damaged(), link in prop_oneof![Just(101_u16), Just(1), Just(113), Just(276), any::<u16>()]) {
         for file in [pcap(link.into(), &packets), pcapng(link, &packets)] {
             let set = rules(&["action=accept dsthost=a.example", "action=accept"]);
-            let (flows, end) = replay(&setting(), RulesState::Active(set.clone()), &file[..]).unwrap();
+            let (flows, end) = replay(&setting(), active(&set), &file[..]).unwrap();
             prop_assert_eq!(end, Ok(()));
             flows.write_table(Ok(&set), std::io::sink()).unwrap();
             flows.write_json("x", Ok(&set), std::io::sink()).unwrap();
@@ -66,7 +66,7 @@ proptest! {
             let length = cut.index(file.len());
             let set = rules(&["action=accept"]);
             for end in [length, file.len()] {
-                let _ = replay(&setting(), RulesState::Active(set.clone()), &file[..end]);
+                let _ = replay(&setting(), active(&set), &file[..end]);
             }
         }
     }
