@@ -116,6 +116,8 @@ impl World {
             (Some(Fate::Consumed) | None, None) if self.sent() > sent => End::Accept,
             (Some(Fate::Consumed) | None, None) => End::Kept,
         };
+        // Rules never end in silence: something else decided, whatever they said.
+        let by = by.filter(|_| !matches!(end, End::Drop(_)));
         Outcome { end, by, outside_port }
     }
 
