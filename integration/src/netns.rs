@@ -22,6 +22,9 @@ pub const PACKAGES: &[&str] = &["iproute2", "nftables"];
 /// # Errors
 /// When a thread cannot be asked.
 pub fn refusal() -> Result<Option<String>> {
+    if let Err(error) = ensure_tap() {
+        return Ok(Some(error.to_string()));
+    }
     let attempt = thread::spawn(|| ffi::own_network().and_then(|()| ffi::tap("probe").map(drop)));
     let result = attempt.join().map_err(|_| Error::Failed("a thread died".into()))?;
     Ok(result

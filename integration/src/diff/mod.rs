@@ -79,6 +79,7 @@ pub fn long() -> Result<()> {
     if prepare(&["test", "--long", "diff"])? == Done::Elsewhere {
         return Ok(());
     }
+    netns::ensure_tap()?;
     let mut record = Record::open("diff")?;
     let excluded = exclusions::check()?;
     let seed = SEED ^ 0xffff;
@@ -114,6 +115,7 @@ pub fn replay(family: &str, seed: &str, number: &str) -> Result<()> {
     if prepare(&["diff", family, seed, number])? == Done::Elsewhere {
         return Ok(());
     }
+    netns::ensure_tap()?;
     let family = if family == "v6" { Family::V6 } else { Family::V4 };
     let (Ok(seed), Ok(number)) = (seed.parse(), number.parse()) else {
         fail!("usage: cargo xtask diff v4|v6 SEED SET");
@@ -137,7 +139,6 @@ fn prepare(args: &[&str]) -> Result<Done> {
         apt::ensure(netns::PACKAGES)?;
     }
     if rustix::process::geteuid().is_root() {
-        netns::ensure_tap()?;
         return Ok(Done::No);
     }
     let program = std::env::current_exe().doing(|| "cannot find this program's own file")?;
