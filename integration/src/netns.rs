@@ -13,8 +13,8 @@ use std::thread;
 use crate::error::{Attempt, Error, Result};
 use crate::{command, fail, ffi, progress};
 
-/// Debian packages that make devices, routes and rules.
-pub const PACKAGES: &[&str] = &["iproute2", "nftables"];
+/// Debian packages that make devices, routes and rules; netbase has the names of protocols that nft reads.
+pub const PACKAGES: &[&str] = &["iproute2", "nftables", "netbase"];
 
 /// Why this machine cannot have network namespaces with TAP devices, though it could have everything else: a container
 /// without the permission, a kernel without the device. A check that needs them says so and is not run.

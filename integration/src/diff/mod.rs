@@ -135,7 +135,8 @@ pub fn replay(family: &str, seed: &str, number: &str) -> Result<()> {
 /// Installs what is missing. A user who is not root gets a user namespace, where they are: then the same work has been
 /// done there by `xtask ARGS`, and nothing is left to do.
 fn prepare(args: &[&str]) -> Result<Done> {
-    if !command::exists("nft") || !command::exists("ip") {
+    let has_names = std::path::Path::new("/etc/protocols").exists();
+    if !command::exists("nft") || !command::exists("ip") || !has_names {
         apt::ensure(netns::PACKAGES)?;
     }
     if rustix::process::geteuid().is_root() {
