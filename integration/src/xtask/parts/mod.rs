@@ -1,6 +1,7 @@
 //! The parts of `cargo xtask test` that exist in two lengths: short in every `test`, long in `test --long PART`.
 //! Each has a module of its own; [`ALL`] is the only place that lists them.
 
+pub mod first_packet;
 pub mod fuzz;
 pub mod mutants;
 pub mod record;
@@ -22,6 +23,7 @@ pub struct Part {
 pub const ALL: &[Part] = &[
     Part { name: "diff", short: Some(crate::diff::short), long: Some(crate::diff::long) },
     Part { name: "stacks", short: Some(crate::stacks::run), long: Some(crate::stacks::run) },
+    Part { name: "first-packet", short: Some(first_packet::run), long: Some(first_packet::run) },
     Part { name: "fuzz", short: Some(fuzz::short), long: Some(fuzz::long) },
     planned("sim"),
     Part { name: "mutants", short: Some(mutants::short), long: Some(mutants::long) },
