@@ -60,15 +60,36 @@ impl HostName {
     pub(super) const COUNT: u8 = 6;
     /// One that exists and has no address.
     pub(super) const WITHOUT_ADDRESS: Self = Self(255);
+    /// The one of the measured table.
+    const MEASURED: (Self, &str) = (Self(254), "www.example.org");
+
+    /// All that the servers know.
+    pub(super) fn known() -> impl Iterator<Item = Self> {
+        let more = [Self::WITHOUT_ADDRESS, Self::MEASURED.0];
+        (0..Self::COUNT).map(Self).chain(more)
+    }
+
+    /// A name of the measured table.
+    pub(super) fn measured(text: &str) -> Option<Self> {
+        let (name, known) = Self::MEASURED;
+        (text == known).then_some(name)
+    }
 
     pub(super) fn text(self) -> String {
-        format!("host-{}.example.org", self.0)
+        match self {
+            name if name == Self::MEASURED.0 => Self::MEASURED.1.into(),
+            Self(number) => format!("host-{number}.example.org"),
+        }
     }
 
     /// One to three addresses of a family, among those that packets are sent to.
     pub(super) fn addresses(self, family: Family) -> Vec<IpAddr> {
-        let count = if self == Self::WITHOUT_ADDRESS { 0 } else { u16::from(self.0 % 3) + 1 };
-        let numbers = (0..count).map(|n| u16::from(self.0) * 2 + n);
+        let number = u16::from(self.0);
+        let numbers = match self {
+            Self::WITHOUT_ADDRESS => 0..0,
+            name if name == Self::MEASURED.0 => 6..8,
+            _ => number * 2..number * 2 + number % 3 + 1,
+        };
         numbers
             .map(|n| match family {
                 Family::V4 => Ipv4Addr::new(198, 51, 100, n as u8).into(),

@@ -16,8 +16,7 @@ pub(super) fn answer(frame: &[u8], family: Family) -> Option<Vec<u8>> {
     let question = message.get(DNS_HEADER_BYTES..)?;
     // The resolver draws the case of each letter, and wants it back.
     let lower = question.to_ascii_lowercase();
-    let mut names = (0..HostName::COUNT).map(HostName).chain([HostName::WITHOUT_ADDRESS]);
-    let name = names.find(|name| lower.starts_with(&wire(*name)))?;
+    let name = HostName::known().find(|name| lower.starts_with(&wire(*name)))?;
     let question = question.get(..wire(name).len() + 4)?;
     // A question of the other family has no answer.
     let kind = question.get(wire(name).len() + 1).copied()?;

@@ -112,6 +112,12 @@ impl Ours {
         set_rules(&mut self.firewall, self.now, self.plan.a, entries)
     }
 
+    /// Takes the rules of client A away, as if dom0 had not written any.
+    pub(super) fn forget_rules(&mut self) -> Result<()> {
+        let gone = self.firewall.set_rules(self.now, self.plan.a, RulesState::None);
+        gone.map(drop).map_err(|error| failed(&error))
+    }
+
     fn handle(&mut self, origin: Origin, bytes: &[u8]) -> Result<(Fate, Vec<u8>)> {
         let mut page = [0; 4096];
         let place =

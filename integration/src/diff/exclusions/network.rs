@@ -39,6 +39,8 @@ pub(super) fn check(v4: &Linux, v6: &Linux, names: &mut Vec<String>) -> Result<(
     );
     uplink(v4)?;
     names.push("from the uplink and not for us: silence (design 3.1)".into());
+    without_rules(v4)?;
+    names.push("silence before the rules arrive, whatever the TTL (Q3)".into());
     portless(v4)?;
     names.push(
         "protocols without ports: addresses decide, and one client at a time (design 4, I7)".into(),
@@ -179,6 +181,15 @@ fn uplink(linux: &Linux) -> Result<()> {
     let (source, destination) = (plan.netvm, plan.a);
     let last = Packet { side: Side::Uplink, source, destination, ttl: 1, ..udp };
     expect("last hop to a client", ends(linux, &mut ours, &[last])?, (End::Reject, End::Drop))
+}
+
+/// Linux says where the time to live ends before it asks whether there are rules.
+fn without_rules(linux: &Linux) -> Result<()> {
+    linux.load(nft::replace_by(Family::V4, &["drop".to_owned()]))?;
+    let mut ours = Ours::new(Family::V4, &entries(&[]))?;
+    ours.forget_rules()?;
+    let last = Packet { ttl: 1, ..tcp(SERVER) };
+    expect("no rules yet", ends(linux, &mut ours, &[last])?, (End::Reject, End::Drop))
 }
 
 fn portless(linux: &Linux) -> Result<()> {
