@@ -1,0 +1,132 @@
+//! Frames, put together byte by byte.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::shapes::Target;
+
+pub(crate) const CLIENT_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x0a];
+pub(crate) const UPLINK_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x06];
+const GATEWAY: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
+
+const ETHERNET: usize = 14;
+const IPV4: usize = 20;
+const UDP: usize = 8;
+
+/// A client's SYN, or its echo request.
+pub(crate) fn first(source: IpAddr, number: u16, target: Target) -> Vec<u8> {
+    let (protocol, mut l4, checksum_at) = match target.port {
+        Some(port) => {
+            let mut l4 = [number.to_be_bytes(), port.to_be_bytes()].concat();
+            l4.extend([0x10, 0, 0x20, 0, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
+            (6, l4, 16)
+        }
+        None => {
+            let mut l4 = vec![8, 0, 0, 0];
+            l4.extend(number.to_be_bytes());
+            l4.extend([0, 1]);
+            (1, l4, 2)
+        }
+    };
+    let pseudo = match protocol {
+        6 => pseudo_header(source, target.address, protocol, l4.len()),
+        _ => Vec::new(),
+    };
+    let sum = checksum(&[&pseudo, &l4]);
+    put(&mut l4, checksum_at, sum);
+    frame((GATEWAY, CLIENT_MAC), (source, target.address), protocol, &l4)
+}
+
+/// The answer of a DNS server to the question in a frame, if it is one: `address_of` knows all names.
+pub(crate) fn answer(
+    question: &[u8],
+    address_of: impl FnOnce(&str) -> Option<Ipv4Addr>,
+) -> Option<Vec<u8>> {
+    let ip = question.get(ETHERNET..)?;
+    let udp = ip.get(IPV4..)?;
+    if question.get(12..14)? != [8, 0] || ip.get(9)? != &17 || udp.get(2..4)? != [0, 53] {
+        return None;
+    }
+    let address = |at: usize| -> Option<IpAddr> {
+        Some(<[u8; 4]>::try_from(ip.get(at..at + 4)?).ok()?.into())
+    };
+    let message = udp.get(UDP..)?;
+    let mut reply = message.get(..2)?.to_vec();
+    let known = address_of(&first_label(message.get(12..)?)?)?;
+    reply.extend([0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+    reply.extend(message.get(12..)?);
+    reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0x0e, 0x10, 0, 4]);
+    reply.extend(known.octets());
+    let mut l4 = [&[0, 53], udp.get(..2)?].concat();
+    // Without a checksum, as IPv4 allows.
+    l4.extend([((UDP + reply.len()) as u16).to_be_bytes(), [0; 2]].concat());
+    l4.extend(reply);
+    Some(frame((UPLINK_MAC, GATEWAY), (address(16)?, address(12)?), 17, &l4))
+}
+
+/// The resolver draws the case of each letter.
+fn first_label(name: &[u8]) -> Option<String> {
+    let length = usize::from(*name.first()?);
+    Some(String::from_utf8_lossy(name.get(1..=length)?).to_ascii_lowercase())
+}
+
+fn frame(
+    (to, from): ([u8; 6], [u8; 6]),
+    ends: (IpAddr, IpAddr),
+    protocol: u8,
+    l4: &[u8],
+) -> Vec<u8> {
+    let mut bytes = [to, from].concat();
+    match ends {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut header = vec![0x45, 0];
+            header.extend(((IPV4 + l4.len()) as u16).to_be_bytes());
+            header.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
+            header.extend([source.octets(), destination.octets()].concat());
+            let sum = checksum(&[&header]);
+            put(&mut header, 10, sum);
+            bytes.extend([0x08, 0x00]);
+            bytes.extend(header);
+        }
+        (source, destination) => {
+            bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            bytes.extend((l4.len() as u16).to_be_bytes());
+            bytes.extend([protocol, 64]);
+            bytes.extend([octets(source), octets(destination)].concat());
+        }
+    }
+    bytes.extend(l4);
+    bytes
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
+    // In another order than the RFCs have it, which does not change the sum.
+    [octets(source), octets(destination), vec![0, protocol], (length as u16).to_be_bytes().to_vec()]
+        .concat()
+}
+
+/// RFC 1071, section 2.
+fn checksum(parts: &[&[u8]]) -> u16 {
+    let pairs = parts.iter().flat_map(|part| part.chunks(2));
+    let word = |pair: &[u8]| {
+        let low = pair.get(1).copied().unwrap_or(0);
+        u32::from(pair.first().copied().unwrap_or(0)) << 8 | u32::from(low)
+    };
+    let mut sum: u32 = pairs.map(word).sum();
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u16) {
+    if let Some(place) = bytes.get_mut(at..at + 2) {
+        place.copy_from_slice(&value.to_be_bytes());
+    }
+}
