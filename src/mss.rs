@@ -101,7 +101,7 @@ fn lower(frame: &mut Frame<'_>, l4: usize, most: u16) {
     }
 }
 
-/// Where the value of the segment size option stands, counted from the TCP header.
+/// Where the value of the segment size option stands (etherparse's options have no places), counted from the TCP header.
 fn find(segment: &[u8]) -> Option<usize> {
     let header_len = usize::from(segment.get(12)? >> 4) * 4;
     let header = segment.get(..header_len)?;

@@ -23,7 +23,7 @@ pub(crate) enum Way {
     Client(HostId),
     /// To another client, in a flow of that one.
     Back,
-    /// Towards a client that is not attached: beyond the uplink, as far as its sender can tell; it does not get there.
+    /// Towards a client that is not attached: judged like what goes beyond the uplink, but it does not get there.
     Absent,
 }
 
@@ -108,8 +108,8 @@ impl Firewall {
         Ok(Way::Client(to))
     }
 
-    /// How a packet to a client that is not attached ends: as the sender's rules say, in silence where they accept. What
-    /// they refuse is refused wherever it goes, so that an answer says nothing about the receiver.
+    /// How a packet to a client that is not attached ends: as the sender's rules say, in silence where they accept. Linux
+    /// does the same, so that a refusal does tell a sender that this client is not attached: one that is meets silence.
     pub(crate) fn end_to_absent(
         &mut self,
         now: Instant,

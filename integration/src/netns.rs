@@ -16,44 +16,50 @@ use crate::{command, fail, ffi, progress};
 /// Debian packages that make devices, routes and rules; netbase has the names of protocols that nft reads.
 pub const PACKAGES: &[&str] = &["iproute2", "nftables", "netbase"];
 
-/// Why this machine cannot have network namespaces with TAP devices, though it could have everything else: a container
-/// without the permission, a kernel without the device. A check that needs them says so and is not run.
+/// Who does the work that needs a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The caller.
+    Here,
+    /// It has been done by another process.
+    Elsewhere,
+}
+
+/// Lets a user who is not root become it in a user namespace: then `xtask ARGS` has done the work there.
+///
+/// # Errors
+/// When the machine has no TAP devices, or that process fails.
+pub fn enter(args: &[&str]) -> Result<Place> {
+    if rustix::process::geteuid().is_root() {
+        return ensure_tap().map(|()| Place::Here);
+    }
+    let program = std::env::current_exe().doing(|| "cannot find this program's own file")?;
+    let mut again = command::new("unshare", &["--user", "--map-root-user", "--"]);
+    command::status(again.arg(program).args(args)).map(|()| Place::Elsewhere)
+}
+
+/// Why this machine cannot have network namespaces with TAP devices even for root: a container without the permission,
+/// a kernel without the device. `test` then names the checks that need them as not run; asked for by name they fail.
 ///
 /// # Errors
 /// When a thread cannot be asked.
 pub fn refusal() -> Result<Option<String>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
     if let Err(error) = ensure_tap() {
         return Ok(Some(error.to_string()));
     }
     let attempt = thread::spawn(|| ffi::own_network().and_then(|()| ffi::tap("probe").map(drop)));
     let result = attempt.join().map_err(|_| Error::Failed("a thread died".into()))?;
-    Ok(result
-        .err()
-        .map(|error| format!("this machine refuses network namespaces or TAP devices: {error}")))
-}
-
-/// Runs `xtask test --long PART` as root in the place of a user who is not: `true` if that was done.
-///
-/// # Errors
-/// When there is no sudo, or the part fails.
-pub fn through_sudo(part: &str) -> Result<bool> {
-    if command::output(&mut command::new("id", &["-u"]))?.trim() == "0" {
-        return Ok(false);
-    }
-    if !command::exists("sudo") {
-        fail!("{part} needs network namespaces, and they need root: no sudo here");
-    }
-    let own = std::env::current_exe().doing(|| "cannot find this program")?;
-    let mut sudo = command::new("sudo", &["--preserve-env=PATH,HOME"]);
-    // sudo asks on the terminal itself.
-    command::status(sudo.arg(own).args(["test", "--long", part])).map(|()| true)
+    Ok(result.err().map(|error| format!("no network namespaces or TAP devices: {error}")))
 }
 
 /// Makes sure that there is the device that TAP devices are made with: a bare `/dev` may lack it.
 ///
 /// # Errors
 /// When it cannot be made, as where the kernel gives no right to.
-pub fn ensure_tap() -> Result<()> {
+fn ensure_tap() -> Result<()> {
     if Path::new("/dev/net/tun").exists() {
         return Ok(());
     }

@@ -24,7 +24,8 @@ mod vectors;
 
 use model::{Family, Set, Verdict};
 
-use crate::error::{Attempt, Result};
+use crate::error::Result;
+use crate::netns::Place;
 use crate::xtask::parts::record::Record;
 use crate::{apt, command, fail, netns, progress};
 
@@ -35,13 +36,6 @@ const LONG_CASES: u64 = 1_000_000;
 /// Cases between two notes of a long run.
 const NOTE: u64 = 50_000;
 const SEED: u64 = 20_260_117;
-
-/// Where the work is done.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Done {
-    No,
-    Elsewhere,
-}
 
 /// What was counted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,11 +53,7 @@ struct Counts {
 /// # Errors
 /// At the first difference.
 pub fn short() -> Result<()> {
-    if prepare(&["diff"])? == Done::Elsewhere {
-        return Ok(());
-    }
-    if let Some(reason) = netns::refusal()? {
-        progress::say(format!("NOT RUN, the core against nftables: {reason}"));
+    if prepare(&["diff"])? == Place::Elsewhere {
         return Ok(());
     }
     let measured = vectors::check()?;
@@ -82,10 +72,9 @@ pub fn short() -> Result<()> {
 /// # Errors
 /// At the first difference.
 pub fn long() -> Result<()> {
-    if prepare(&["test", "--long", "diff"])? == Done::Elsewhere {
+    if prepare(&["test", "--long", "diff"])? == Place::Elsewhere {
         return Ok(());
     }
-    netns::ensure_tap()?;
     let mut record = Record::open("diff")?;
     let excluded = exclusions::check()?;
     let seed = SEED ^ 0xffff;
@@ -118,10 +107,9 @@ pub fn long() -> Result<()> {
 /// # Errors
 /// When it differs, or the numbers cannot be read.
 pub fn replay(family: &str, seed: &str, number: &str) -> Result<()> {
-    if prepare(&["diff", family, seed, number])? == Done::Elsewhere {
+    if prepare(&["diff", family, seed, number])? == Place::Elsewhere {
         return Ok(());
     }
-    netns::ensure_tap()?;
     let family = if family == "v6" { Family::V6 } else { Family::V4 };
     let (Ok(seed), Ok(number)) = (seed.parse(), number.parse()) else {
         fail!("usage: cargo xtask diff v4|v6 SEED SET");
@@ -138,20 +126,13 @@ pub fn replay(family: &str, seed: &str, number: &str) -> Result<()> {
     if ours == verdicts { Ok(()) } else { fail!("the set differs") }
 }
 
-/// Installs what is missing. A user who is not root gets a user namespace, where they are: then the same work has been
-/// done there by `xtask ARGS`, and nothing is left to do.
-fn prepare(args: &[&str]) -> Result<Done> {
+/// Installs what is missing, and finds a place for the work.
+fn prepare(args: &[&str]) -> Result<Place> {
     let has_names = std::path::Path::new("/etc/protocols").exists();
     if !command::exists("nft") || !command::exists("ip") || !has_names {
         apt::ensure(netns::PACKAGES)?;
     }
-    if rustix::process::geteuid().is_root() {
-        return Ok(Done::No);
-    }
-    let program = std::env::current_exe().doing(|| "cannot find this program's own file")?;
-    let mut again = command::new("unshare", &["--user", "--map-root-user", "--"]);
-    command::status(again.arg(program).args(args))?;
-    Ok(Done::Elsewhere)
+    netns::enter(args)
 }
 
 fn run_all(seed: u64, from: u64, cases: u64) -> Result<Counts> {

@@ -7,7 +7,7 @@ pub mod mutants;
 pub mod record;
 
 use crate::error::Result;
-use crate::{fail, progress};
+use crate::{fail, netns, progress};
 
 /// One part. A form that is `None` does not exist yet, and nobody pretends that it ran.
 pub struct Part {
@@ -17,16 +17,29 @@ pub struct Part {
     pub short: Option<fn() -> Result<()>>,
     /// Its form in `test --long`: at most 60 minutes, resumable, results through [`record::Record`].
     pub long: Option<fn() -> Result<()>>,
+    /// Why this machine cannot run it, though nothing is wrong with the project: `test` then names it as not run.
+    pub refusal: fn() -> Result<Option<String>>,
+}
+
+impl Part {
+    const fn new(
+        name: &'static str,
+        short: fn() -> Result<()>,
+        long: fn() -> Result<()>,
+        refusal: fn() -> Result<Option<String>>,
+    ) -> Self {
+        Self { name, short: Some(short), long: Some(long), refusal }
+    }
 }
 
 /// The parts, in the order in which `test` runs their short forms.
 pub const ALL: &[Part] = &[
-    Part { name: "diff", short: Some(crate::diff::short), long: Some(crate::diff::long) },
-    Part { name: "stacks", short: Some(crate::stacks::run), long: Some(crate::stacks::run) },
-    Part { name: "first-packet", short: Some(first_packet::run), long: Some(first_packet::run) },
-    Part { name: "fuzz", short: Some(fuzz::short), long: Some(fuzz::long) },
+    Part::new("diff", crate::diff::short, crate::diff::long, netns::refusal),
+    Part::new("stacks", crate::stacks::run, crate::stacks::run, netns::refusal),
+    Part::new("first-packet", first_packet::run, first_packet::run, runs_anywhere),
+    Part::new("fuzz", fuzz::short, fuzz::long, runs_anywhere),
     planned("sim"),
-    Part { name: "mutants", short: Some(mutants::short), long: Some(mutants::long) },
+    Part::new("mutants", mutants::short, mutants::long, runs_anywhere),
     planned("lifecycle"),
     planned("abuse"),
     planned("soak"),
@@ -34,7 +47,11 @@ pub const ALL: &[Part] = &[
 
 /// A part that the design names and nobody has written.
 const fn planned(name: &'static str) -> Part {
-    Part { name, short: None, long: None }
+    Part { name, short: None, long: None, refusal: runs_anywhere }
+}
+
+fn runs_anywhere() -> Result<Option<String>> {
+    Ok(None)
 }
 
 /// `test --long PART`; without a name every long form that exists.
