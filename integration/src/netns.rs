@@ -16,6 +16,9 @@ use crate::{command, fail, ffi, progress};
 /// Debian packages that make devices, routes and rules; netbase has the names of protocols that nft reads.
 pub const PACKAGES: &[&str] = &["iproute2", "nftables", "netbase"];
 
+/// What TAP devices are made with (Linux Documentation/networking/tuntap.rst).
+const TAP_DEVICE: &str = "/dev/net/tun";
+
 /// Who does the work that needs a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -25,7 +28,8 @@ pub enum Place {
     Elsewhere,
 }
 
-/// Lets a user who is not root become it in a user namespace: then `xtask ARGS` has done the work there.
+/// Lets a user who is not root become it, in a user namespace where `/dev/net/tun` is open to all as on Debian, else
+/// through sudo: then `xtask ARGS` has done the work there.
 ///
 /// # Errors
 /// When the machine has no TAP devices, or that process fails.
@@ -34,7 +38,14 @@ pub fn enter(args: &[&str]) -> Result<Place> {
         return ensure_tap().map(|()| Place::Here);
     }
     let program = std::env::current_exe().doing(|| "cannot find this program's own file")?;
-    let mut again = command::new("unshare", &["--user", "--map-root-user", "--"]);
+    let mut again = if is_tap_open() {
+        command::new("unshare", &["--user", "--map-root-user", "--"])
+    } else if command::exists("sudo") {
+        // sudo asks on the terminal itself.
+        command::new("sudo", &["--preserve-env=PATH,HOME,CARGO_MANIFEST_DIR", "--"])
+    } else {
+        fail!("{TAP_DEVICE} is not open to this user, and there is no sudo: this check needs root");
+    };
     command::status(again.arg(program).args(args)).map(|()| Place::Elsewhere)
 }
 
@@ -45,7 +56,8 @@ pub fn enter(args: &[&str]) -> Result<Place> {
 /// When a thread cannot be asked.
 pub fn refusal() -> Result<Option<String>> {
     if !rustix::process::geteuid().is_root() {
-        return Ok(None);
+        let is_hopeless = !is_tap_open() && !command::exists("sudo");
+        return Ok(is_hopeless.then(|| format!("{TAP_DEVICE} is not open to this user, no sudo")));
     }
     if let Err(error) = ensure_tap() {
         return Ok(Some(error.to_string()));
@@ -55,18 +67,22 @@ pub fn refusal() -> Result<Option<String>> {
     Ok(result.err().map(|error| format!("no network namespaces or TAP devices: {error}")))
 }
 
+fn is_tap_open() -> bool {
+    File::options().read(true).write(true).open(TAP_DEVICE).is_ok()
+}
+
 /// Makes sure that there is the device that TAP devices are made with: a bare `/dev` may lack it.
 ///
 /// # Errors
 /// When it cannot be made, as where the kernel gives no right to.
 fn ensure_tap() -> Result<()> {
-    if Path::new("/dev/net/tun").exists() {
+    if Path::new(TAP_DEVICE).exists() {
         return Ok(());
     }
     progress::say("making /dev/net/tun, which this check needs");
     fs::create_dir_all("/dev/net").doing(|| "cannot make /dev/net")?;
     // Its number since 1999 (devices.txt of Linux).
-    let args = ["-m", "0666", "/dev/net/tun", "c", "10", "200"];
+    let args = ["-m", "0666", TAP_DEVICE, "c", "10", "200"];
     command::output(&mut command::new("mknod", &args)).map(drop)
 }
 
