@@ -5,6 +5,7 @@ use core::net::Ipv4Addr;
 use etherparse::{ArpHardwareId, ArpOperation, ArpPacketSlice, EtherType};
 
 use crate::clients::{Attached, Clients};
+use crate::evidence::Evidence;
 use crate::frame::{Checksum, Frame, Offload};
 use crate::ingress::L3;
 use crate::stats::Counter;
@@ -127,6 +128,7 @@ fn emit(
 ) -> Option<()> {
     frame.resize(L3 + ARP_BYTES)?;
     frame.offload = Offload { checksum: Checksum::Full, gso: None };
+    frame.evidence = Some(Evidence::Own);
     let bytes = frame.bytes_mut();
     write_ethernet(bytes, link_destination, sender.0, ETHERTYPE_ARP);
     // Ethernet, IPv4, address lengths 6 and 4.

@@ -1,5 +1,6 @@
 //! The steps of `pipeline` for what comes or leaves in fragments; `fragments` holds them meanwhile.
 
+use crate::evidence;
 use crate::firewall::Firewall;
 use crate::fragments::{Fragment, Naming, Whole};
 use crate::frame::Frame;
@@ -59,9 +60,9 @@ impl Firewall {
         let verdict = match self.frame(now, side, &mut frame) {
             // Disguised in its new place, with the other answers.
             verdict @ Verdict::Reject(..) => verdict,
-            verdict => self.disguise(side, verdict, &mut frame),
+            verdict => evidence::pass(self.disguise(side, verdict, &mut frame), &frame),
         };
-        let (len, pieces) = (frame.len(), frame.pieces);
+        let (len, pieces, evidence) = (frame.len(), frame.pieces, frame.evidence);
         let to = match verdict {
             Verdict::Forward(port) => Some(port),
             Verdict::Answer(Answer::Echo) => Some(PortId::from(side)),
@@ -69,10 +70,10 @@ impl Firewall {
         };
         let is_answered = matches!(verdict, Verdict::Reject(..)).then(|| last.replace_by(&frame));
         self.fragments.give_back(whole);
-        match (to, pieces) {
-            (Some(to), Some(pieces)) => {
+        match (to, pieces.zip(evidence)) {
+            (Some(to), Some((pieces, evidence))) => {
                 let naming = naming(verdict);
-                match self.fragments.send_returned(to, len, pieces, naming) {
+                match self.fragments.send_returned(to, (len, evidence), pieces, naming) {
                     Ok(()) => {
                         self.count_answer(side, verdict);
                         Verdict::InPieces
@@ -101,6 +102,9 @@ impl Firewall {
     /// Writes the next piece of what was cut, and says where it goes.
     pub(crate) fn next_piece(&mut self, frame: &mut Frame<'_>) -> Option<PortId> {
         let to = self.fragments.next(frame)?;
+        if !self.pass_generated(to, frame) {
+            return None;
+        }
         self.stats.count(to, Counter::SentFrames, 1);
         self.stats.count(to, Counter::SentBytes, frame.len() as u64);
         Some(self.port_of(to))

@@ -218,11 +218,12 @@ impl Firewall {
 
     /// Writes the next frame of our own that is due, if any, and says where it goes.
     pub fn poll_generate(&mut self, now: Instant, frame: &mut Frame<'_>) -> Option<PortId> {
+        frame.evidence = None;
         if let Some(port) = self.next_piece(frame) {
             return Some(port);
         }
         let port = self.announce(now, frame).or_else(|| self.ask_for_names(now, frame))?;
-        Some(self.port_of(port))
+        self.pass_generated(port, frame).then(|| self.port_of(port))
     }
 
     fn announce(&mut self, now: Instant, frame: &mut Frame<'_>) -> Option<PortId> {

@@ -2,6 +2,7 @@
 //!
 //! Holding a [`Frame`] proves that no peer can write its bytes any more: they were copied or un-granted before.
 
+use crate::evidence::Evidence;
 use crate::fragments::Pieces;
 
 /// How far the layer-4 checksum of a frame can be relied on (Xen public/io/netif.h, "Checksum offload").
@@ -52,13 +53,16 @@ pub struct Frame<'b> {
     pub offload: Offload,
     /// Set if it must leave in pieces.
     pub(crate) pieces: Option<Pieces>,
+    /// What entitles it to leave; nothing when it comes in.
+    pub(crate) evidence: Option<Evidence>,
 }
 
 impl<'b> Frame<'b> {
     /// The first `len_bytes` of `buf`; `None` if there are not that many.
     #[must_use]
     pub fn new(buf: &'b mut [u8], len_bytes: usize, offload: Offload) -> Option<Self> {
-        (len_bytes <= buf.len()).then_some(Self { buf, len: len_bytes, offload, pieces: None })
+        let (len, pieces, evidence) = (len_bytes, None, None);
+        (len <= buf.len()).then_some(Self { buf, len, offload, pieces, evidence })
     }
 
     /// The frame from the destination MAC address to the last byte of payload, without check sequence.
@@ -94,7 +98,7 @@ impl<'b> Frame<'b> {
     pub(crate) fn replace_by(&mut self, other: &Frame<'_>) -> Option<()> {
         self.resize(other.len())?;
         self.bytes_mut().copy_from_slice(other.bytes());
-        (self.offload, self.pieces) = (other.offload, None);
+        (self.offload, self.pieces, self.evidence) = (other.offload, None, other.evidence);
         Some(())
     }
 

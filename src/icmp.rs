@@ -3,6 +3,7 @@
 use core::net::IpAddr;
 use core::time::Duration;
 
+use crate::evidence::Evidence;
 use crate::frame::{Checksum, Frame, Offload};
 use crate::ingress::L3;
 use crate::packet::{Packet, Upper};
@@ -85,7 +86,7 @@ pub(crate) fn echo_reply(frame: &mut Frame<'_>, packet: &Packet, link: Link) -> 
     let checksum = read_u16(bytes, packet.l4 + 2);
     let change = Sum::default().replace(old, new);
     write_u16(bytes, packet.l4 + 2, update_full(checksum, change));
-    frame.offload = COMPUTED;
+    (frame.offload, frame.evidence) = (COMPUTED, Some(Evidence::Own));
     Some(())
 }
 
@@ -112,7 +113,7 @@ pub(crate) fn refuse(
         _ => error(frame, packet, refusal, own)?,
     }
     write_ethernet(frame.bytes_mut(), link.theirs, link.ours, ip::ether_type(own));
-    frame.offload = COMPUTED;
+    (frame.offload, frame.evidence) = (COMPUTED, Some(Evidence::Own));
     Some(())
 }
 

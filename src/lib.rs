@@ -14,6 +14,7 @@
 //! 4. `nat`: the outside face of the flow, ICMP errors included;
 //! 5. `egress`: TTL, size, checksum and link header for the port it leaves through; what is too large for it leaves through
 //!    `fragments` again;
+//!    `evidence` asks each frame once more why it may leave;
 //! 6. [`verdict`] and [`stats`]: how it ended, and the count of it.
 //!
 //! `pipeline` is that path on one screen, `firewall` the state and the control calls.
@@ -51,6 +52,7 @@ pub mod dns;
 mod names;
 
 mod egress;
+mod evidence;
 mod icmp;
 
 mod defragment;

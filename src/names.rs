@@ -9,6 +9,7 @@ use crate::clients::RulesState;
 use crate::conntrack::table::FlowId;
 use crate::dns::{self, DNS_PORT, Route, Taken};
 use crate::egress;
+use crate::evidence::Evidence;
 use crate::firewall::Firewall;
 use crate::frame::{Checksum, Frame, Offload};
 use crate::ingress::L3;
@@ -102,6 +103,7 @@ impl Firewall {
         frame.resize(L3 + len)?;
         write_ethernet(frame.bytes_mut(), next_hop, uplink.port.mac, ether_type);
         frame.offload = Offload { checksum: Checksum::Validated, gso: None };
+        frame.evidence = Some(Evidence::Own);
         self.stats.count(PortId::Uplink, Counter::ResolverPackets, 1);
         Some(PortId::Uplink)
     }

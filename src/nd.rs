@@ -9,6 +9,7 @@ use core::net::{IpAddr, Ipv6Addr};
 use etherparse::icmpv6::{NdpOptionSlice, NdpOptionsIterator};
 
 use crate::clients::ClientPort;
+use crate::evidence::Evidence;
 use crate::frame::{Checksum, Frame, Offload};
 use crate::icmp::icmp_sum;
 use crate::ingress::{Header, L3};
@@ -188,6 +189,7 @@ fn emit(
     let l4 = L3 + ipv6::HEADER_BYTES;
     frame.resize(l4 + LENGTH)?;
     frame.offload = Offload { checksum: Checksum::Full, gso: None };
+    frame.evidence = Some(Evidence::Own);
     let bytes = frame.bytes_mut();
     write_ethernet(bytes, link_destination, own_mac, ETHERTYPE_IPV6);
     ipv6::write_header(bytes, L3, LENGTH as u16, protocol::ICMPV6, source, destination);

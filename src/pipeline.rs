@@ -3,6 +3,7 @@
 use crate::arp;
 use crate::clients::HostId;
 use crate::egress;
+use crate::evidence;
 use crate::firewall::Firewall;
 use crate::frame::Frame;
 use crate::ingress::{self, Ingress};
@@ -20,10 +21,23 @@ impl Firewall {
     /// fetched with [`Firewall::poll_generate`] before the next frame comes.
     pub fn handle(&mut self, now: Instant, origin: Origin, frame: &mut Frame<'_>) -> Fate {
         self.decided_by = None;
+        frame.evidence = None;
         let Some(side) = self.side_of(origin) else { return self.no_such_port(origin) };
         self.count_received(side, frame);
         let verdict = self.frame(now, side, frame);
+        self.emit(origin, side, verdict, frame)
+    }
+
+    /// The last stages, whatever the verdict: only here does a frame that came in go out again.
+    pub(crate) fn emit(
+        &mut self,
+        origin: Origin,
+        side: Origin,
+        verdict: Verdict,
+        frame: &mut Frame<'_>,
+    ) -> Fate {
         let verdict = self.disguise(side, verdict, frame);
+        let verdict = evidence::pass(verdict, frame);
         let verdict = self.cut(verdict, frame);
         self.conclude(origin, side, verdict, frame)
     }
@@ -69,7 +83,7 @@ impl Firewall {
         let flow = self.flow_of_client(now, host, packet, remote, way.basis())?;
         self.translate_outbound(flow, packet, frame)?;
         self.clamp_mss(packet, exit.caps.mtu, frame);
-        egress::finish(frame, packet, &exit);
+        egress::finish(frame, packet, &exit, self.evidence_of(flow));
         Ok(Verdict::Forward(port))
     }
 
@@ -107,7 +121,7 @@ impl Firewall {
         egress::check(frame, packet, &exit.caps)?;
         self.translate_inbound(flow, packet, frame)?;
         self.clamp_mss(packet, exit.caps.mtu, frame);
-        egress::finish(frame, packet, &exit);
+        egress::finish(frame, packet, &exit, self.evidence_of(flow));
         Ok(Verdict::Forward(port))
     }
 }

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::limits::OutOfMemory;
-use crate::port::{ClientId, Origin, PortId};
+use crate::port::{ClientId, PortId};
 use crate::verdict::DropReason;
 
 macro_rules! counters {
@@ -104,6 +104,7 @@ pub struct Stats {
     uplink: PortStats,
     clients: Box<[PortStats]>,
     departed: PortStats,
+    without_accept: u64,
 }
 
 impl Stats {
@@ -115,6 +116,7 @@ impl Stats {
             uplink: PortStats::ZERO,
             clients: slots.into_boxed_slice(),
             departed: PortStats::ZERO,
+            without_accept: 0,
         })
     }
 
@@ -144,6 +146,13 @@ impl Stats {
         sum
     }
 
+    /// Frames of all ports that were about to leave without an accept and ended there, since boot. Other than 0 it means
+    /// a fault of the firewall.
+    #[must_use]
+    pub fn without_accept(&self) -> u64 {
+        self.without_accept
+    }
+
     /// Moves the counters of a slot to the departed ones.
     pub(crate) fn retire(&mut self, id: ClientId) {
         if let Some(slot) = self.clients.get_mut(usize::from(id.0)) {
@@ -152,8 +161,11 @@ impl Stats {
         }
     }
 
-    pub(crate) fn count_drop(&mut self, origin: Origin, reason: DropReason) {
-        self.port_mut(origin.into()).drop_one(reason);
+    pub(crate) fn count_drop(&mut self, port: impl Into<PortId>, reason: DropReason) {
+        if reason == DropReason::WithoutAccept {
+            self.without_accept = self.without_accept.saturating_add(1);
+        }
+        self.port_mut(port.into()).drop_one(reason);
     }
 
     pub(crate) fn count(&mut self, port: PortId, counter: Counter, amount: u64) {
@@ -173,6 +185,7 @@ impl Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::port::Origin;
 
     #[test]
     fn a_departed_client_leaves_its_counts_to_the_sum() {

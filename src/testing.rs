@@ -407,6 +407,7 @@ impl Kit {
         self.page[bytes.len()..].fill(0xdd);
         let mut frame = Frame::new(&mut self.page, bytes.len(), offload).unwrap();
         let fate = self.fw.handle(self.now, origin, &mut frame);
+        assert_accepted(&self.fw);
         Out { fate, bytes: frame.bytes().to_vec(), offload: frame.offload }
     }
 
@@ -479,8 +480,9 @@ impl Kit {
     /// The next frame that the firewall sends by itself.
     pub(crate) fn generated(&mut self) -> Option<(PortId, Vec<u8>)> {
         let mut frame = Frame::new(&mut self.page, 0, Offload::default()).unwrap();
-        let port = self.fw.poll_generate(self.now, &mut frame)?;
-        Some((port, frame.bytes().to_vec()))
+        let port = self.fw.poll_generate(self.now, &mut frame);
+        assert_accepted(&self.fw);
+        Some((port?, frame.bytes().to_vec()))
     }
 
     /// Opens a TCP connection from A; returns the port on our address. Next numbers: 0x1000_2001 and 0x7001.
@@ -513,6 +515,12 @@ impl Kit {
         let changes = self.counters().into_iter().map(|(name, n)| (name.clone(), n - old(&name)));
         changes.filter(|(_, difference)| *difference > 0).collect()
     }
+}
+
+/// Checked after each step: the gate had nothing to stop.
+#[track_caller]
+pub(crate) fn assert_accepted(firewall: &Firewall) {
+    assert_eq!(firewall.stats().without_accept(), 0, "about to leave without an accept");
 }
 
 fn named(port: &str, stats: &PortStats) -> Vec<(String, u64)> {

@@ -163,6 +163,7 @@ drop_reasons! {
     GsoUnsupported, "gso-unsupported", "A super-frame for a port that cannot take it; it is not cut up yet.";
     DnsAnswer, "dns-answer", "From a DNS server to a port of our own resolver, and not what was asked there.";
     NoFlow, "no-flow", "From the uplink, part of no flow.";
+    WithoutAccept, "without-accept", "About to leave without an accept, which is a fault of the firewall: must stay 0.";
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub(super) struct DropSummary {
     clients: [u64; DropReason::COUNT],
     uplink: [u64; DropReason::COUNT],
     unsent: [u64; MAX_UNSENT_REASONS],
+    without_accept: u64,
     next_at: Option<Instant>,
 }
 
@@ -33,6 +34,7 @@ impl Default for DropSummary {
             clients: [0; DropReason::COUNT],
             uplink: [0; DropReason::COUNT],
             unsent: [0; MAX_UNSENT_REASONS],
+            without_accept: 0,
             next_at: None,
         }
     }
@@ -190,7 +192,22 @@ impl<S: Sink> EventLoop<S> {
                 ),
             );
         }
+        self.report_without_accept();
         self.summarise_drops(machine);
+    }
+
+    /// A fault of our own is told whatever `fw-log` says.
+    fn report_without_accept(&mut self) {
+        let count = self.firewall.stats().without_accept();
+        let new = count.saturating_sub(self.drops.without_accept);
+        if new > 0 {
+            self.drops.without_accept = count;
+            self.log.line(
+                self.now,
+                Source::Traffic,
+                format_args!("fault reason=without-accept new={new} count={count} (none left)"),
+            );
+        }
     }
 
     fn report_ready<M: Machine>(&mut self, machine: &M) {
@@ -281,14 +298,16 @@ impl<S: Sink> EventLoop<S> {
             self.now,
             Source::System,
             format_args!(
-                "stats wall_ms={} vcpu_ms={} heap_kib={}/{} pages={}/{} flows={}",
+                "stats wall_ms={} vcpu_ms={} heap_kib={}/{} pages={}/{} flows={} \
+                 without_accept={}",
                 Millis(wall_us),
                 Millis(running_us),
                 memory.heap_used / 1024,
                 memory.heap_size / 1024,
                 memory.pages_used,
                 memory.pages,
-                self.firewall.flow_count()
+                self.firewall.flow_count(),
+                self.firewall.stats().without_accept()
             ),
         );
         let clients = self.firewall.stats().all_clients();

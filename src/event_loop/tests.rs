@@ -8,11 +8,12 @@ use std::rc::Rc;
 
 use super::machine::{Arrival, Change, Machine, MemoryUse, Pipe, Reason, Stop};
 use super::*;
-use crate::frame::Offload;
+use crate::frame::{Frame, Offload};
 use crate::limits::Limits;
 use crate::port::{ClientId, Origin, PortId};
 use crate::testing::{self, A, Build, FROM_A, ID_A, MAC_A, MAC_UP, NETVM, OWN, SERVER};
 use crate::uplink::UplinkPort;
+use crate::verdict::{DropReason, Fate, Verdict};
 use crate::{Instant, PortCaps};
 
 const PAGE: usize = 4096;
@@ -407,6 +408,23 @@ fn drops_are_summarised_and_not_one_by_one() {
 }
 
 #[test]
+fn a_frame_that_ended_at_the_gate_is_told_even_where_drops_are_not() {
+    let mut rig = Rig::new("");
+    rig.turn();
+    assert!(!rig.has_line("fw: fault"));
+    let (mut bytes, forwarded) = (syn(443).frame(), Verdict::Forward(PortId::Uplink));
+    let len = bytes.len();
+    let mut frame = Frame::new(&mut bytes, len, Offload::default()).unwrap();
+    let fate = rig.event_loop.firewall.emit(FROM_A, FROM_A, forwarded, &mut frame);
+    assert_eq!(fate, Fate::Drop(DropReason::WithoutAccept));
+    rig.turn();
+    rig.turn();
+    let lines = rig.lines.0.borrow();
+    let told: Vec<_> = lines.iter().filter(|line| line.starts_with("fw: fault")).collect();
+    assert_eq!(told, ["fw: fault reason=without-accept new=1 count=1 (none left)"]);
+}
+
+#[test]
 fn frames_that_a_port_did_not_take_are_told() {
     let mut rig = Rig::up();
     rig.machine.unsent = vec![("uplink-full", 0), ("client-stalled", 7)];
@@ -558,6 +576,9 @@ fn a_request_to_stop_ends_the_loop_with_statistics() {
         let mut rig = Rig::up();
         rig.machine.changes.push_back(Change::Stop(stop));
         assert_eq!(rig.event_loop.run(&mut rig.machine), stop);
+        assert!(rig.has_line("fw: stats wall_ms="));
+        let stays_zero = |line: &String| line.ends_with(" without_accept=0");
+        assert!(rig.lines.0.borrow().iter().any(stays_zero));
         assert!(rig.has_line("fw: stats clients"));
         assert!(rig.has_line(&format!("fw: shutdown reason={}", stop.name())));
     }

@@ -23,6 +23,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::conntrack::index::HashKey;
+use crate::evidence::Evidence;
 use crate::frame::{Frame, Offload};
 use crate::ingress::L3;
 use crate::limits::OutOfMemory;
@@ -57,7 +58,15 @@ pub(crate) struct Fragments {
     identifications: Identifications,
     /// Holds a datagram that has just become complete, or the one that is being sent.
     buffer: Box<[u8]>,
-    outgoing: Option<(PortId, Cut)>,
+    outgoing: Option<Outgoing>,
+}
+
+/// A datagram that is being sent.
+#[derive(Debug)]
+struct Outgoing {
+    to: PortId,
+    evidence: Evidence,
+    cut: Cut,
 }
 
 /// A datagram that has become complete, taken out so that the path can rewrite it. Goes back through
@@ -127,7 +136,7 @@ impl Fragments {
     pub(crate) fn send_returned(
         &mut self,
         to: PortId,
-        len: usize,
+        (len, evidence): (usize, Evidence),
         pieces: Pieces,
         naming: Naming,
     ) -> Result<(), DropReason> {
@@ -138,7 +147,7 @@ impl Fragments {
             (Naming::Ours, Some(_)) => Some(self.identifications.next_v6()),
         };
         let cut = identification.and_then(|number| Cut::new(whole, pieces, number));
-        self.outgoing = Some((to, cut.ok_or(DropReason::TooBig)?));
+        self.outgoing = Some(Outgoing { to, evidence, cut: cut.ok_or(DropReason::TooBig)? });
         Ok(())
     }
 
@@ -153,20 +162,22 @@ impl Fragments {
         if self.outgoing.is_some() {
             return Err(DropReason::FragmentLimit);
         }
+        let evidence = frame.evidence.ok_or(DropReason::WithoutAccept)?;
         let place = self.buffer.get_mut(..frame.len()).ok_or(DropReason::FragmentLimit)?;
         place.copy_from_slice(frame.bytes());
-        self.send_returned(to, frame.len(), pieces, naming)
+        self.send_returned(to, (frame.len(), evidence), pieces, naming)
     }
 
     /// Length in bytes of the next piece as a frame, if one waits to be sent.
     pub(crate) fn next_len(&self) -> Option<usize> {
-        self.outgoing.as_ref().and_then(|(_, cut)| cut.next_len())
+        self.outgoing.as_ref().and_then(|outgoing| outgoing.cut.next_len())
     }
 
     /// Writes the next piece and says where it goes. `None` if there is none or `frame` is too small for it.
     pub(crate) fn next(&mut self, frame: &mut Frame<'_>) -> Option<PortId> {
-        let (to, cut) = self.outgoing.as_mut()?;
+        let Outgoing { to, evidence, cut } = self.outgoing.as_mut()?;
         cut.write(&self.buffer, frame)?;
+        frame.evidence = Some(*evidence);
         let to = *to;
         if cut.next_len().is_none() {
             self.outgoing = None;
@@ -177,7 +188,7 @@ impl Fragments {
     /// Forgets what came from a side and what was to go there: what is behind it is no longer the same.
     pub(crate) fn forget(&mut self, side: Origin) {
         self.store.forget(side);
-        self.outgoing = self.outgoing.take().filter(|(to, _)| *to != PortId::from(side));
+        self.outgoing = self.outgoing.take().filter(|out| out.to != PortId::from(side));
     }
 
     /// When [`Self::expire`] may have something to do.

@@ -47,15 +47,23 @@ fn frame_v6(payload: &[u8]) -> Vec<u8> {
 const CUT6: datagram::Cut6 =
     datagram::Cut6 { header_len: 48, next_at: 40, identification: 0xdead_beef };
 
+/// A frame that may leave.
+fn accepted(page: &mut [u8], len: usize) -> Frame<'_> {
+    let mut frame = Frame::new(page, len, Offload::default()).unwrap();
+    frame.evidence = Some(Evidence::Own);
+    frame
+}
+
 fn cut(fragments: &mut Fragments, whole: &[u8], pieces: Pieces, naming: Naming) -> Vec<Vec<u8>> {
     let mut page = whole.to_vec();
-    let frame = Frame::new(&mut page, whole.len(), Offload::default()).unwrap();
+    let frame = accepted(&mut page, whole.len());
     fragments.send(TO, &frame, pieces, naming).unwrap();
     let mut out = Vec::new();
     while let Some(len) = fragments.next_len() {
         let mut page = vec![0xdd; len];
         let mut frame = Frame::new(&mut page, 0, Offload::default()).unwrap();
         assert_eq!(fragments.next(&mut frame), Some(TO));
+        assert_eq!(frame.evidence, Some(Evidence::Own));
         out.push(frame.bytes().to_vec());
     }
     out
@@ -134,7 +142,7 @@ fn p2_our_identification_replaces_both_families() {
 fn a_datagram_is_not_cut_into_a_flood() {
     let whole = frame_v4(&[9; 4000], &[]);
     let mut page = whole.clone();
-    let frame = Frame::new(&mut page, whole.len(), Offload::default()).unwrap();
+    let frame = accepted(&mut page, whole.len());
     let mut fragments = fragments();
     for mtu in [0, 20, 27, 50] {
         let refused = fragments.send(TO, &frame, Pieces::of_ipv4(mtu), Naming::Kept);
@@ -147,7 +155,7 @@ fn one_datagram_at_a_time_is_cut() {
     let mut fragments = fragments();
     let whole = frame_v4(&[9; 600], &[]);
     let mut page = whole.clone();
-    let frame = Frame::new(&mut page, whole.len(), Offload::default()).unwrap();
+    let frame = accepted(&mut page, whole.len());
     fragments.send(TO, &frame, Pieces::of_ipv4(300), Naming::Kept).unwrap();
     let second = fragments.send(TO, &frame, Pieces::of_ipv4(300), Naming::Kept);
     assert_eq!(second, Err(DropReason::FragmentLimit));

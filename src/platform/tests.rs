@@ -87,6 +87,7 @@ impl Rig {
             if let Some(stop) = self.event_loop.turn(&mut self.machine) {
                 return Some(stop);
             }
+            assert!(!self.has_line("fw: fault"), "about to leave without an accept");
         }
         None
     }

@@ -2,6 +2,7 @@
 
 mod drops;
 mod edits;
+mod evidence;
 mod exposed;
 mod exposed6;
 mod fragments;

@@ -127,6 +127,9 @@ impl Ours {
             return Err(Error::Failed("frame too long".into()));
         };
         let fate = self.firewall.handle(self.now, origin, &mut frame);
+        if self.firewall.stats().without_accept() > 0 {
+            fail!("a frame was about to leave without an accept");
+        }
         Ok((fate, frame.bytes().to_vec()))
     }
 }

@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::plan::UPLINK_MAC;
 use crate::error::{Attempt, Result};
+use crate::fail;
 use crate::netns::{read_frame, write_frame};
 
 /// The only client.
@@ -76,6 +77,9 @@ impl Core {
             Fate::Send(port) => write_frame(taps.of(port), frame.bytes())?,
             Fate::Drop(reason) => self.drops.push(format!("{reason:?}")),
             Fate::Consumed => {}
+        }
+        if self.firewall.stats().without_accept() > 0 {
+            fail!("a frame was about to leave without an accept");
         }
         self.own_frames(taps, page)
     }

@@ -205,4 +205,18 @@ pub(super) const FLIPS: &[Flip] = &[
         "    ip::decrement_ttl(bytes, L3);\n",
         "    ip::decrement_ttl(bytes, L3);\n    if packet.source.is_ipv4() {\n        let word = read_u16(bytes, L3 + 6);\n        write_u16(bytes, L3 + 6, word & !0x4000);\n        write_u16(bytes, L3 + 10, 0);\n        let sum = Sum::default().bytes(bytes.get(L3..packet.l4).unwrap_or_default());\n        write_u16(bytes, L3 + 10, sum.complete());\n    }\n",
     ),
+    flip(
+        "evidence outlives a commit",
+        &["Q4"],
+        "src/evidence.rs",
+        "Standing::Accepted && flow.generation == host.generation;",
+        "Standing::Accepted && flow.generation <= host.generation;",
+    ),
+    flip(
+        "the gate asks nobody",
+        &["Q3"],
+        "src/evidence.rs",
+        "    if has_evidence { verdict }",
+        "    if has_evidence || frame.evidence.is_none() { verdict }",
+    ),
 ];
