@@ -1,9 +1,11 @@
 //! The packet core: sequences of frames from two clients and the uplink, rule edits, clock steps, devices that come and
-//! go. After each frame `world` checks what design section 3 promises, with its own reading of the bytes (`view`).
+//! go in a `world`. After each frame an `oracle` checks what design section 3 promises, with its own reading of the bytes
+//! (`view`).
 //!
 //! An input is a list of steps; `step` says how each spends its bytes. `build` makes the frames.
 
 mod build;
+mod oracle;
 mod view;
 mod world;
 
