@@ -1,5 +1,7 @@
 //! The loop on a scripted machine: what dom0 and the devices do goes in, frames, bytes and log lines come out.
 
+mod fragments;
+
 use core::net::Ipv4Addr;
 use std::cell::RefCell;
 use std::collections::VecDeque;

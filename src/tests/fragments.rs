@@ -11,7 +11,7 @@ const UPLINK: PortId = PortId::Uplink;
 const TO_A: PortId = PortId::Client(ID_A);
 
 /// A datagram in fragments with `sizes` bytes of payload each, the rest in the last.
-fn split(whole: &Build, sizes: &[usize]) -> Vec<Build> {
+pub(crate) fn split(whole: &Build, sizes: &[usize]) -> Vec<Build> {
     let mut cuts = vec![0];
     cuts.extend(sizes.iter().scan(0, |at, size| {
         *at += size;
@@ -43,7 +43,7 @@ fn pieces(kit: &mut Kit) -> Vec<(PortId, Vec<u8>)> {
 
 /// The datagram that the pieces make, all checks done by the book. The first header stands for the whole.
 #[track_caller]
-fn joined(out: &[(PortId, Vec<u8>)], port: PortId) -> Out {
+pub(crate) fn joined(out: &[(PortId, Vec<u8>)], port: PortId) -> Out {
     assert!(out.len() > 1, "{} pieces", out.len());
     let mut bytes = out[0].1[..34].to_vec();
     for (number, (to, piece)) in out.iter().enumerate() {

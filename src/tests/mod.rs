@@ -5,7 +5,7 @@ mod edits;
 mod evidence;
 mod exposed;
 mod exposed6;
-mod fragments;
+pub(crate) mod fragments;
 mod ipv6;
 mod mapped;
 mod mss;
