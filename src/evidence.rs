@@ -42,6 +42,12 @@ impl Firewall {
         Accept::of(flow, self.clients.host(flow.host)?).map(Evidence::Accepted)
     }
 
+    /// Has all flows judged again: no evidence of theirs counts any more.
+    pub(crate) fn start_generation(&mut self) {
+        self.clients.start_generation_for_all();
+        self.fragments.forget_accepted();
+    }
+
     /// The gate for a frame that nothing received caused, or a piece of what was cut; false if it must not leave.
     pub(crate) fn pass_generated(&mut self, to: PortId, frame: &Frame<'_>) -> bool {
         if frame.evidence.is_none() {

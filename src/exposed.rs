@@ -38,7 +38,7 @@ impl Firewall {
             }
         }
         self.exposure = exposure;
-        self.clients.start_generation_for_all();
+        self.start_generation();
     }
 
     /// Ends the flows of other clients to one that is gone.

@@ -171,6 +171,7 @@ impl Firewall {
         rules: RulesState,
     ) -> Result<Generation, TooManyAddresses> {
         let generation = self.clients.set_rules(now, address, rules)?;
+        self.fragments.forget_accepted();
         self.register_names(now, address);
         Ok(generation)
     }
@@ -194,7 +195,7 @@ impl Firewall {
             }
         }
         if old.v4.dns != new.v4.dns || old.v6.dns != new.v6.dns {
-            self.clients.start_generation_for_all();
+            self.start_generation();
         }
         if is_moved {
             self.fragments.forget(Origin::Uplink);

@@ -191,6 +191,11 @@ impl Fragments {
         self.outgoing = self.outgoing.take().filter(|out| out.to != PortId::from(side));
     }
 
+    /// Forgets what was accepted and waits to be fetched: what accepted it has changed.
+    pub(crate) fn forget_accepted(&mut self) {
+        self.outgoing = self.outgoing.take().filter(|out| out.evidence == Evidence::Own);
+    }
+
     /// When [`Self::expire`] may have something to do.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.store.next_deadline()

@@ -76,6 +76,20 @@ fn pieces_wait_for_memory() {
 }
 
 #[test]
+fn pieces_that_wait_do_not_leave_once_the_rules_forbid_them() {
+    let mut rig = rig();
+    rig.machine.has_no_pages = true;
+    assert!(arrive(&mut rig, FROM_A, &fragments(443)).is_empty());
+    assert!(rig.event_loop.firewall.next_piece_len().is_some());
+    rig.write("/qubes-firewall/10.137.0.10/0000", "action=drop");
+    rig.write("/qubes-firewall/10.137.0.10", "");
+    rig.turn();
+    rig.machine.has_no_pages = false;
+    assert!(arrive(&mut rig, FROM_A, &[]).is_empty());
+    assert_eq!(rig.event_loop.firewall.next_piece_len(), None);
+}
+
+#[test]
 fn a_datagram_that_stays_incomplete_is_forgotten_in_time() {
     let mut rig = rig();
     arrive(&mut rig, FROM_A, &fragments(443)[..2]);
