@@ -1,6 +1,5 @@
 //! The steps of `pipeline` for what comes or leaves in fragments; `fragments` holds them meanwhile.
 
-use crate::evidence;
 use crate::firewall::Firewall;
 use crate::fragments::{Fragment, Naming, Whole};
 use crate::frame::Frame;
@@ -60,12 +59,13 @@ impl Firewall {
         let verdict = match self.frame(now, side, &mut frame) {
             // Disguised in its new place, with the other answers.
             verdict @ Verdict::Reject(..) => verdict,
-            verdict => evidence::pass(self.disguise(side, verdict, &mut frame), &frame),
+            verdict => self.disguise(side, verdict, &mut frame),
         };
         let (len, pieces, evidence) = (frame.len(), frame.pieces, frame.evidence);
         let to = match verdict {
-            Verdict::Forward(port) => Some(port),
-            Verdict::Answer(Answer::Echo) => Some(PortId::from(side)),
+            Verdict::Forward(port) if frame.is_accepted() => Some(port),
+            Verdict::Answer(Answer::Echo) if frame.is_own() => Some(PortId::from(side)),
+            // Without its evidence it ends with the fragment in `last`, which has none either.
             _ => None,
         };
         let is_answered = matches!(verdict, Verdict::Reject(..)).then(|| last.replace_by(&frame));
@@ -89,7 +89,7 @@ impl Firewall {
     /// Takes a frame that is too large for the way on out of the caller's hands.
     pub(crate) fn cut(&mut self, verdict: Verdict, frame: &Frame<'_>) -> Verdict {
         match (verdict, frame.pieces) {
-            (Verdict::Forward(to), Some(pieces)) => {
+            (Verdict::Forward(to), Some(pieces)) if frame.is_accepted() => {
                 match self.fragments.send(to, frame, pieces, naming(verdict)) {
                     Ok(()) => Verdict::InPieces,
                     Err(reason) => reason.into(),

@@ -2,7 +2,6 @@
 
 use core::net::IpAddr;
 
-use crate::evidence::Evidence;
 use crate::fragments::Pieces;
 use crate::frame::{Checksum, Frame, GsoKind};
 use crate::ingress::L3;
@@ -40,14 +39,8 @@ pub(crate) fn check(frame: &Frame<'_>, packet: &Packet, caps: &PortCaps) -> Resu
     Ok(())
 }
 
-/// Makes a packet that passed [`check`] and NAT ready to leave, as far as the evidence for it goes.
-pub(crate) fn finish(
-    frame: &mut Frame<'_>,
-    packet: &Packet,
-    exit: &Exit,
-    evidence: Option<Evidence>,
-) {
-    frame.evidence = evidence;
+/// Makes a packet that passed [`check`] and NAT ready to leave.
+pub(crate) fn finish(frame: &mut Frame<'_>, packet: &Packet, exit: &Exit) {
     let bytes = frame.bytes_mut();
     ip::decrement_ttl(bytes, L3);
     write_ethernet(bytes, exit.destination, exit.source, ip::ether_type(packet.source));

@@ -2,17 +2,17 @@
 //!
 //! What is forwarded carries an [`Accept`], which only a flow in the table can give, and only while it stands as accepted
 //! by its client's current generation of rules (or of what dom0 opened). What we wrote ourselves says so and goes back to
-//! whom it answers, or is of `Firewall::poll_generate`. A frame without its evidence ends at the gate and is counted; the
-//! count stays 0 unless a stage above lets something pass unjudged. Its neighbours: `flows` judges, `egress` attaches,
-//! `fragments` carries the evidence of a datagram over to its pieces.
+//! whom it answers, or is of `Firewall::poll_generate`. A frame without its evidence ends where a verdict becomes a fate
+//! (`Firewall::conclude`; before it is cut, in `defragment`) and is counted; the count stays 0 unless a stage lets
+//! something pass unjudged. Its neighbours: `flows` judges, and attaches the evidence as it rewrites the addresses;
+//! `fragments` carries that of a datagram over to its pieces.
 
 use crate::clients::Host;
-use crate::conntrack::table::FlowId;
 use crate::conntrack::{Flow, Standing};
 use crate::firewall::Firewall;
 use crate::frame::Frame;
 use crate::port::PortId;
-use crate::verdict::{DropReason, Verdict};
+use crate::verdict::DropReason;
 
 /// Proof that the flow of a frame was accepted, and that nothing has changed since. Not that the frame was rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,10 +35,21 @@ impl Accept {
     }
 }
 
+impl Frame<'_> {
+    /// Whether it may be forwarded.
+    pub(crate) fn is_accepted(&self) -> bool {
+        matches!(self.evidence, Some(Evidence::Accepted(_)))
+    }
+
+    /// Whether it may go back to where what it answers came from.
+    pub(crate) fn is_own(&self) -> bool {
+        matches!(self.evidence, Some(Evidence::Own))
+    }
+}
+
 impl Firewall {
-    /// The evidence of what a flow sends now.
-    pub(crate) fn evidence_of(&self, id: FlowId) -> Option<Evidence> {
-        let flow = self.table.get(id)?;
+    /// The evidence of what `flow` sends now.
+    pub(crate) fn evidence_of(&self, flow: &Flow) -> Option<Evidence> {
         Accept::of(flow, self.clients.host(flow.host)?).map(Evidence::Accepted)
     }
 
@@ -55,19 +66,4 @@ impl Firewall {
         }
         frame.evidence.is_some()
     }
-}
-
-/// The gate before a frame is handed out or cut: forwarded only with an accept, sent back only if it is our own.
-pub(crate) fn pass(verdict: Verdict, frame: &Frame<'_>) -> Verdict {
-    let has_evidence = match verdict {
-        Verdict::Forward(_) => matches!(frame.evidence, Some(Evidence::Accepted(_))),
-        Verdict::Answer(_) | Verdict::Reject(..) => frame.evidence == Some(Evidence::Own),
-        // No frame leaves; that of pieces was asked before they were cut.
-        Verdict::Consumed(_)
-        | Verdict::Resolved
-        | Verdict::Waits
-        | Verdict::InPieces
-        | Verdict::Drop(_) => true,
-    };
-    if has_evidence { verdict } else { DropReason::WithoutAccept.into() }
 }

@@ -368,7 +368,7 @@ impl Firewall {
         }
     }
 
-    /// Counts how it ended, and says which port it goes to.
+    /// Counts how it ended, and says which port it goes to. Nothing leaves without the evidence for it.
     pub(crate) fn conclude(
         &mut self,
         origin: Origin,
@@ -387,12 +387,12 @@ impl Firewall {
     fn count_verdict(&mut self, origin: Origin, verdict: Verdict, frame: &Frame<'_>) -> Fate {
         let back = PortId::from(origin);
         match verdict {
-            Verdict::Forward(port) => {
+            Verdict::Forward(port) if frame.is_accepted() => {
                 self.stats.count(port, Counter::SentFrames, 1);
                 self.stats.count(port, Counter::SentBytes, frame.len() as u64);
                 Fate::Send(port)
             }
-            Verdict::Answer(answer) => {
+            Verdict::Answer(answer) if frame.is_own() => {
                 let counter = match answer {
                     Answer::Arp => Counter::ArpAnswers,
                     Answer::Neighbour => Counter::NdAnswers,
@@ -415,7 +415,7 @@ impl Firewall {
             }
             // Each piece is counted when it leaves.
             Verdict::InPieces => Fate::Consumed,
-            Verdict::Reject(reason, refusal) => {
+            Verdict::Reject(reason, refusal) if frame.is_own() => {
                 self.stats.count_drop(origin, reason);
                 let counter = match refusal {
                     Refusal::TcpReset => Counter::TcpResets,
@@ -424,11 +424,16 @@ impl Firewall {
                 self.stats.count(back, counter, 1);
                 Fate::Send(back)
             }
-            Verdict::Drop(reason) => {
-                self.stats.count_drop(origin, reason);
-                Fate::Drop(reason)
+            Verdict::Drop(reason) => self.count_end(origin, reason),
+            Verdict::Forward(_) | Verdict::Answer(_) | Verdict::Reject(..) => {
+                self.count_end(origin, DropReason::WithoutAccept)
             }
         }
+    }
+
+    fn count_end(&mut self, origin: Origin, reason: DropReason) -> Fate {
+        self.stats.count_drop(origin, reason);
+        Fate::Drop(reason)
     }
 
     fn link_back(&self, origin: Origin, family_of: IpAddr) -> Option<Link> {

@@ -90,7 +90,7 @@ impl Firewall {
         Ok(id)
     }
 
-    /// Gives a client's packet our address and the flow's port.
+    /// Gives a client's packet our address and the flow's port, and the evidence that the flow is accepted.
     pub(crate) fn translate_outbound(
         &self,
         id: FlowId,
@@ -98,6 +98,7 @@ impl Firewall {
         frame: &mut Frame<'_>,
     ) -> Result<(), DropReason> {
         let flow = self.table.get(id).ok_or(DropReason::NoFlow)?;
+        frame.evidence = self.evidence_of(flow);
         if let Upper::IcmpError(quote) = packet.upper {
             return icmp_error::to_remote(frame, packet, &quote, flow);
         }
@@ -111,7 +112,7 @@ impl Firewall {
         rewrite::apply(frame, packet, &ends)
     }
 
-    /// Gives a packet from the uplink the client's address, and the sender that the client expects.
+    /// Gives a packet from the uplink the client's address, the sender that the client expects, and the evidence.
     pub(crate) fn translate_inbound(
         &self,
         id: FlowId,
@@ -119,6 +120,7 @@ impl Firewall {
         frame: &mut Frame<'_>,
     ) -> Result<(), DropReason> {
         let flow = self.table.get(id).ok_or(DropReason::NoFlow)?;
+        frame.evidence = self.evidence_of(flow);
         if let Upper::IcmpError(quote) = packet.upper {
             return icmp_error::to_client(frame, packet, &quote, flow);
         }

@@ -3,7 +3,6 @@
 use crate::arp;
 use crate::clients::HostId;
 use crate::egress;
-use crate::evidence;
 use crate::firewall::Firewall;
 use crate::frame::Frame;
 use crate::ingress::{self, Ingress};
@@ -37,7 +36,6 @@ impl Firewall {
         frame: &mut Frame<'_>,
     ) -> Fate {
         let verdict = self.disguise(side, verdict, frame);
-        let verdict = evidence::pass(verdict, frame);
         let verdict = self.cut(verdict, frame);
         self.conclude(origin, side, verdict, frame)
     }
@@ -83,7 +81,7 @@ impl Firewall {
         let flow = self.flow_of_client(now, host, packet, remote, way.basis())?;
         self.translate_outbound(flow, packet, frame)?;
         self.clamp_mss(packet, exit.caps.mtu, frame);
-        egress::finish(frame, packet, &exit, self.evidence_of(flow));
+        egress::finish(frame, packet, &exit);
         Ok(Verdict::Forward(port))
     }
 
@@ -121,7 +119,7 @@ impl Firewall {
         egress::check(frame, packet, &exit.caps)?;
         self.translate_inbound(flow, packet, frame)?;
         self.clamp_mss(packet, exit.caps.mtu, frame);
-        egress::finish(frame, packet, &exit, self.evidence_of(flow));
+        egress::finish(frame, packet, &exit);
         Ok(Verdict::Forward(port))
     }
 }

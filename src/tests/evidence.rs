@@ -1,5 +1,6 @@
 //! The gate: what nothing accepted does not leave, whatever a verdict says.
 
+use crate::conntrack::table::FlowId;
 use crate::evidence::Evidence;
 use crate::testing::*;
 use crate::verdict::{Answer, Refusal, Verdict};
@@ -15,9 +16,13 @@ fn emit(kit: &mut Kit, verdict: Verdict, evidence: Option<Evidence>) -> Fate {
 }
 
 /// The flow that the client opens with this packet.
-fn opened(kit: &mut Kit, build: &Build) -> crate::conntrack::table::FlowId {
+fn opened(kit: &mut Kit, build: &Build) -> FlowId {
     kit.a(build).assert_sent(PortId::Uplink);
     kit.fw.table.any().unwrap()
+}
+
+fn evidence_of(kit: &Kit, flow: FlowId) -> Option<Evidence> {
+    kit.fw.evidence_of(kit.fw.table.get(flow).unwrap())
 }
 
 #[test]
@@ -49,15 +54,15 @@ fn q4_a_flow_has_no_evidence_from_a_commit_until_it_is_judged_again() {
     let mut kit = Kit::new();
     let build = Build::udp((A, 40_000), (SERVER, 443));
     let flow = opened(&mut kit, &build);
-    let accepted = kit.fw.evidence_of(flow);
+    let accepted = evidence_of(&kit, flow);
     assert!(matches!(accepted, Some(Evidence::Accepted(_))));
     assert_eq!(emit(&mut kit, Verdict::Forward(PortId::Uplink), accepted), {
         Fate::Send(PortId::Uplink)
     });
     kit.set_rules(A, rules(&["action=accept proto=udp"]));
-    assert_eq!(kit.fw.evidence_of(flow), None);
+    assert_eq!(evidence_of(&kit, flow), None);
     kit.a(&build).assert_sent(PortId::Uplink);
-    assert_eq!(kit.fw.evidence_of(flow), accepted);
+    assert_eq!(evidence_of(&kit, flow), accepted);
 }
 
 #[test]
@@ -67,7 +72,7 @@ fn a_flow_that_the_rules_forbid_has_no_evidence() {
     let flow = opened(&mut kit, &build);
     kit.set_rules(A, rules(&["action=drop"]));
     kit.a(&build).assert_refused(ID_A, 3, 13);
-    assert_eq!(kit.fw.evidence_of(flow), None);
+    assert_eq!(evidence_of(&kit, flow), None);
 }
 
 #[test]
@@ -80,11 +85,11 @@ fn a_frame_brings_no_evidence_along() {
     let mut bytes = Build::udp((A, 1), (SERVER, 2)).frame();
     bytes.resize(4096, 0);
     let mut frame = Frame::new(&mut bytes, 47, Offload::default()).unwrap();
-    frame.evidence = kit.fw.evidence_of(flow_of_b);
+    frame.evidence = evidence_of(&kit, flow_of_b);
     // The error to the client is our own.
     assert_eq!(kit.fw.handle(kit.now, FROM_A, &mut frame), Fate::Send(PortId::Client(ID_A)));
     assert_eq!(frame.evidence, Some(Evidence::Own));
-    frame.evidence = kit.fw.evidence_of(flow_of_b);
+    frame.evidence = evidence_of(&kit, flow_of_b);
     assert_eq!(kit.fw.poll_generate(kit.now, &mut frame), Some(PortId::Uplink));
     assert_eq!(frame.evidence, Some(Evidence::Own));
 }

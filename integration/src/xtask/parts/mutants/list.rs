@@ -215,8 +215,8 @@ pub(super) const FLIPS: &[Flip] = &[
     flip(
         "the gate asks nobody",
         &["Q3"],
-        "src/evidence.rs",
-        "    if has_evidence { verdict }",
-        "    if has_evidence || frame.evidence.is_none() { verdict }",
+        "src/firewall.rs",
+        "            Verdict::Forward(port) if frame.is_accepted() => {",
+        "            Verdict::Forward(port) => {",
     ),
 ];
