@@ -9,7 +9,7 @@ use crate::ingress::L3;
 use crate::packet::{Packet, Upper};
 use crate::time::Instant;
 use crate::verdict::Refusal;
-use crate::wire::checksum::{Sum, update_full};
+use crate::wire::checksum::{Sum, update_icmp};
 use crate::wire::tcp::{self, Reset};
 use crate::wire::{Mac, Side, ip, ipv6, read_u16, write, write_ethernet, write_u16};
 
@@ -83,9 +83,7 @@ pub(crate) fn echo_reply(frame: &mut Frame<'_>, packet: &Packet, link: Link) -> 
     let old = read_u16(bytes, packet.l4);
     let new = u16::from(kind) << 8 | old & 0x00ff;
     write_u16(bytes, packet.l4, new);
-    let checksum = read_u16(bytes, packet.l4 + 2);
-    let change = Sum::default().replace(old, new);
-    write_u16(bytes, packet.l4 + 2, update_full(checksum, change));
+    update_icmp(bytes.get_mut(packet.l4..)?, Sum::default().replace(old, new));
     (frame.offload, frame.evidence) = (COMPUTED, Some(Evidence::Own));
     Some(())
 }

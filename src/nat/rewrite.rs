@@ -6,7 +6,7 @@ use crate::frame::{Checksum, Frame};
 use crate::ingress::L3;
 use crate::packet::{Packet, Upper};
 use crate::verdict::DropReason;
-use crate::wire::checksum::{Sum, udp_field, update_full, update_transport};
+use crate::wire::checksum::{Sum, udp_field, update_icmp, update_transport};
 use crate::wire::{Side, ip, read, read_u16, write_u16};
 
 /// Both ends that a packet is to have. For ICMP the port of the side that asked is the identifier.
@@ -76,7 +76,9 @@ pub(super) fn covered(family_of: IpAddr, addresses: Sum) -> Sum {
 /// Replaces the identifier of an ICMP query or reply, checksum included.
 pub(super) fn set_identifier(bytes: &mut [u8], l4: usize, identifier: u16, addresses: Sum) {
     let change = set_word(bytes, l4 + 4, identifier).plus(addresses);
-    update_field(bytes, l4 + 2, |field| update_full(field, change));
+    if let Some(message) = bytes.get_mut(l4..) {
+        update_icmp(message, change);
+    }
 }
 
 /// A complete UDP checksum of zero means that there is none, and stays so (RFC 768).

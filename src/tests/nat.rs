@@ -237,6 +237,20 @@ fn i1_ping_identifier_mapping_does_not_depend_on_the_host() {
     assert_eq!(ids, [ids[0]; 3]);
 }
 
+/// The update of RFC 1624 gives the sum of all zeros the form that no receiver takes for right.
+#[test]
+fn replies_that_are_all_zeros_have_a_right_checksum() {
+    let mut kit = Kit::new();
+    let to_gateway = kit.a(&Build::icmp(A, OWN, 8, 0, [0; 4], &[]));
+    assert_eq!(to_gateway.assert_sent(TO_A).l4(), [0, 0, 0xff, 0xff, 0, 0, 0, 0]);
+    // Another client has the identifier 0.
+    kit.b(&Build::icmp(B, SERVER, 8, 0, [0; 4], &[])).assert_sent(UPLINK);
+    let [high, low] = kit.a(&Build::icmp(A, SERVER, 8, 0, [0; 4], &[])).icmp_id().to_be_bytes();
+    assert_ne!([high, low], [0, 0]);
+    let reply = kit.up(Build::icmp(SERVER, OWN, 0, 0, [high, low, 0, 0], &[0; 9]));
+    assert_eq!(reply.assert_sent(TO_A).l4()[..8], [0, 0, 0xff, 0xff, 0, 0, 0, 0]);
+}
+
 #[test]
 fn i2_a_query_waits_a_minute_for_its_answer() {
     for (seconds, is_alive) in [(59, true), (300, false)] {

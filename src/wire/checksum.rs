@@ -5,6 +5,7 @@
 
 use core::net::IpAddr;
 
+use super::{read_u16, write_u16};
 use crate::frame::Checksum;
 
 /// A running one's-complement sum. 64 bits: no packet has enough words to overflow it.
@@ -92,6 +93,16 @@ pub(crate) fn update_full(field: u16, change: Sum) -> u16 {
     !Sum::default().word(!field).plus(change).fold()
 }
 
+/// Updates the checksum of an ICMP message by what changed in it or, for ICMPv6, in its pseudo header.
+pub(crate) fn update_icmp(message: &mut [u8], change: Sum) {
+    let updated = update_full(read_u16(message, 2), change);
+    write_u16(message, 2, updated);
+    // Where nothing is left but zeros, their sum is zero and not its other form. No update can tell the two apart.
+    if updated == 0 && Sum::default().bytes(message).fold() == 0 {
+        write_u16(message, 2, 0xffff);
+    }
+}
+
 /// Updates a partial checksum field by what changed in the pseudo header.
 pub(crate) fn update_blank(field: u16, change: Sum) -> u16 {
     Sum::default().word(field).plus(change).fold()
@@ -141,6 +152,20 @@ mod tests {
     fn rfc_1624_example() {
         // Section 4: HC = 0xDD2F, m = 0x5555, m' = 0x3285 gives 0x0000, not 0xFFFF.
         assert_eq!(update_full(0xdd2f, Sum::default().replace(0x5555, 0x3285)), 0x0000);
+    }
+
+    #[test]
+    fn an_icmp_message_that_becomes_all_zeros_has_their_checksum() {
+        let mut message = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
+        message[0] = 0;
+        update_icmp(&mut message, Sum::default().replace(0x0800, 0));
+        assert_eq!(message, [0, 0, 0xff, 0xff, 0, 0, 0, 0]);
+        assert_eq!(by_the_book(&message), 0xffff);
+        // Zero in its usual form stays.
+        let mut message = [0, 0, 0, 1, 0xff, 0xfe, 0, 0];
+        message[5] = 0xff;
+        update_icmp(&mut message, Sum::default().replace(0xfffe, 0xffff));
+        assert_eq!(message, [0, 0, 0, 0, 0xff, 0xff, 0, 0]);
     }
 
     proptest! {
