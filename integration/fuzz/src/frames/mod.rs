@@ -1,20 +1,23 @@
-//! The packet core: sequences of frames from two clients and the uplink, rule edits, clock steps, devices that come and
-//! go in a `world`. After each frame an `oracle` checks what design section 3 promises, with its own reading of the bytes
-//! (`view`).
+//! The packet core: sequences of frames from two clients and the uplink, rule edits, answers of resolvers, clock steps,
+//! devices that come and go, hidden addresses and what dom0 opens (`openings`), in a `world`. After each frame an
+//! `oracle` checks what design section 3 promises, with its own reading of the bytes (`view`) and its own idea of what
+//! is accepted (`permits`).
 //!
 //! An input is a list of steps; `step` says how each spends its bytes. `build` makes the frames.
 
 mod build;
+mod openings;
 mod oracle;
+mod permits;
 mod view;
 mod world;
 
 use std::net::IpAddr;
 
 use build::Shape;
-use firewall::{Checksum, Gso, GsoKind, Mac, Offload, Origin};
+use firewall::{Checksum, Gso, GsoKind, Mac, Offload, Origin, PortId};
 use view::View;
-use world::{ADDRESSES, Family, GATEWAYS, MACS, OWN, REMOTES, World};
+use world::{ADDRESSES, Family, GATEWAYS, MACS, OWN, REMOTES, VISIBLE_GATEWAY, World};
 
 use crate::source::Source;
 
@@ -42,7 +45,7 @@ fn step(world: &mut World, source: &mut Source<'_>) {
     match source.below(16) {
         0..=3 => {
             let origin = origin(source);
-            let shape = shape(origin, source);
+            let shape = shape(world, origin, source);
             send(world, origin, shape, source);
         }
         4 | 5 => reply(world, source),
@@ -58,7 +61,7 @@ fn step(world: &mut World, source: &mut Source<'_>) {
         12 => world.pass_time(source),
         13 => world.change_network(source),
         14 => world.change_devices(source),
-        _ => world.generate(),
+        _ => world.generate(source),
     }
 }
 
@@ -87,20 +90,25 @@ fn offload(source: &mut Source<'_>) -> Offload {
 }
 
 /// A packet as `origin` might send it, mostly with addresses that it may use.
-fn shape(origin: Origin, source: &mut Source<'_>) -> Shape {
+fn shape(world: &World, origin: Origin, source: &mut Source<'_>) -> Shape {
     let family = source.pick(&[Family::V4, Family::V4, Family::V6]);
     let here = match origin {
-        Origin::Client(_) => ADDRESSES[port_index(origin)],
-        Origin::Uplink => source.pick(REMOTES),
+        Origin::Client(_) => world.known(port_index(origin), family),
+        Origin::Uplink => source.pick(REMOTES).of(family),
     };
     let there = match origin {
         Origin::Client(_) => source.pick(REMOTES),
         Origin::Uplink => OWN,
     };
-    let all = [ADDRESSES[0], ADDRESSES[1], OWN, GATEWAYS, REMOTES[0]];
+    let all = [ADDRESSES[0], ADDRESSES[1], OWN, GATEWAYS, REMOTES[0], VISIBLE_GATEWAY];
     let unusual = source.byte();
-    let src = if unusual & 0xf == 1 { source.pick(&all) } else { here }.of(family);
-    let dst = if unusual >> 4 == 1 { source.pick(&all) } else { there }.of(family);
+    let src = if unusual & 0xf == 1 { source.pick(&all).of(family) } else { here };
+    let dst = match (unusual >> 4, origin) {
+        (1, _) => source.pick(&all),
+        (2, Origin::Client(id)) => ADDRESSES[usize::from(id.0 ^ 1).min(1)],
+        _ => there,
+    }
+    .of(family);
     let ports = (source.pick(PORTS), source.pick(PORTS));
     let size = source.pick(SIZES);
     let rest = [0, source.byte(), 0, 1];
@@ -192,9 +200,17 @@ fn extension_headers(kinds: &[u8], protocol: u8) -> Vec<u8> {
     first.into_iter().chain(chain).collect()
 }
 
-/// What a server answers to a packet that went out.
+/// Who got what went there.
+fn origin_of(port: PortId) -> Origin {
+    match port {
+        PortId::Client(id) => Origin::Client(id),
+        PortId::Uplink => Origin::Uplink,
+    }
+}
+
+/// What is answered to a packet by who got it.
 fn reply(world: &mut World, source: &mut Source<'_>) {
-    let Some(sent) = world.recent(source) else { return };
+    let Some((port, sent)) = world.recent(source) else { return };
     let View { src, dst, .. } = sent;
     let numbers = [source.pick(NUMBERS), source.pick(NUMBERS)];
     let size = source.pick(SIZES);
@@ -216,7 +232,7 @@ fn reply(world: &mut World, source: &mut Source<'_>) {
                 Some(other) => other.wrapping_add(1),
                 None => 0,
             };
-            let [high, low] = sent.icmp_id().unwrap_or(0).to_be_bytes();
+            let [high, low] = sent.near(view::Sense::Asks).to_be_bytes();
             Shape::icmp(dst, src, kind, 0, [high, low, 0, 1], b"pong").payload(size)
         }
         (protocol, _) => Shape::new(dst, src, protocol, sent.l4.clone()),
@@ -224,12 +240,12 @@ fn reply(world: &mut World, source: &mut Source<'_>) {
     if source.byte() & 0xf == 1 {
         shape.src = source.pick(REMOTES).of(Family::of(src));
     }
-    send(world, Origin::Uplink, shape, source);
+    send(world, origin_of(port), shape, source);
 }
 
 /// An ICMP error about a packet that went out, or about one that came in.
 fn error_about(world: &mut World, source: &mut Source<'_>) {
-    let Some(sent) = world.recent(source) else { return };
+    let Some((port, sent)) = world.recent(source) else { return };
     let is_v4 = sent.src.is_ipv4();
     let mut quoted = Shape::new(sent.src, sent.dst, sent.protocol, sent.l4.clone()).packet();
     quoted.truncate(usize::from(source.word()) % 600);
@@ -241,14 +257,15 @@ fn error_about(world: &mut World, source: &mut Source<'_>) {
     let (kind, code) = source.pick(kinds);
     let [high, low] = source.pick(&[1280_u16, 576, 68, 0, 1499, 65_535]).to_be_bytes();
     let rest = [0, 0, high, low];
-    let from = source.pick(REMOTES).of(Family::of(sent.src));
-    send(world, Origin::Uplink, Shape::icmp(from, sent.src, kind, code, rest, &quoted), source);
+    let router = source.pick(REMOTES).of(Family::of(sent.src));
+    let from = if port == PortId::Uplink { router } else { sent.dst };
+    send(world, origin_of(port), Shape::icmp(from, sent.src, kind, code, rest, &quoted), source);
 }
 
 /// A datagram in pieces: in any order, some of them twice, missing or overlapping.
 fn fragments(world: &mut World, source: &mut Source<'_>) {
     let origin = origin(source);
-    let whole = shape(origin, source).checksummed(false);
+    let whole = shape(world, origin, source).checksummed(false);
     let units = source.pick(&[1, 2, 3, 60, 61, 150]) * 8;
     let id = source.word();
     let pieces: Vec<Shape> = whole

@@ -25,6 +25,13 @@ pub(super) enum Piece {
     Later,
 }
 
+/// Whether the sender of a packet opened its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sense {
+    Asks,
+    Answers,
+}
+
 /// An IP packet.
 #[derive(Clone, Debug)]
 pub(super) struct View {
@@ -40,6 +47,12 @@ pub(super) struct View {
     pub(super) header_is_right: bool,
     pub(super) l4: Vec<u8>,
     pub(super) sum: Sum,
+    /// Of a piece: identification, offset in bytes, whether more follow, and its bytes of the datagram, extension headers
+    /// included.
+    id: u32,
+    offset: usize,
+    has_more: bool,
+    part: Vec<u8>,
 }
 
 impl View {
@@ -68,8 +81,12 @@ impl View {
             ttl: ip[8],
             has_df: ip[6] & 0x40 != 0,
             header_is_right: total == ip.len() && ip[0] >> 4 == 4 && sum(&[header]) == 0xffff,
+            part: l4.clone(),
             l4,
             sum: Sum::Unknown,
+            id: u16::from_be_bytes([ip[4], ip[5]]).into(),
+            offset: usize::from(offset) * 8,
+            has_more,
         };
         Some(view.summed(checksum))
     }
@@ -82,6 +99,7 @@ impl View {
         let (src, dst) = (address(8)?, address(24)?);
         let mut rest = ip.get(40..40 + length)?;
         let mut piece_is = Piece::Whole;
+        let (mut id, mut offset, mut has_more, mut part) = (0, 0, false, rest);
         // Hop-by-hop, routing, fragment, authentication, destination options, mobility, HIP, shim6. The numbers for
         // experiments (253, 254) say nothing about their form.
         while [0, 43, 44, 51, 60, 135, 139, 140].contains(&next) {
@@ -94,6 +112,9 @@ impl View {
             if this == 44 {
                 let field = u16::from_be_bytes([*rest.get(2)?, *rest.get(3)?]);
                 piece_is = piece(field >> 3, field & 1 == 1);
+                (offset, has_more) = (usize::from(field & !7), field & 1 == 1);
+                id = u32::from_be_bytes(rest.get(4..8)?.try_into().ok()?);
+                part = rest.get(8..)?;
             }
             next = *rest.first()?;
             rest = rest.get(length..)?;
@@ -113,8 +134,28 @@ impl View {
             header_is_right,
             l4,
             sum,
+            id,
+            offset,
+            has_more,
+            part: part.to_vec(),
         };
         Some(view.summed(checksum))
+    }
+
+    /// The datagram that consecutive pieces make up, from the first to the last.
+    pub(super) fn whole(pieces: &[Self]) -> Self {
+        let first = pieces.first().expect("at least one piece");
+        let mut bytes = Vec::new();
+        for (n, piece) in pieces.iter().enumerate() {
+            let of = |view: &Self| (view.src, view.dst, view.id, view.ttl);
+            assert_eq!(of(piece), of(first), "pieces of two datagrams");
+            assert_eq!(piece.offset, bytes.len(), "a gap, or twice the same: {piece:?}");
+            assert_eq!(piece.has_more, n + 1 < pieces.len(), "the end: {piece:?}");
+            bytes.extend(&piece.part);
+        }
+        let l4 = bytes.split_off(first.part.len() - first.l4.len());
+        let whole = Self { piece: Piece::Whole, sum: Sum::Unknown, l4, ..first.clone() };
+        whole.summed(Checksum::Full)
     }
 
     fn summed(mut self, checksum: Checksum) -> Self {
@@ -176,9 +217,39 @@ impl View {
         self.l4.get(header_len..).unwrap_or_default()
     }
 
-    /// Identifier of an ICMP query or its reply.
-    pub(super) fn icmp_id(&self) -> Option<u16> {
-        self.word(4)
+    /// Port of who opened the flow, or the identifier of its query; 0 where there is none.
+    pub(super) fn near(&self, sense: Sense) -> u16 {
+        match (self.ports(), sense) {
+            (Some((near, _)), Sense::Asks) | (Some((_, near)), Sense::Answers) => near,
+            (None, _) if self.icmp_type().is_some() => self.word(4).unwrap_or(0),
+            (None, _) => 0,
+        }
+    }
+
+    /// The same of a packet that is no piece: a later piece does not tell.
+    pub(super) fn whole_near(&self, sense: Sense) -> Option<u16> {
+        (self.piece == Piece::Whole).then(|| self.near(sense))
+    }
+
+    /// The other port, or the type of an ICMP message; 0 where there is none.
+    pub(super) fn far(&self, sense: Sense) -> u16 {
+        match (self.ports(), sense) {
+            (Some((_, far)), Sense::Asks) | (Some((far, _)), Sense::Answers) => far,
+            (None, _) => self.icmp_type().map_or(0, u16::from),
+        }
+    }
+
+    /// The addresses in the packet that an ICMP error quotes, as far as they are there.
+    pub(super) fn quoted_ends(&self) -> Vec<IpAddr> {
+        let quoted = self.l4.get(8..).filter(|_| self.is_icmp_error()).unwrap_or_default();
+        let at = |at: usize| quoted.get(at..at + 4)?.try_into().map(|v4: [u8; 4]| v4.into()).ok();
+        [at(12), at(16)].into_iter().flatten().collect()
+    }
+
+    /// Whether it is the reply to an ICMP query.
+    pub(super) fn is_icmp_reply(&self) -> bool {
+        let replies: &[u8] = if self.src.is_ipv4() { &[0, 14, 16, 18] } else { &[129] };
+        self.icmp_type().is_some_and(|kind| replies.contains(&kind))
     }
 
     /// Whether it is an ICMP error.
@@ -197,4 +268,30 @@ fn piece(offset: u16, has_more: bool) -> Piece {
         (0, true) => Piece::First,
         _ => Piece::Later,
     }
+}
+
+/// Forwarding changes addresses, ports, TTL and sums, and nothing else. Of a datagram that came in pieces only the last
+/// one is known.
+pub(super) fn forwarded(before: &View, after: &View) {
+    assert_eq!(before.protocol, after.protocol);
+    if before.piece != Piece::Whole {
+        return;
+    }
+    assert_eq!(before.ttl.checked_sub(1), Some(after.ttl), "TTL");
+    assert_eq!(before.has_df, after.has_df, "DF");
+    if before.icmp_type().is_none() {
+        assert!(before.payload() == after.payload(), "the payload was changed");
+    }
+    // A wrong sum stays wrong: nobody vouches for what nobody computed (R7).
+    match (before.sum, after.sum) {
+        (Sum::Right | Sum::Partial, Sum::Right | Sum::Partial) => {}
+        (was, is) => assert_eq!(was, is, "checksum: {before:?} became {after:?}"),
+    }
+}
+
+/// What the firewall answers itself goes back to who asked, with right sums.
+pub(super) fn answer(before: &View, after: &View) {
+    assert_eq!(after.dst, before.src, "an answer to another");
+    assert!(matches!(after.sum, Sum::Right | Sum::Partial), "checksum of an answer: {after:?}");
+    assert_eq!(after.piece, Piece::Whole);
 }

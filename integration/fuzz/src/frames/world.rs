@@ -3,12 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use firewall::visible::{MappedIp, Visible};
 use firewall::{
     ClientId, ClientPort, FamilyConfig, Fate, Firewall, Frame, Instant, Limits, Mac, NetworkConfig,
-    Offload, Origin, PortCaps, RulesState, UplinkPort,
+    Offload, Origin, PortCaps, PortId, RulesState, UplinkPort,
 };
 use rules::{CompiledSet, RuleSet};
 
+use super::build::Shape;
+use super::openings;
 use super::oracle::Oracle;
 use super::view::View;
 use crate::source::Source;
@@ -58,7 +61,7 @@ pub(super) const GATEWAYS: Host = Host(
 /// Of both clients.
 pub(super) const ADDRESSES: [Host; 2] = [qubes(10), qubes(11)];
 /// In the network configuration, never attached.
-const ABSENT: Host = qubes(12);
+pub(super) const ABSENT: Host = qubes(12);
 const CLIENT_DNS: [Host; 2] = [
     Host(Ipv4Addr::new(10, 139, 1, 1), Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0x0a8b, 1)),
     Host(Ipv4Addr::new(10, 139, 1, 2), Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0x0a8b, 2)),
@@ -112,10 +115,17 @@ const RULES: &[&str] = &[
     "action=drop dst6=2001:db8::7/128 proto=udp",
 ];
 
+/// What a client may be told instead of its address and gateway.
+const VISIBLE: Visible =
+    Visible::As { address: Ipv4Addr::new(192, 168, 1, 10), gateway: Ipv4Addr::new(192, 168, 1, 1) };
+pub(super) const VISIBLE_GATEWAY: Host = Host(Ipv4Addr::new(192, 168, 1, 1), GATEWAYS.1);
+
 pub(super) struct World {
     firewall: Firewall,
     now: Instant,
     oracle: Oracle,
+    /// What each client is told.
+    visible: [Option<Visible>; 2],
     /// A full page, as the platform has it, or a tight buffer.
     page: Vec<u8>,
 }
@@ -135,6 +145,7 @@ impl World {
             firewall,
             now: Instant::from_nanos(1_000_000_000),
             oracle: Oracle::new(caps),
+            visible: [None; 2],
             page: Vec::new(),
         };
         world.set_network(&OWN_DNS, OWN);
@@ -173,7 +184,7 @@ impl World {
             }
         };
         self.firewall.set_rules(self.now, address, state).expect("room for the address");
-        self.oracle.rules[client][usize::from(family == Family::V6)] = set;
+        self.oracle.permits.rules[client][usize::from(family == Family::V6)] = set;
     }
 
     pub(super) fn edit_rules(&mut self, source: &mut Source<'_>) {
@@ -204,16 +215,41 @@ impl World {
                 client_dns: CLIENT_DNS.map(|host| host.1).to_vec(),
             },
             connected,
-            ..NetworkConfig::default()
+            mapped: self.mapped(),
         };
         self.firewall.set_network(config.clone()).expect("room for the addresses");
         self.oracle.set_network(config);
     }
 
+    fn mapped(&self) -> Vec<MappedIp> {
+        let both = ADDRESSES.iter().zip(self.visible);
+        both.filter_map(|(host, told)| Some(MappedIp { real: host.0, visible: told? })).collect()
+    }
+
     pub(super) fn change_network(&mut self, source: &mut Source<'_>) {
         let dns = &OWN_DNS[..source.below(3)];
-        let own = source.pick(&[OWN, OWN, OWN, qubes(7)]);
+        let choice = source.byte();
+        match choice >> 2 & 3 {
+            1 => self.open(source),
+            2 => {
+                let told = [None, Some(VISIBLE), Some(VISIBLE), Some(Visible::Unknown)];
+                self.visible = [source.pick(&told), source.pick(&told)];
+            }
+            _ => {}
+        }
+        let own = [OWN, OWN, OWN, qubes(7)][usize::from(choice & 3)];
         self.set_network(dns, own);
+    }
+
+    /// Replaces what dom0 opens.
+    fn open(&mut self, source: &mut Source<'_>) {
+        let exposure = openings::replace(&mut self.oracle.permits, source.array());
+        self.firewall.set_exposure(exposure);
+    }
+
+    /// The address that a client uses.
+    pub(super) fn known(&self, client: usize, family: Family) -> IpAddr {
+        self.oracle.known(client, family).unwrap_or(ADDRESSES[client].of(family))
     }
 
     pub(super) fn change_devices(&mut self, source: &mut Source<'_>) {
@@ -237,34 +273,70 @@ impl World {
         self.firewall.on_timer(self.now);
     }
 
-    /// Frames of the firewall's own.
-    pub(super) fn generate(&mut self) {
+    /// Frames of the firewall's own. Its questions get an answer, or none.
+    pub(super) fn generate(&mut self, source: &mut Source<'_>) {
+        self.firewall.on_timer(self.now);
         self.page.clear();
         self.page.resize(4096, 0xdd);
+        let mut questions = Vec::new();
         // The pieces of one datagram, then a few of its own.
         for _ in 0..160 {
             let mut frame = Frame::new(&mut self.page, 0, Offload::default()).expect("a page");
             if self.firewall.poll_generate(self.now, &mut frame).is_none() {
+                for question in questions {
+                    self.answer(&question, source);
+                }
                 return;
             }
             // The last piece of a datagram may be one byte behind an IPv4 header.
             assert!(frame.len() > 14 + 20, "a frame of our own of {} bytes", frame.len());
+            questions.extend(self.oracle.own(frame.bytes()));
         }
         panic!("it goes on talking to itself");
     }
 
-    /// Fetches the pieces of what was cut at once, as the event loop does. What leaves in pieces opens a flow as well.
-    fn fetch_pieces(&mut self, origin: Origin) {
-        while self.firewall.next_piece_len().is_some() {
+    /// Answers a question for an address of the name as a resolver does.
+    fn answer(&mut self, question: &View, source: &mut Source<'_>) {
+        let Some(host) = source.pick(&[None, Some(world(7)), Some(world(9)), Some(ABSENT)]) else {
+            return;
+        };
+        let Some(message) = question.l4.get(8..).filter(|message| message.len() > 16) else {
+            return;
+        };
+        let is_v4 = message.ends_with(&[0, 1, 0, 1]);
+        let address = if is_v4 { IpAddr::from(host.0) } else { host.1.into() };
+        let octets = match address {
+            IpAddr::V4(v4) => v4.octets().to_vec(),
+            IpAddr::V6(v6) => v6.octets().to_vec(),
+        };
+        let kind = if is_v4 { 1 } else { 28 };
+        let head = [0xc0, 0x0c, 0, kind, 0, 1, 0, 0, 0, source.byte(), 0, octets.len() as u8];
+        let header = [&message[..2], &[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]].concat();
+        let reply = [&header, &message[12..], &head, &octets].concat();
+        let (ours, theirs) = question.ports().unwrap_or_default();
+        let mut shape = Shape::udp((question.dst, theirs), (question.src, ours));
+        shape.l4.extend(reply);
+        let shape = shape.payload(0).checksummed(false);
+        self.oracle.permits.answered.insert(address);
+        let frame = shape.frame(MACS[2], Mac::GATEWAY);
+        self.frame(Origin::Uplink, &frame, Offload::default(), source);
+    }
+
+    /// Fetches the pieces of what was cut at once, as the event loop does.
+    fn fetch_pieces(&mut self) -> Vec<(PortId, Vec<u8>)> {
+        let mut pieces = Vec::new();
+        while let Some(length) = self.firewall.next_piece_len() {
             let mut page = [0xdd; 4096];
             let mut frame = Frame::new(&mut page, 0, Offload::default()).expect("a page");
             let port = self.firewall.poll_generate(self.now, &mut frame).expect("it was announced");
-            self.oracle.piece(origin, port, frame.bytes());
+            assert_eq!(frame.len(), length, "another piece than announced");
+            pieces.push((port, frame.bytes().to_vec()));
         }
+        pieces
     }
 
     /// One of the packets that left last.
-    pub(super) fn recent(&self, source: &mut Source<'_>) -> Option<View> {
+    pub(super) fn recent(&self, source: &mut Source<'_>) -> Option<(PortId, View)> {
         let recent = &self.oracle.recent;
         let count = recent.len();
         (count > 0).then(|| recent[source.below(count)].clone())
@@ -283,14 +355,22 @@ impl World {
         self.page.resize(capacity, 0xdd);
         self.page[..bytes.len()].copy_from_slice(bytes);
         let before = View::new(bytes, offload.checksum);
+        if let (Origin::Uplink, Some(before)) = (origin, &before) {
+            self.oracle.arrives(before);
+        }
         let mut frame = Frame::new(&mut self.page, bytes.len(), offload).expect("it fits");
         let fate = self.firewall.handle(self.now, origin, &mut frame);
-        assert_eq!(self.firewall.stats().without_accept(), 0, "about to leave without an accept");
         let (after, offload) = (frame.bytes().to_vec(), frame.offload);
-        if let Fate::Send(port) = fate {
-            self.oracle.judge((origin, bytes.len()), port, before, &after, offload);
+        let pieces = self.fetch_pieces();
+        assert_eq!(self.firewall.stats().without_accept(), 0, "about to leave without an accept");
+        if let Some(before) = &before {
+            self.oracle.pieces(origin, before, &pieces);
         }
-        self.fetch_pieces(origin);
+        assert!(before.is_some() || pieces.is_empty(), "what cannot be read left in pieces");
+        if let Fate::Send(port) = fate {
+            assert!(pieces.is_empty(), "it left twice");
+            self.oracle.frame((origin, bytes.len()), port, before, &after, offload);
+        }
         assert!(self.firewall.flow_count() <= LIMITS.flows as usize);
         for host in ADDRESSES {
             let flows: usize = [Family::V4, Family::V6]
