@@ -12,6 +12,7 @@ use crate::exposure::Exposure;
 use crate::log::{Sink, Source};
 use crate::qrexec::{self, CallId};
 use crate::time::Instant;
+use crate::uplink::NetworkConfig;
 
 /// Times that a link's buffer is filled in one turn: dom0 is trusted, but packets must not wait for a long dump.
 const READS_PER_TURN: usize = 16;
@@ -94,15 +95,7 @@ impl<S: Sink> EventLoop<S> {
         while let Some(action) = self.control.poll_action() {
             match action {
                 Action::SetRules { ip, rules } => self.set_rules(machine, ip, rules),
-                Action::SetNetwork(network) => {
-                    if let Err(error) = self.firewall.set_network(network) {
-                        self.log.line(
-                            self.now,
-                            Source::Control,
-                            format_args!("network configuration not taken: {error}"),
-                        );
-                    }
-                }
+                Action::SetNetwork(network) => self.set_network(network),
                 Action::SetFeatures(features) => self.set_features(features),
                 Action::AddEntropy(seed) => self.firewall.add_entropy(seed.as_bytes()),
                 Action::WriteDb { path, value } => {
@@ -120,6 +113,21 @@ impl<S: Sink> EventLoop<S> {
                     self.log.line(self.now, Source::Control, format_args!("{notice}"));
                 }
             }
+        }
+    }
+
+    fn set_network(&mut self, network: NetworkConfig) {
+        let old = self.firewall.network();
+        let is_moved = (old.v4.address, old.v4.gateway, old.v6.address, old.v6.gateway)
+            != (network.v4.address, network.v4.gateway, network.v6.address, network.v6.gateway);
+        match self.firewall.set_network(network) {
+            Ok(()) if is_moved => self.report_addresses(),
+            Ok(()) => {}
+            Err(error) => self.log.line(
+                self.now,
+                Source::Control,
+                format_args!("network configuration not taken: {error}"),
+            ),
         }
     }
 

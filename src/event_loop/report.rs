@@ -10,7 +10,7 @@ use crate::log::{Sink, Source};
 use crate::port::ClientId;
 use crate::stats::{Counter, PortStats};
 use crate::time::Instant;
-use crate::uplink::UplinkPort;
+use crate::uplink::{NetworkConfig, UplinkPort};
 use crate::verdict::DropReason;
 
 /// Reasons of a machine for not sending a frame that are told.
@@ -144,6 +144,22 @@ impl<S: Sink> EventLoop<S> {
     fn take_uplink_addresses<M: Machine>(&mut self, machine: &mut M) {
         self.control.on_uplink_connected(self.database.store());
         self.run_actions(machine);
+    }
+
+    /// Our own addresses, which may come before the uplink or after it.
+    pub(super) fn report_addresses(&mut self) {
+        let NetworkConfig { v4, v6, .. } = self.firewall.network();
+        self.log.line(
+            self.now,
+            Source::Control,
+            format_args!(
+                "config ip={} gateway={} ip6={} gateway6={}",
+                OrNone(v4.address),
+                OrNone(v4.gateway),
+                OrNone(v6.address),
+                OrNone(v6.gateway)
+            ),
+        );
     }
 
     fn report_uplink(&mut self, device: fmt::Arguments<'_>) {

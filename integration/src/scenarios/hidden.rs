@@ -3,6 +3,7 @@
 use super::steps::{self, ALICE, BOB, CAROL};
 use crate::error::Result;
 use crate::fail;
+use crate::lab::guests::PART;
 use crate::lab::world::{ACCEPT_ALL, World};
 
 /// Two clients that believe in one and the same address work side by side, each by the rules of its real address; their
@@ -24,7 +25,7 @@ pub fn two_clients_with_one_address(world: &mut World) -> Result<String> {
     let control = format!("icmp[0:2] == 0x030d and icmp[20:4] == {told}");
     let control = steps::capture(world, alice, "eth0", &control)?;
     steps::resolves(world, bob)?;
-    let b_loads = bob.spawn(&world.lab, &steps::download_line(world))?;
+    let b_loads = bob.spawn(&world.lab, &steps::download_line(&server, PART))?;
     steps::page(world, alice, 0)?;
     steps::refused(world, alice, &server)?;
     for (index, client) in [(ALICE, alice), (BOB, bob)] {
@@ -34,7 +35,7 @@ pub fn two_clients_with_one_address(world: &mut World) -> Result<String> {
         }
     }
     let text = b_loads.finish(&world.lab, bob, steps::DOWNLOAD)?.ok("B's download")?;
-    let rate = steps::downloaded(bob, &text)?;
+    let rate = steps::downloaded(bob, PART, &text)?;
     let (told, leaked) = (control.finish(world, alice)?, leak.finish(world, alice)?);
     if told.trim().is_empty() || !leaked.trim().is_empty() {
         fail!(
@@ -53,11 +54,8 @@ pub fn two_clients_with_one_address(world: &mut World) -> Result<String> {
 /// When one of them does not work, or the NetVM sees what the other firewall should hide.
 pub fn firewall_with_a_hidden_address(world: &mut World) -> Result<String> {
     need_all(world)?;
-    let line = world.firewall()?.wait_console(
-        &world.lab,
-        "fw: uplink connected",
-        super::lifecycle::MOMENT,
-    )?;
+    let line =
+        world.firewall()?.wait_console(&world.lab, "fw: config ip=", super::lifecycle::MOMENT)?;
     let own = &world.plan.firewall.ip;
     if steps::field(&line, "ip") != Some(own) {
         fail!("the firewall should believe in {own}: {line}");
