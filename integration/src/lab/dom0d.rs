@@ -20,9 +20,9 @@ const PROVOKED: i64 = 20;
 /// Where the program is in dom0.
 const PROGRAM: &str = "/usr/sbin/dom0d";
 
-/// The built program on the host.
+/// The built program on the host, without what debuggers want.
 pub fn binary() -> PathBuf {
-    paths::target().join("release/dom0d")
+    paths::target().join("debug/dom0d-stripped")
 }
 
 /// Puts the program into dom0.
@@ -32,7 +32,9 @@ pub fn binary() -> PathBuf {
 pub fn install(lab: &Lab) -> Result<()> {
     let path = lab.put(&binary())?;
     // A copy: programs do not run well from a file system without cache.
-    lab.sh(&format!("cp {path} {PROGRAM} && chmod 755 {PROGRAM}")).map(drop)
+    // Renamed into place: the servers of a firewall that has just ended may still run from the old one.
+    let new = format!("{PROGRAM}.new");
+    lab.sh(&format!("cp {path} {new} && chmod 755 {new} && mv {new} {PROGRAM}")).map(drop)
 }
 
 /// Xen's system time in dom0, in nanoseconds.

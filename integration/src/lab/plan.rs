@@ -5,10 +5,14 @@ use super::base::GuestKernel;
 use super::domain::{DomainSpec, Vif};
 use super::guests::Role;
 
-/// The CPU of the NetVMs and of the firewall; the clients share another, so that traffic has two. Not dom0's,
-/// where a guest was lost to the emulator's fault. Nor the clients' for the firewall: its answer to a SYN would
-/// come before the client's `connect` lets go of the socket, and Linux then only notes an ICMP error.
+/// The CPU of the NetVMs, and of what else is in front of the firewall; the clients share another. Not dom0's, where a
+/// guest was lost to the emulator's fault.
 pub const UPLINK_CPU: u32 = 2;
+
+/// The firewall's CPU, its own: emulation is slowest at changing from one domain to another, which would be twice for
+/// each packet that comes alone. On the clients' its answer to a SYN would also come before the client's `connect` lets
+/// go of the socket, and Linux then only notes an ICMP error.
+pub const FIREWALL_CPU: u32 = 3;
 
 /// A NetVM.
 #[derive(Clone, Debug)]

@@ -208,7 +208,7 @@ fn command_line(
         "-accel",
         "tcg,thread=multi",
         "-smp",
-        "3",
+        "4",
         "-m",
         &options.memory_mib.to_string(),
     ]);
@@ -216,8 +216,9 @@ fn command_line(
     command.args(["-display", "none", "-no-reboot"]);
     command.arg("-serial").arg(prefixed("file:", &dir.join("console.log")));
     command.arg("-kernel").arg(base.xen());
-    // dom0 has the first CPU for itself and guests are pinned too: unpinned, the emulator fault of `fault` was
-    // seen.
+    // dom0 has the first CPU for itself, clients share the second, NetVMs the third, and the firewall has the last:
+    // unpinned, the emulator fault of `fault` was seen, and a change of domains on one CPU is what emulation is
+    // slowest at.
     command.arg("-append").arg(format!(
         "console=com1 com1=115200,8n1 loglvl=info guest_loglvl=info dom0_mem={0}M,max:{0}M dom0_max_vcpus=1 \
          dom0_vcpus_pin noreboot spec-ctrl=no xpti=no watchdog=no",

@@ -9,7 +9,7 @@ use super::Lab;
 use super::dom0d::{self, ClientState, Dom0d, Reloaded};
 use super::domain::{Domain, DomainSpec, State, Vif};
 use super::guests::Role;
-use super::plan::{Firewall, NetVm, Plan, Provider, UPLINK_CPU};
+use super::plan::{FIREWALL_CPU, Firewall, NetVm, Plan, Provider, UPLINK_CPU};
 use crate::error::{Error, Result};
 use crate::{fail, progress};
 
@@ -213,7 +213,7 @@ impl World {
             return Ok(());
         }
         let mut spec = self.firewall_spec()?;
-        spec.cpu = UPLINK_CPU;
+        spec.cpu = FIREWALL_CPU;
         if let Some(index) = uplink {
             spec.vifs.push(self.plan.uplink(self.netvm_plan(index)?));
         }
@@ -469,6 +469,22 @@ impl World {
             let _ = self.destroy(&name);
         }
         Ok(())
+    }
+
+    /// Destroys every domain; the machine is there for another world.
+    ///
+    /// # Errors
+    /// When dom0 does not answer, or a domain stays.
+    pub fn end(mut self) -> Result<Lab> {
+        self.clear()?;
+        // One is there until nobody maps its pages any more: the NetVM is destroyed after the firewall.
+        let left = self.lab.sh(
+            "for n in $(seq 20); do [ \"$(xl list | wc -l)\" = 2 ] && break; sleep 0.5; done; xl list | tail -n +3",
+        )?;
+        if !left.trim().is_empty() {
+            fail!("domains that stay: {left}");
+        }
+        Ok(self.lab)
     }
 
     fn need(&mut self, spec: DomainSpec) -> Result<()> {

@@ -48,7 +48,7 @@ pub fn run_matching(image: &Image, filter: &str) -> Result<()> {
     repeat_matching(image, filter, 1)
 }
 
-/// [`run_matching`] `times` times, each group on a fresh boot each time. Goes on after a failure.
+/// [`run_matching`] `times` times, each time on a fresh boot. Goes on after a failure.
 ///
 /// # Errors
 /// As [`run_matching`]; each failure is named with the number of its run.
@@ -70,6 +70,7 @@ pub fn repeat_matching(image: &Image, filter: &str, times: u32) -> Result<()> {
                 LONG_ONLY.join("; ")
             ));
         }
+        let mut booted = None;
         for group in GROUPS {
             let chosen: Vec<&Scenario> = group
                 .scenarios
@@ -78,7 +79,7 @@ pub fn repeat_matching(image: &Image, filter: &str, times: u32) -> Result<()> {
                 .filter(|scenario| !filter.is_empty() || is_shown(group, scenario))
                 .collect();
             if !chosen.is_empty() {
-                run_group(&images, image, group, &chosen, &mut tally);
+                run_group(&images, image, group, &chosen, &mut booted, &mut tally);
             }
         }
     }
@@ -114,14 +115,13 @@ fn is_chosen(group: &Group, scenario: &Scenario, filter: &str) -> bool {
 /// When it does not build.
 pub fn build_dom0d() -> Result<()> {
     progress::step("building dom0d", || {
-        let args =
-            ["build", "--release", "-p", "integration", "--features", "lab", "--bin", "dom0d"];
-        command::output(&mut image::cargo(&args)).map(drop)
-    })?;
-    if !dom0d::binary().exists() {
-        fail!("{} was not built", dom0d::binary().display());
-    }
-    Ok(())
+        let args = ["build", "-p", "integration", "--features", "lab", "--bin", "dom0d"];
+        command::output(&mut image::cargo(&args))?;
+        // dom0 has little room.
+        let mut strip = command::new("strip", &["-o"]);
+        strip.arg(dom0d::binary()).arg(paths::target().join("debug/dom0d"));
+        command::output(&mut strip).map(drop)
+    })
 }
 
 /// A booted world of a group.
@@ -129,8 +129,17 @@ pub fn build_dom0d() -> Result<()> {
 /// # Errors
 /// When dom0 does not come up.
 pub fn boot(images: &cache::Images, image: &Image, group: &Group) -> Result<World> {
-    let lab = Lab::boot(images, &group.machine())?;
+    populate(Lab::boot(images, &group.machine())?, image, group)
+}
+
+fn populate(lab: Lab, image: &Image, group: &Group) -> Result<World> {
     World::new(lab, (group.plan)(), Kind::Image(image.path.clone()))
+}
+
+/// A machine that stays for the group that comes next, if that wants the same: everything in it has ended.
+struct Booted {
+    lab: Lab,
+    xenstored: &'static str,
 }
 
 fn run_group(
@@ -138,9 +147,17 @@ fn run_group(
     image: &Image,
     group: &Group,
     chosen: &[&Scenario],
+    booted: &mut Option<Booted>,
     tally: &mut Tally,
 ) {
-    let mut world = None;
+    let same = booted.take().filter(|booted| booted.xenstored == group.xenstored);
+    let mut world = same.and_then(|booted| match populate(booted.lab, image, group) {
+        Ok(world) => Some(world),
+        Err(error) => {
+            progress::say(format!("a fresh boot, for the old one fails: {error}"));
+            None
+        }
+    });
     for scenario in chosen {
         let begun = Instant::now();
         match run_scenario(images, image, group, scenario, &mut world, tally) {
@@ -169,6 +186,13 @@ fn run_group(
             }
         }
     }
+    *booted = world.and_then(|world| match world.end() {
+        Ok(lab) => Some(Booted { lab, xenstored: group.xenstored }),
+        Err(error) => {
+            progress::say(format!("the next group gets a fresh boot: {error}"));
+            None
+        }
+    });
 }
 
 fn run_scenario(
