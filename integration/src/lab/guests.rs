@@ -226,8 +226,20 @@ impl Libraries {
     }
 }
 
-/// Number of blocks in the NetVM's big file (`integration/lab/guest/netvm-setup` writes it).
-const BIG_FILE_BLOCKS: usize = 20;
+/// A file that the NetVM serves over HTTP (`integration/lab/guest/netvm-setup` writes it).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Its name below the server's root.
+    pub name: &'static str,
+    /// How many numbered blocks of a MiB it has.
+    blocks: usize,
+}
+
+/// 20 MB.
+pub const BIG: Served = Served { name: "big", blocks: 20 };
+
+/// 4 MB, for transfers that go on beside something else.
+pub const PART: Served = Served { name: "part", blocks: 4 };
 
 /// One MiB of fixed pseudo-random bytes (xorshift64*): incompressible, the same in every build.
 fn seed_block() -> Vec<u8> {
@@ -242,16 +254,23 @@ fn seed_block() -> Vec<u8> {
     out
 }
 
-/// Size in bytes and SHA-256 (hexadecimal) of the file `/big` that the NetVM serves.
-pub fn big_file() -> (usize, String) {
-    let seed = seed_block();
-    let mut hash = Sha256::new();
-    let mut size = 0;
-    for block in 0..BIG_FILE_BLOCKS {
-        let head = format!("block {block:08}\n");
-        hash.update(&head);
-        hash.update(&seed);
-        size += head.len() + seed.len();
+impl Served {
+    /// Size in bytes and SHA-256 (hexadecimal).
+    pub fn content(self) -> (usize, String) {
+        let seed = seed_block();
+        let mut hash = Sha256::new();
+        let mut size = 0;
+        for block in 0..self.blocks {
+            let head = format!("block {block:08}\n");
+            hash.update(&head);
+            hash.update(&seed);
+            size += head.len() + seed.len();
+        }
+        (size, super::cache::hex(&hash.finalize()))
     }
-    (size, super::cache::hex(&hash.finalize()))
+
+    /// Its size, for people.
+    pub fn megabytes(self) -> usize {
+        self.blocks
+    }
 }

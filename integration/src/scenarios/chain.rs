@@ -4,6 +4,7 @@ use super::lifecycle::MOMENT;
 use super::steps::{self, ALICE, BOB, flows_again};
 use crate::error::Result;
 use crate::fail;
+use crate::lab::guests::PART;
 use crate::lab::world::{ACCEPT_ALL, World};
 
 /// A firewall of ours behind another one of ours, which is behind the NetVM (a proxy VM in Qubes' words): the rules of
@@ -37,9 +38,9 @@ pub fn behind_another_firewall(world: &mut World) -> Result<String> {
     if steps::ping(world, bob, 2, &world.client_ip(ALICE)?)? > 0 {
         fail!("A answers B");
     }
-    let rate = steps::download(world, bob)?;
+    let rate = steps::download(world, bob, PART)?;
     Ok(format!(
-        "refusal of the first after {ms} ms, the NetVM sees {outer} alone, 20 MB through both at {:.1} MB/s",
+        "refusal of the first after {ms} ms, the NetVM sees {outer} alone, 4 MB through both at {:.1} MB/s",
         rate / 1e6
     ))
 }

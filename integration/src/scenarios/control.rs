@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
+use super::loads::{Loads, Sample};
 use super::steps::{self, ALICE, BOB, need_both, number};
 use crate::error::Result;
 use crate::fail;
-use crate::lab::domain::Background;
-use crate::lab::guests::big_file;
 use crate::lab::world::{ACCEPT_ALL, World};
 
 /// An edit may take this long from dom0's write to the first packet judged by it, in Xen's system time.
@@ -25,7 +24,8 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
         "rm -f /tmp/bytes; mkfifo /tmp/bytes; exec 3<>/tmp/bytes; nc {server} 443 <&3; echo ended"
     );
     let alice_waits = world.client(ALICE)?.spawn(&world.lab, &quiet)?;
-    let bob_loads = BobLoads::start(world)?;
+    let bob_loads = Loads::start(world, BOB)?;
+    let bob_first = bob_loads.sample(world)?;
     std::thread::sleep(Duration::from_secs(2));
     if let Some(end) = alice_loads.poll(&world.lab, world.client(ALICE)?)? {
         fail!("A's download ended before the edit: {}", end.text);
@@ -76,90 +76,38 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
         _ => fail!("A's download goes on after the edit (bytes received): {counts:?}"),
     }
     alice_loads.finish(&world.lab, alice, Duration::from_secs(20))?;
-    let bob_note = bob_loads.finish(world, [bob_before, bob_after])?;
+    let bob_end = bob_loads.sample(world)?;
+    let bob_loaded = bob_loads.enough(world)?;
+    let bob_note = undisturbed([bob_first, bob_before, bob_after, bob_end])?;
     steps::page(world, world.client(BOB)?, 0)?;
     let rule = steps::https_only(world);
     world.set_rules(ALICE, &[&rule])?;
     steps::page(world, world.client(ALICE)?, 0)?;
     Ok(format!(
         "{:.1} ms from the write to the first packet judged, {:.2} ms of it in the firewall; refusal in {refusal} ms; \
-         {bob_note}",
+         B meanwhile: {bob_loaded}, {bob_note}",
         ms(all),
         ms(inside)
     ))
 }
 
-/// B's downloads around an edit of A's rules: one after the other, until it is told that it is enough.
-struct BobLoads {
-    downloads: Background,
-    first: Sample,
-}
-
-/// What B has received at a moment of its own clock.
-#[derive(Clone, Copy, Debug)]
-struct Sample {
-    uptime_s: f64,
-    bytes: f64,
-}
-
-impl Sample {
-    /// Bytes per second since an earlier one.
-    fn rate_since(self, earlier: Sample) -> f64 {
-        (self.bytes - earlier.bytes) / (self.uptime_s - earlier.uptime_s).max(0.01)
-    }
-}
-
-impl BobLoads {
-    fn start(world: &World) -> Result<Self> {
-        let line = format!(
-            "rm -f /tmp/enough; until [ -e /tmp/enough ]; do \
-             timeout 170 wget -q -O - http://{}:443/big | sha256sum; done",
-            world.plan.internet
+/// B must have received as much per second around A's edit as before it (at least half: A's share of the emulated
+/// machine changes at that moment). `[first, before, after, end]`: when B's downloads began, before the edit, after its
+/// first packet was judged, and at the end.
+fn undisturbed([first, before, after, end]: [Sample; 4]) -> Result<String> {
+    let (calm, edit) = (before.rate_since(first), after.rate_since(before));
+    let later = end.rate_since(before);
+    if later < calm / 2.0 || edit <= 0.0 {
+        fail!(
+            "B received {calm:.0} B/s before A's edit, {edit:.0} B/s during it, {later:.0} B/s after its write"
         );
-        let downloads = world.client(BOB)?.spawn(&world.lab, &line)?;
-        Ok(Self { downloads, first: sample(world)? })
     }
-
-    fn sample(&self, world: &World) -> Result<Sample> {
-        sample(world)
-    }
-
-    /// Lets the last download end. Each one must have the right hash, and B must have received as much per second
-    /// around the edit as before it (at least half: A's share of the emulated machine changes at that moment).
-    fn finish(self, world: &World, [before, after]: [Sample; 2]) -> Result<String> {
-        let bob = world.client(BOB)?;
-        let end = sample(world)?;
-        world.sh(bob, "touch /tmp/enough")?;
-        let text = self.downloads.finish(&world.lab, bob, steps::DOWNLOAD)?.text;
-        let (_, hash) = big_file();
-        let right = text.lines().filter(|line| line.starts_with(&hash)).count();
-        if right == 0 || right != text.lines().count() {
-            fail!("B's downloads around A's edit should have the SHA-256 {hash}: {text}");
-        }
-        let (calm, edit) = (before.rate_since(self.first), after.rate_since(before));
-        let later = end.rate_since(before);
-        if later < calm / 2.0 || edit <= 0.0 {
-            fail!(
-                "B received {calm:.0} B/s before A's edit, {edit:.0} B/s during it, {later:.0} B/s after its write"
-            );
-        }
-        Ok(format!(
-            "B meanwhile: {right} x 20 MB with the right hash, {:.1} MB/s before the edit, {:.1} during it, {:.1} from it on",
-            calm / 1e6,
-            edit / 1e6,
-            later / 1e6
-        ))
-    }
-}
-
-fn sample(world: &World) -> Result<Sample> {
-    let line = "cut -d' ' -f1 /proc/uptime; cat /sys/class/net/eth0/statistics/rx_bytes";
-    let text = world.sh(world.client(BOB)?, line)?;
-    let mut numbers = text.lines().filter_map(|line| line.trim().parse::<f64>().ok());
-    match (numbers.next(), numbers.next()) {
-        (Some(uptime_s), Some(bytes)) => Ok(Sample { uptime_s, bytes }),
-        _ => fail!("B does not tell what it received: {text:?}"),
-    }
+    Ok(format!(
+        "{:.1} MB/s before the edit, {:.1} during it, {:.1} from it on",
+        calm / 1e6,
+        edit / 1e6,
+        later / 1e6
+    ))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people; far below 2^52")]

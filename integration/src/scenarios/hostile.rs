@@ -4,6 +4,7 @@ use super::steps::{self, ALICE, BOB, CAROL, need_both};
 use crate::error::Result;
 use crate::fail;
 use crate::lab::domain::Domain;
+use crate::lab::guests::PART;
 use crate::lab::world::World;
 
 /// How often each frame is sent.
@@ -25,9 +26,11 @@ pub fn raw_frames(world: &mut World) -> Result<String> {
     let frames = bad_frames(world)?;
     let (alice, bob) = (world.client(ALICE)?, world.client(BOB)?);
     let mark = world.firewall()?.console_mark();
-    let a_loads = alice.spawn(&world.lab, &steps::download_line(world))?;
+    let server = &world.plan.internet;
+    let a_loads = alice.spawn(&world.lab, &steps::download_line(server, PART))?;
     for batch in frames.chunks(8) {
         send(world, bob, batch)?;
+        steps::page(world, alice, 0)?;
     }
     // Beyond what can be foreseen: whole frames of noise behind a good link header.
     let noise = "for size in 1 19 20 21 40 64 200 700 1500; do \
@@ -44,14 +47,14 @@ pub fn raw_frames(world: &mut World) -> Result<String> {
     // The one that sends them keeps its device: these are packets, not breaches of the ring protocol.
     steps::page(world, bob, 0)?;
     let out = a_loads.finish(&world.lab, alice, steps::DOWNLOAD)?.ok("A's download meanwhile")?;
-    steps::downloaded(alice, &out)?;
+    steps::downloaded(alice, PART, &out)?;
     steps::page(world, alice, 0)?;
     let log = world.firewall()?.console_after(mark)?;
     if log.contains("fw: client gone") {
         fail!("a device was closed: {log}");
     }
     Ok(format!(
-        "{} kinds x {REPEATS} sent by B, counted under {} reasons; A's 20 MB arrive intact meanwhile",
+        "{} kinds x {REPEATS} sent by B, counted under {} reasons; A's 4 MB and pages arrive intact meanwhile",
         frames.len(),
         counts.len()
     ))

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use super::loads::Loads;
 use super::six;
 use super::steps::{self, ALICE, BOB, CAROL, flows_again, need_both};
 use crate::error::Result;
 use crate::fail;
 use crate::lab::domain::State;
+use crate::lab::guests::PART;
 use crate::lab::world::{ACCEPT_ALL, World};
 
 /// For what takes a moment; generous for a busy host.
@@ -97,7 +99,7 @@ pub fn client_reattached(world: &mut World) -> Result<String> {
     let server = world.plan.internet.clone();
     let client = world.client_of_plan(BOB)?.clone();
     let rule = steps::https_only(world);
-    let a_loads = world.client(ALICE)?.spawn(&world.lab, &steps::download_line(world))?;
+    let a_loads = Loads::start(world, ALICE)?;
     let mark = world.firewall()?.console_mark();
     let out = world.lab.detach_vif(&client.name, client.devid)?;
     if out.text.contains("error") {
@@ -116,10 +118,8 @@ pub fn client_reattached(world: &mut World) -> Result<String> {
     steps::page(world, world.client(BOB)?, 0)?;
     steps::refused(world, world.client(BOB)?, &server)?;
     world.set_rules(BOB, ACCEPT_ALL)?;
-    let alice = world.client(ALICE)?;
-    let text = a_loads.finish(&world.lab, alice, steps::DOWNLOAD)?.ok("A's download meanwhile")?;
-    steps::downloaded(alice, &text)?;
-    Ok(format!("traffic {seconds:.1} s after the new vif, A's download intact"))
+    let loaded = a_loads.enough(world)?;
+    Ok(format!("traffic {seconds:.1} s after the new vif; A meanwhile: {loaded}"))
 }
 
 /// The shell line by which a client configures a vif that has just come, as Qubes' udev rule does.
@@ -307,7 +307,7 @@ pub fn third_client(world: &mut World) -> Result<String> {
     if steps::ping(world, carol, 3, &world.plan.internet)? == 0 {
         fail!("{}: no answer", carol.name);
     }
-    let rate = steps::download(world, carol)?;
+    let rate = steps::download(world, carol, PART)?;
     let name = carol.name.clone();
     world.shutdown(&name)?;
     Ok(format!("the third one downloads at {:.1} MB/s", rate / 1e6))

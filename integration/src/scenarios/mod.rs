@@ -10,6 +10,7 @@ pub mod control;
 pub mod hidden;
 pub mod hostile;
 pub mod lifecycle;
+pub mod loads;
 pub mod names;
 pub mod opened;
 pub mod six;
@@ -85,7 +86,7 @@ pub const GROUPS: &[Group] = &[
             "a forged source address is dropped and counted" => traffic::forged_source,
             "broken frames are dropped and counted, the other client downloads" => hostile::raw_frames,
             "a broken backend directory costs its client alone" => hostile::broken_directory,
-            "IPv6: reaches the outside, masqueraded; 20 MB, names" => six::reaches_the_outside,
+            "IPv6: reaches the outside, masqueraded; 4 MB, names" => six::reaches_the_outside,
             "IPv6: only tcp/443, refused at once on 80" => six::one_port_only,
             "IPv6: a rule edit ends a connection, its server is told nothing" => six::rule_edit,
             "IPv6: clients do not reach each other" => six::clients_are_isolated,

@@ -7,6 +7,7 @@ use super::steps::{self, ALICE, BOB};
 use crate::error::{Error, Result};
 use crate::fail;
 use crate::lab::domain::Domain;
+use crate::lab::guests::PART;
 use crate::lab::world::{ACCEPT_ALL, World};
 
 /// A client reaches the outside, which sees the firewall's address alone; names have both families.
@@ -35,10 +36,10 @@ pub fn reaches_the_outside(world: &mut World) -> Result<String> {
     if !names.contains(&server) {
         fail!("no {server} in {names}");
     }
-    let line = steps::download_line(world).replace(&world.plan.internet, &format!("[{server}]"));
+    let line = steps::download_line(&format!("[{server}]"), PART);
     let text = bob.exec_for(&world.lab, &line, steps::DOWNLOAD)?.ok("download over IPv6")?;
-    let rate = steps::downloaded(bob, &text)?;
-    Ok(format!("{answered} of 5 pings answered, 20 MB at {:.1} MB/s", rate / 1e6))
+    let rate = steps::downloaded(bob, PART, &text)?;
+    Ok(format!("{answered} of 5 pings answered, 4 MB at {:.1} MB/s", rate / 1e6))
 }
 
 /// Client A: only tcp/443 to the server; refused at once elsewhere, by ICMPv6 type 1 code 1 on its wire.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::fail;
 use crate::lab::domain::{Background, Domain};
-use crate::lab::guests::big_file;
+use crate::lab::guests::Served;
 use crate::lab::world::World;
 
 /// Client A of the issue's story.
@@ -149,22 +149,23 @@ fn hundredths(text: &str) -> Option<u64> {
     text.trim().replace('.', "").parse().ok()
 }
 
-/// Downloads 20 MB over tcp/443 and compares the hash; bytes per second.
+/// Downloads a file of the server over tcp/443 and compares the hash; bytes per second.
 ///
 /// # Errors
 /// When it fails or differs.
-pub fn download(world: &World, client: &Domain) -> Result<f64> {
-    let line = download_line(world);
-    let text = client.exec_for(&world.lab, &line, DOWNLOAD)?.ok("download of 20 MB")?;
-    downloaded(client, &text)
+pub fn download(world: &World, client: &Domain, file: Served) -> Result<f64> {
+    let line = download_line(&world.plan.internet, file);
+    let what = format!("download of {} MB", file.megabytes());
+    let text = client.exec_for(&world.lab, &line, DOWNLOAD)?.ok(&what)?;
+    downloaded(client, file, &text)
 }
 
-/// The shell line of a download, for [`downloaded`].
-pub fn download_line(world: &World) -> String {
+/// The shell line of a download from `server` (an IPv6 address in brackets), for [`downloaded`].
+pub fn download_line(server: &str, file: Served) -> String {
     format!(
-        "a=$(cut -d' ' -f1 /proc/uptime); timeout 170 wget -q -O - http://{}:443/big | sha256sum; \
+        "a=$(cut -d' ' -f1 /proc/uptime); timeout 170 wget -q -O - http://{server}:443/{} | sha256sum; \
          b=$(cut -d' ' -f1 /proc/uptime); echo \"from $a to $b\"",
-        world.plan.internet
+        file.name
     )
 }
 
@@ -172,8 +173,8 @@ pub fn download_line(world: &World) -> String {
 ///
 /// # Errors
 /// When something else than the file came.
-pub fn downloaded(client: &Domain, text: &str) -> Result<f64> {
-    let (size, hash) = big_file();
+pub fn downloaded(client: &Domain, file: Served, text: &str) -> Result<f64> {
+    let (size, hash) = file.content();
     if !text.starts_with(&hash) {
         fail!("{}: {size} bytes with SHA-256 {hash} expected, got {text}", client.name);
     }

@@ -3,6 +3,7 @@
 use super::steps::{self, ALICE, BOB, need_both, need_one};
 use crate::error::Result;
 use crate::fail;
+use crate::lab::guests::BIG;
 use crate::lab::world::{ACCEPT_ALL, World};
 
 /// A client pings the outside; the outside sees the firewall's address.
@@ -63,7 +64,7 @@ pub fn accept_all(world: &mut World) -> Result<String> {
     }
     steps::resolves(world, bob)?;
     let before = world.lab.cpu_seconds(&world.plan.firewall.name)?;
-    let rate = steps::download(world, bob)?;
+    let rate = steps::download(world, bob, BIG)?;
     let cpu = world.lab.cpu_seconds(&world.plan.firewall.name)? - before;
     steps::resolves_over_tcp(world, bob)?;
     Ok(format!("20 MB at {:.1} MB/s, {cpu:.1} s of the firewall's CPU", rate / 1e6))

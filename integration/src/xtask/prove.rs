@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::lab::guests::big_file;
+use crate::lab::guests::BIG;
 use crate::lab::plan::Plan;
 use crate::lab::qemu::MachineOptions;
 use crate::lab::world::{Kind, World};
@@ -60,7 +60,7 @@ fn prove(world: &mut World) -> Result<()> {
 }
 
 fn download(world: &World, server: &str) -> Result<()> {
-    let (size, hash) = big_file();
+    let (size, hash) = BIG.content();
     let line = format!("wget -q -O - http://{server}:443/big | sha256sum");
     let out =
         world.client(1)?.exec_for(&world.lab, &line, Duration::from_secs(120))?.ok("download")?;
