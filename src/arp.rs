@@ -30,7 +30,8 @@ pub(crate) struct Message {
 /// Reads the ARP packet behind the Ethernet header.
 pub(crate) fn read(frame: &Frame<'_>) -> Result<Message, DropReason> {
     const MALFORMED: DropReason = DropReason::ArpMalformed;
-    let bytes = frame.bytes().get(L3..).unwrap_or_default();
+    let whole = frame.whole().ok_or(DropReason::Scattered)?;
+    let bytes = whole.get(L3..).unwrap_or_default();
     let arp = ArpPacketSlice::from_slice(bytes).map_err(|_| MALFORMED)?;
     if arp.hw_addr_type() != ArpHardwareId::ETHERNET || arp.proto_addr_type() != EtherType::IPV4 {
         return Err(MALFORMED);

@@ -25,7 +25,8 @@ impl Firewall {
         at: FragmentAt,
         frame: &mut Frame<'_>,
     ) -> Verdict {
-        let Some((link, datagram)) = frame.bytes().split_at_checked(L3) else {
+        let Some(whole) = frame.whole() else { return DropReason::Scattered.into() };
+        let Some((link, datagram)) = whole.split_at_checked(L3) else {
             return DropReason::FrameTooShort.into();
         };
         let fragment = match at {

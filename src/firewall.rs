@@ -26,6 +26,7 @@ use crate::nd;
 use crate::netvm::NetvmVifs;
 use crate::packet::{Packet, Upper};
 use crate::port::{ClientId, Origin, PortId};
+use crate::segment::Segments;
 use crate::stats::{Counter, Stats};
 use crate::time::Instant;
 use crate::uplink::{Announced, NetworkConfig, Redirect, Uplink, UplinkPort};
@@ -242,6 +243,14 @@ impl Firewall {
         }
     }
 
+    /// Counts segments of a frame from `origin` that could not be written ([`Fate::Segments`]).
+    pub fn lose_segments(&mut self, origin: Origin, segments: Segments) {
+        let side = self.side_of(origin).unwrap_or(origin);
+        for _ in 0..segments.left() {
+            self.stats.count_drop(side, DropReason::SegmentsLost);
+        }
+    }
+
     /// When [`Firewall::on_timer`] and [`Firewall::poll_generate`] have something to do.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
@@ -380,6 +389,7 @@ impl Firewall {
         self.note_vif_of_netvm(origin, fate);
         match fate {
             Fate::Send(port) => Fate::Send(self.port_of(port)),
+            Fate::Segments(port) => Fate::Segments(self.port_of(port)),
             other => other,
         }
     }
@@ -388,6 +398,11 @@ impl Firewall {
         let back = PortId::from(origin);
         match verdict {
             Verdict::Forward(port) if frame.is_accepted() => {
+                if let Some(segments) = frame.segments {
+                    self.stats.count(port, Counter::SentFrames, segments.left() as u64);
+                    self.stats.count(port, Counter::SentBytes, segments.bytes_left() as u64);
+                    return Fate::Segments(port);
+                }
                 self.stats.count(port, Counter::SentFrames, 1);
                 self.stats.count(port, Counter::SentBytes, frame.len() as u64);
                 Fate::Send(port)

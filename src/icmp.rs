@@ -124,8 +124,11 @@ fn error(frame: &mut Frame<'_>, packet: &Packet, refusal: Refusal, own: IpAddr) 
     let icmp = L3 + ip::header_bytes(own);
     let quote = icmp + ICMP_HEADER_BYTES;
     let room = frame.capacity().checked_sub(quote)?;
-    let quoted = usize::from(packet.total_len).min(limit - (quote - L3)).min(room);
-    frame.resize(frame.len().max(quote + quoted))?;
+    // Of a super-frame there may be no more than its head.
+    let held = frame.bytes().len();
+    let most = held.saturating_sub(L3).min(limit - (quote - L3)).min(room);
+    let quoted = usize::from(packet.total_len).min(most);
+    frame.resize(held.max(quote + quoted))?;
     frame.bytes_mut().copy_within(L3..L3 + quoted, quote);
     frame.resize(quote + quoted)?;
     let bytes = frame.bytes_mut();

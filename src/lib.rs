@@ -13,7 +13,7 @@
 //!    addresses the names in rules have;
 //! 4. `nat`: the outside face of the flow, ICMP errors included;
 //! 5. `egress`: TTL, size, checksum and link header for the port it leaves through; what is too large for it leaves through
-//!    `fragments` again;
+//!    `fragments` again, a super-frame that it does not take in [`segment`]s;
 //!    `evidence` asks each frame once more why it may leave;
 //! 6. [`verdict`] and [`stats`]: how it ended, and the count of it.
 //!
@@ -54,6 +54,7 @@ mod names;
 mod egress;
 mod evidence;
 mod icmp;
+pub mod segment;
 
 mod defragment;
 mod pipeline;
@@ -84,6 +85,7 @@ pub use firewall::{AttachError, Firewall};
 pub use frame::{Checksum, Frame, Gso, GsoKind, Offload};
 pub use limits::{Limits, OutOfMemory};
 pub use port::{ClientId, Origin, PortCaps, PortId};
+pub use segment::{Payload, Segments};
 pub use time::Instant;
 pub use uplink::{FamilyConfig, NetworkConfig, UplinkPort};
 pub use verdict::{DropReason, Fate};

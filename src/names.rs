@@ -129,8 +129,11 @@ impl Firewall {
                 self.names.receive(now, from, port, payload, &mut self.nat)
             }
             Upper::Tcp(_) if self.names.owns_port(protocol::TCP, port) => {
+                if frame.whole().is_none() {
+                    return Some(DropReason::Scattered.into());
+                }
                 egress::complete_checksum(frame, packet);
-                let packet = frame.bytes().get(L3..)?;
+                let packet = frame.whole()?.get(L3..)?;
                 self.names.receive_segment(now, from, port, packet, &mut self.nat)
             }
             _ => return None,
@@ -168,7 +171,7 @@ impl Firewall {
 
 /// The payload of a UDP datagram, if its checksum does not contradict it.
 fn udp_payload<'f>(packet: &Packet, frame: &'f Frame<'_>) -> Option<&'f [u8]> {
-    let bytes = frame.bytes().get(packet.l4..)?;
+    let bytes = frame.whole()?.get(packet.l4..)?;
     if bytes.len() < UDP_HEADER_BYTES {
         return None;
     }

@@ -63,10 +63,11 @@ pub(crate) fn read(
     let (IpAddr::V6(source), IpAddr::V6(destination)) = (header.source, header.destination) else {
         return Ok(None);
     };
-    let l4 = frame.bytes().get(place.l4..).unwrap_or_default();
     if place.protocol != protocol::ICMPV6 || place.is_fragment {
         return Ok(None);
     }
+    let whole = frame.whole().ok_or(DropReason::Scattered)?;
+    let l4 = whole.get(place.l4..).unwrap_or_default();
     match l4 {
         [SOLICITATION | ADVERTISEMENT, ..] => {}
         [ROUTER_SOLICITATION | ROUTER_ADVERTISEMENT | REDIRECT, ..] => {
@@ -85,7 +86,7 @@ pub(crate) fn read(
     let [kind, code] = field::<2>(l4, 0);
     let message = Message {
         is_solicitation: kind == SOLICITATION,
-        sender_mac: Mac(field(frame.bytes(), 6)),
+        sender_mac: Mac(field(whole, 6)),
         source,
         destination,
         target: Ipv6Addr::from(field::<16>(l4, 8)),

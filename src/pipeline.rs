@@ -17,13 +17,17 @@ impl Firewall {
     /// Decides about one frame and rewrites it in place to what has to be sent.
     ///
     /// One frame in, at most one out: forwarded, or turned into an answer to its sender. What has to leave in pieces is
-    /// fetched with [`Firewall::poll_generate`] before the next frame comes.
+    /// fetched with [`Firewall::poll_generate`] before the next frame comes; a super-frame that has to leave in segments is
+    /// the caller's to cut up ([`Fate::Segments`]).
     pub fn handle(&mut self, now: Instant, origin: Origin, frame: &mut Frame<'_>) -> Fate {
         self.decided_by = None;
-        frame.evidence = None;
+        (frame.evidence, frame.segments) = (None, None);
         let Some(side) = self.side_of(origin) else { return self.no_such_port(origin) };
         self.count_received(side, frame);
-        let verdict = self.frame(now, side, frame);
+        let verdict = match frame.check_head() {
+            Ok(()) => self.frame(now, side, frame),
+            Err(reason) => reason.into(),
+        };
         self.emit(origin, side, verdict, frame)
     }
 
@@ -74,14 +78,14 @@ impl Firewall {
             return self.inbound(now, packet, frame);
         }
         let (port, exit) = self.exit(way, remote)?;
-        egress::check(frame, packet, &exit.caps)?;
+        let manner = egress::check(frame, packet, &exit.caps)?;
         if way == Way::Absent {
             return Err(self.end_to_absent(now, host, packet, remote));
         }
         let flow = self.flow_of_client(now, host, packet, remote, way.basis())?;
         self.translate_outbound(flow, packet, frame)?;
         self.clamp_mss(packet, exit.caps.mtu, frame);
-        egress::finish(frame, packet, &exit);
+        egress::finish(frame, packet, &exit, manner);
         Ok(Verdict::Forward(port))
     }
 
@@ -116,10 +120,10 @@ impl Firewall {
         let flow = self.flow_of_uplink(now, packet)?;
         self.learn_names(now, flow, packet, frame);
         let (port, exit) = self.exit_of(flow)?;
-        egress::check(frame, packet, &exit.caps)?;
+        let manner = egress::check(frame, packet, &exit.caps)?;
         self.translate_inbound(flow, packet, frame)?;
         self.clamp_mss(packet, exit.caps.mtu, frame);
-        egress::finish(frame, packet, &exit);
+        egress::finish(frame, packet, &exit, manner);
         Ok(Verdict::Forward(port))
     }
 }

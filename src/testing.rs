@@ -411,6 +411,37 @@ impl Kit {
         Out { fate, bytes: frame.bytes().to_vec(), offload: frame.offload }
     }
 
+    /// Hands in a frame of which only the first `head` bytes are in its page. Gives what comes out: one frame, its tail
+    /// included, or all segments of it.
+    pub(crate) fn scattered(
+        &mut self,
+        origin: Origin,
+        bytes: &[u8],
+        head: usize,
+        offload: Offload,
+    ) -> Vec<Out> {
+        let (mut page, tail) = (vec![0xdd; 4096.max(head)], &bytes[head..]);
+        page[..head].copy_from_slice(&bytes[..head]);
+        let mut frame = Frame::with_tail(&mut page, head, bytes.len(), offload).unwrap();
+        let fate = self.fw.handle(self.now, origin, &mut frame);
+        assert_accepted(&self.fw);
+        let Fate::Segments(port) = fate else {
+            let tail = &tail[..frame.tail_len()];
+            let bytes = [frame.bytes(), tail].concat();
+            return vec![Out { fate, bytes, offload: frame.offload }];
+        };
+        let (mut segments, fate) = (frame.segments().unwrap(), Fate::Send(port));
+        let mut all = vec![];
+        while let Some(len) = segments.next_len() {
+            let (left, mut page) = (segments.left(), vec![0xdd; len]);
+            let mut out = Frame::new(&mut page, 0, Offload::default()).unwrap();
+            segments.write_next(&frame, tail, &mut out).unwrap();
+            assert_eq!((out.len(), segments.left()), (len, left - 1));
+            all.push(Out { fate, bytes: out.whole().unwrap().to_vec(), offload: out.offload });
+        }
+        all
+    }
+
     pub(crate) fn send(&mut self, origin: Origin, build: &Build) -> Out {
         self.bytes(origin, &build.frame(), build.offload)
     }

@@ -10,6 +10,8 @@ pub enum Fate {
     /// Send the frame, which was rewritten in place, through this port: forwarded, or turned into an answer that goes
     /// back to where the packet came from.
     Send(PortId),
+    /// Send it through this port in the segments that [`crate::Frame::segments`] describes.
+    Segments(PortId),
     /// Forget it.
     Drop(DropReason),
     /// It was for us and is used up.
@@ -110,6 +112,7 @@ macro_rules! drop_reasons {
 
 drop_reasons! {
     UnknownPort, "unknown-port", "The frame came from a client slot or an uplink that is not attached.";
+    Scattered, "scattered", "A frame in several pages that is no super-frame, without all headers in the first, or for ourselves.";
     FrameTooShort, "frame-too-short", "The frame ends before the Ethernet header does.";
     LinkDestination, "link-destination", "The destination MAC address is not ours.";
     EtherType, "ether-type", "Neither IPv4 nor ARP nor IPv6.";
@@ -138,7 +141,7 @@ drop_reasons! {
     IcmpChecksum, "icmp-checksum", "Wrong ICMP checksum.";
     IcmpForbidden, "icmp-forbidden", "ICMP source quench or redirect; ICMPv6 that is for one link or site only, router discovery and redirects included.";
     BlankIllegal, "blank-illegal", "A partial checksum on something that is neither TCP nor UDP.";
-    GsoIllegal, "gso-illegal", "A super-frame that is not TCP of the stated family, or has segment size 0.";
+    GsoIllegal, "gso-illegal", "A super-frame that contradicts itself: not TCP of the stated family, without a partial checksum, of another length, or of less than two segments.";
     LocalSilent, "local-silent", "For the firewall itself, where it keeps silent: DHCP, ICMP other than echo.";
     LocalService, "local-service", "For the firewall itself, which offers no service: answered with ICMP 3/10, ICMPv6 1/1.";
     ClientIsolation, "client-isolation", "From one client to another.";
@@ -160,9 +163,10 @@ drop_reasons! {
     NatAmbiguous, "nat-ambiguous", "A protocol without ports, in use by another client with the same destination.";
     TcpOutOfWindow, "tcp-out-of-window", "A TCP segment from outside that the client's window excludes.";
     TooBig, "too-big", "Larger than the way on can carry.";
-    GsoUnsupported, "gso-unsupported", "A super-frame for a port that cannot take it; it is not cut up yet.";
+    GsoUnsupported, "gso-unsupported", "A super-frame for a port that cannot take it, of more segments than it is cut up into.";
     DnsAnswer, "dns-answer", "From a DNS server to a port of our own resolver, and not what was asked there.";
     NoFlow, "no-flow", "From the uplink, part of no flow.";
+    SegmentsLost, "segments-lost", "No memory for a segment of a super-frame that has to be cut up; each is counted.";
     WithoutAccept, "without-accept", "About to leave without an accept, which is a fault of the firewall: must stay 0.";
 }
 

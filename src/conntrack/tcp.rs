@@ -11,8 +11,11 @@ pub(crate) mod flags {
     pub(crate) const FIN: u8 = 0x01;
     pub(crate) const SYN: u8 = 0x02;
     pub(crate) const RST: u8 = 0x04;
+    pub(crate) const PSH: u8 = 0x08;
     pub(crate) const ACK: u8 = 0x10;
     pub(crate) const URG: u8 = 0x20;
+    /// RFC 3168, 6.1.
+    pub(crate) const CWR: u8 = 0x80;
 }
 
 /// Largest window scale (RFC 7323, 2.3), assumed where the handshake was not seen.

@@ -1,7 +1,7 @@
 //! Frames between the machine's ports and the packet path.
 
 use super::EventLoop;
-use super::machine::{Arrival, Machine};
+use super::machine::{Arrival, Machine, Paged};
 use crate::frame::{Frame, Offload};
 use crate::log::Sink;
 use crate::port::{Origin, PortId};
@@ -9,6 +9,8 @@ use crate::verdict::Fate;
 
 /// Frames of our own (ARP requests) in one turn.
 const OWN_FRAMES_PER_TURN: usize = 16;
+
+type PagedOf<M> = Paged<<M as Machine>::Page, <M as Machine>::Tail>;
 
 impl<S: Sink> EventLoop<S> {
     /// Takes one batch of frames through the packet path.
@@ -19,17 +21,43 @@ impl<S: Sink> EventLoop<S> {
         }
     }
 
-    fn forward_one<M: Machine>(&mut self, machine: &mut M, arrival: Arrival<M::Page>) {
-        let Arrival { origin, mut page, len, offload } = arrival;
-        // No page is shorter than its frame; a machine that says so gets its page back.
-        let Some(mut frame) = Frame::new(M::bytes(&mut page, len), len, offload) else { return };
-        let fate = self.firewall.handle(self.now, origin, &mut frame);
-        if let Fate::Send(to) = fate {
-            let (len, offload) = (frame.len(), frame.offload);
-            machine.send(to, page, len, offload);
-            self.note_forwarded(machine, origin, to);
+    fn forward_one<M: Machine>(&mut self, machine: &mut M, arrival: Arrival<M::Page, M::Tail>) {
+        let Arrival { origin, frame: Paged { mut page, head, len, tail, offload } } = arrival;
+        let buffer = M::bytes(&mut page, head);
+        // No page is shorter than its head, and no head longer than its frame; a machine that says so gets them back.
+        let Some(mut frame) = Frame::with_tail(buffer, head, len, offload) else { return };
+        match self.firewall.handle(self.now, origin, &mut frame) {
+            Fate::Send(to) => {
+                // What answers a frame has nothing of its tail.
+                let tail = tail.filter(|_| frame.tail_len() > 0);
+                let (head, len, offload) = (frame.bytes().len(), frame.len(), frame.offload);
+                machine.send(to, Paged { page, head, len, tail, offload });
+                self.note_forwarded(machine, origin, to);
+            }
+            Fate::Segments(to) => self.send_segments(machine, (origin, to), &frame, &tail),
+            Fate::Drop(_) | Fate::Consumed => {}
         }
         self.send_pieces(machine, origin);
+    }
+
+    /// Sends a super-frame in segments. When memory is short the rest is lost, and the sender sends it again.
+    fn send_segments<M: Machine>(
+        &mut self,
+        machine: &mut M,
+        (origin, to): (Origin, PortId),
+        frame: &Frame<'_>,
+        tail: &Option<M::Tail>,
+    ) {
+        let Some(mut segments) = frame.segments() else { return };
+        while let Some(len) = segments.next_len() {
+            let Some(((), segment)) =
+                fill(machine, len, |out| segments.write_next(frame, tail, out))
+            else {
+                return self.firewall.lose_segments(origin, segments);
+            };
+            machine.send(to, segment);
+            self.note_forwarded(machine, origin, to);
+        }
     }
 
     /// Sends a datagram that was cut, before the next one needs its place. Bounded by the pieces of one datagram.
@@ -59,11 +87,22 @@ impl<S: Sink> EventLoop<S> {
 
     /// Sends one frame of the packet path's own that needs `room` bytes; says where it went.
     fn generate_one<M: Machine>(&mut self, machine: &mut M, room: usize) -> Option<PortId> {
-        let mut page = machine.spare_page()?;
-        let mut frame = Frame::new(M::bytes(&mut page, room), 0, Offload::default())?;
-        let to = self.firewall.poll_generate(self.now, &mut frame)?;
-        let (len, offload) = (frame.len(), frame.offload);
-        machine.send(to, page, len, offload);
+        let (to, frame) =
+            fill(machine, room, |frame| self.firewall.poll_generate(self.now, frame))?;
+        machine.send(to, frame);
         Some(to)
     }
+}
+
+/// Has a frame of at most `room` bytes, or of an answer's size, written into a spare page.
+fn fill<M: Machine, R>(
+    machine: &mut M,
+    room: usize,
+    write: impl FnOnce(&mut Frame<'_>) -> Option<R>,
+) -> Option<(R, PagedOf<M>)> {
+    let mut page = machine.spare_page()?;
+    let mut frame = Frame::new(M::bytes(&mut page, room), 0, Offload::default())?;
+    let written = write(&mut frame)?;
+    let (len, offload) = (frame.len(), frame.offload);
+    Some((written, Paged { page, head: len, len, tail: None, offload }))
 }

@@ -6,6 +6,7 @@ use crate::clients::ClientPort;
 use crate::frame::Offload;
 use crate::port::{ClientId, Origin, PortId};
 use crate::qrexec::CallId;
+use crate::segment::Payload;
 use crate::time::Instant;
 use crate::uplink::UplinkPort;
 
@@ -145,16 +146,26 @@ impl Stop {
     }
 }
 
+/// A frame in private pages.
+pub struct Paged<P, T> {
+    /// The page that holds its head from byte 0 on.
+    pub page: P,
+    /// Bytes of the head: the whole frame, or at least [`MIN_HEAD_BYTES`](crate::frame::MIN_HEAD_BYTES) of it.
+    pub head: usize,
+    /// Bytes of the frame.
+    pub len: usize,
+    /// What is behind the head: nothing if `head` is `len`, else `len - head` bytes.
+    pub tail: Option<T>,
+    /// What is left to the receiver, or was left to us.
+    pub offload: Offload,
+}
+
 /// A frame that came in.
-pub struct Arrival<P> {
+pub struct Arrival<P, T> {
     /// From where.
     pub origin: Origin,
-    /// The private page that holds it from byte 0 on.
-    pub page: P,
-    /// Its length in bytes.
-    pub len: usize,
-    /// What the sender left to us.
-    pub offload: Offload,
+    /// The frame.
+    pub frame: Paged<P, T>,
 }
 
 /// Memory in use, for the log.
@@ -172,8 +183,11 @@ pub struct MemoryUse {
 
 /// The machine.
 pub trait Machine {
-    /// A private page that holds one frame.
+    /// A private page that holds one frame, or the head of one.
     type Page;
+    /// Private pages with what is behind the head of a super-frame. The loop hands them on as they are, or reads them to
+    /// cut the frame up.
+    type Tail: Payload;
 
     /// A monotonic clock without pauses of the domain.
     fn now(&self) -> Instant;
@@ -194,13 +208,13 @@ pub trait Machine {
     /// Takes a bounded batch of frames from all ports.
     fn receive(&mut self);
     /// The next frame of the batch.
-    fn next_frame(&mut self) -> Option<Arrival<Self::Page>>;
+    fn next_frame(&mut self) -> Option<Arrival<Self::Page, Self::Tail>>;
     /// A page for a frame of our own; `None` if memory is short.
     fn spare_page(&mut self) -> Option<Self::Page>;
     /// The beginning of a page: `len` bytes or, where that is more, what an answer of our own needs.
     fn bytes(page: &mut Self::Page, len: usize) -> &mut [u8];
     /// Queues a frame. One that cannot be taken is dropped and counted in [`Self::unsent`].
-    fn send(&mut self, to: PortId, page: Self::Page, len: usize, offload: Offload);
+    fn send(&mut self, to: PortId, frame: Paged<Self::Page, Self::Tail>);
     /// Frames that [`Self::send`] dropped since the start, by reason; always the same reasons in the same order.
     fn unsent(&self) -> &[(&'static str, u64)];
     /// Sends what was queued and tells the peers.

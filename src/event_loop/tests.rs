@@ -1,6 +1,7 @@
 //! The loop on a scripted machine: what dom0 and the devices do goes in, frames, bytes and log lines come out.
 
 mod fragments;
+mod super_frames;
 
 use core::net::Ipv4Addr;
 use std::cell::RefCell;
@@ -8,11 +9,12 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::rc::Rc;
 
-use super::machine::{Arrival, Change, Machine, MemoryUse, Pipe, Reason, Stop};
+use super::machine::{Arrival, Change, Machine, MemoryUse, Paged, Pipe, Reason, Stop};
 use super::*;
 use crate::frame::{Frame, Offload};
 use crate::limits::Limits;
 use crate::port::{ClientId, Origin, PortId};
+use crate::segment::Payload;
 use crate::testing::{self, A, Build, FROM_A, ID_A, MAC_A, MAC_UP, NETVM, OWN, SERVER};
 use crate::uplink::UplinkPort;
 use crate::verdict::{DropReason, Fate, Verdict};
@@ -60,7 +62,11 @@ struct TestMachine {
     now_ns: u64,
     changes: VecDeque<Change>,
     frames: VecDeque<(Origin, Vec<u8>)>,
+    /// Super-frames, with the length of their head.
+    supers: VecDeque<(Origin, Vec<u8>, usize, Offload)>,
     sent: Vec<(PortId, Vec<u8>)>,
+    /// Of each that was sent.
+    offloads: Vec<Offload>,
     database: Option<TestPipe>,
     agent: Option<TestPipe>,
     calls: Vec<(CallId, TestPipe)>,
@@ -69,11 +75,31 @@ struct TestMachine {
     database_closes: usize,
     agent_resets: usize,
     has_no_pages: bool,
+    /// Spare pages of this turn; as many as are asked for if nothing is said.
+    pages: Option<usize>,
     unsent: Vec<(&'static str, u64)>,
+}
+
+/// What is behind the head of a frame, in small pages.
+struct TestTail(Vec<Vec<u8>>);
+
+impl TestTail {
+    fn of(bytes: &[u8]) -> Option<Self> {
+        (!bytes.is_empty()).then(|| Self(bytes.chunks(1000).map(<[u8]>::to_vec).collect()))
+    }
+}
+
+impl Payload for TestTail {
+    fn copy(&self, offset: usize, to: &mut [u8]) -> Option<()> {
+        let bytes = self.0.iter().flatten().skip(offset);
+        let copied = to.iter_mut().zip(bytes).map(|(to, byte)| *to = *byte).count();
+        (copied == to.len()).then_some(())
+    }
 }
 
 impl Machine for TestMachine {
     type Page = Vec<u8>;
+    type Tail = TestTail;
 
     fn now(&self) -> Instant {
         Instant::from_nanos(self.now_ns)
@@ -95,20 +121,34 @@ impl Machine for TestMachine {
         self.changes.pop_front()
     }
     fn receive(&mut self) {}
-    fn next_frame(&mut self) -> Option<Arrival<Vec<u8>>> {
-        let (origin, bytes) = self.frames.pop_front()?;
+    fn next_frame(&mut self) -> Option<Arrival<Vec<u8>, TestTail>> {
+        let (origin, bytes, head, offload) = self.supers.pop_front().or_else(|| {
+            let (origin, bytes) = self.frames.pop_front()?;
+            let head = bytes.len();
+            Some((origin, bytes, head, Offload::default()))
+        })?;
         let mut page = vec![0; PAGE];
-        page[..bytes.len()].copy_from_slice(&bytes);
-        Some(Arrival { origin, page, len: bytes.len(), offload: Offload::default() })
+        page[..head].copy_from_slice(&bytes[..head]);
+        let tail = TestTail::of(&bytes[head..]);
+        Some(Arrival { origin, frame: Paged { page, head, len: bytes.len(), tail, offload } })
     }
     fn spare_page(&mut self) -> Option<Vec<u8>> {
+        if let Some(pages) = &mut self.pages {
+            *pages = pages.checked_sub(1)?;
+        }
         (!self.has_no_pages).then(|| vec![0; PAGE])
     }
     fn bytes(page: &mut Vec<u8>, len: usize) -> &mut [u8] {
         &mut page[..len.max(1024)]
     }
-    fn send(&mut self, to: PortId, page: Vec<u8>, len: usize, _: Offload) {
-        self.sent.push((to, page[..len].to_vec()));
+    fn send(&mut self, to: PortId, frame: Paged<Vec<u8>, TestTail>) {
+        let Paged { page, head, len, tail, offload } = frame;
+        assert_eq!(tail.is_some(), head < len, "a tail if and only if there is something in it");
+        let mut bytes = page[..head].to_vec();
+        bytes.extend(tail.into_iter().flat_map(|tail| tail.0.concat()));
+        assert_eq!(bytes.len(), len);
+        self.sent.push((to, bytes));
+        self.offloads.push(offload);
     }
     fn unsent(&self) -> &[(&'static str, u64)] {
         &self.unsent

@@ -163,9 +163,10 @@ impl Fragments {
             return Err(DropReason::FragmentLimit);
         }
         let evidence = frame.evidence.ok_or(DropReason::WithoutAccept)?;
-        let place = self.buffer.get_mut(..frame.len()).ok_or(DropReason::FragmentLimit)?;
-        place.copy_from_slice(frame.bytes());
-        self.send_returned(to, (frame.len(), evidence), pieces, naming)
+        let whole = frame.whole().ok_or(DropReason::Scattered)?;
+        let place = self.buffer.get_mut(..whole.len()).ok_or(DropReason::FragmentLimit)?;
+        place.copy_from_slice(whole);
+        self.send_returned(to, (whole.len(), evidence), pieces, naming)
     }
 
     /// Length in bytes of the next piece as a frame, if one waits to be sent.

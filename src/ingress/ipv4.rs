@@ -4,7 +4,7 @@ use core::net::{IpAddr, Ipv4Addr};
 
 use etherparse::Ipv4HeaderSlice;
 
-use super::{Header, L3};
+use super::{Header, L3, cut_padding};
 use crate::frame::Frame;
 use crate::verdict::DropReason;
 use crate::wire::checksum::Sum;
@@ -14,7 +14,7 @@ pub(super) fn header(frame: &mut Frame<'_>) -> Result<Header, DropReason> {
     let datagram = frame.bytes().get(L3..).ok_or(DropReason::FrameTooShort)?;
     let slice = Ipv4HeaderSlice::from_slice(datagram).map_err(|_| DropReason::Ipv4Header)?;
     let (header_len, total_len) = (slice.slice().len(), slice.total_len());
-    if usize::from(total_len) < header_len || usize::from(total_len) > datagram.len() {
+    if usize::from(total_len) < header_len || L3 + usize::from(total_len) > frame.len() {
         return Err(DropReason::Ipv4Header);
     }
     if Sum::default().bytes(slice.slice()).fold() != 0xffff {
@@ -30,8 +30,7 @@ pub(super) fn header(frame: &mut Frame<'_>) -> Result<Header, DropReason> {
         header_len,
         total_len,
     };
-    frame.resize(L3 + usize::from(total_len)).ok_or(DropReason::Ipv4Header)?;
-    Ok(header)
+    cut_padding(frame, total_len).map(|()| header)
 }
 
 /// Unspecified, loopback, multicast and broadcast: neither a source nor a destination to forward. The rest of 0.0.0.0/8

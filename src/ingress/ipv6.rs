@@ -4,7 +4,7 @@ use core::net::{IpAddr, Ipv6Addr};
 
 use etherparse::Ipv6HeaderSlice;
 
-use super::{Header, L3};
+use super::{Header, L3, cut_padding};
 use crate::frame::Frame;
 use crate::verdict::DropReason;
 use crate::wire::ipv6;
@@ -18,7 +18,7 @@ pub(super) fn header(frame: &mut Frame<'_>) -> Result<Header, DropReason> {
     let datagram = frame.bytes().get(L3..).ok_or(DropReason::FrameTooShort)?;
     let slice = Ipv6HeaderSlice::from_slice(datagram).map_err(|_| BAD)?;
     let total_len = slice.payload_length().checked_add(ipv6::HEADER_BYTES as u16).ok_or(BAD)?;
-    if usize::from(total_len) > datagram.len() {
+    if L3 + usize::from(total_len) > frame.len() {
         return Err(BAD);
     }
     let header = Header {
@@ -31,8 +31,7 @@ pub(super) fn header(frame: &mut Frame<'_>) -> Result<Header, DropReason> {
         header_len: ipv6::HEADER_BYTES,
         total_len,
     };
-    frame.resize(L3 + usize::from(total_len)).ok_or(BAD)?;
-    Ok(header)
+    cut_padding(frame, total_len).map(|()| header)
 }
 
 /// Neither a source nor a destination to forward: unspecified, loopback and the IPv4-compatible rest of their prefix,

@@ -1,6 +1,6 @@
 //! A frame and where it came from become a [`Packet`]: parsed, checked, its source validated.
 //!
-//! Holding a [`FromClient`] or [`FromUplink`] proves that every offset in it lies inside the frame, that checksums of
+//! Holding a [`FromClient`] or [`FromUplink`] proves that every offset in it lies inside the frame's head, that checksums of
 //! the IPv4 header and of ICMP are right, that the packet is whole, and that its source may be used where it came from.
 //! It does not prove that its TCP or UDP checksum is right: that is the receiver's to check.
 
@@ -222,6 +222,19 @@ pub(crate) struct Header {
     pub(crate) is_fragment: bool,
     pub(crate) header_len: usize,
     pub(crate) total_len: u16,
+}
+
+/// Cuts off what the link layer padded. A super-frame is longer than any frame that is padded: one with more bytes than
+/// its header says contradicts itself.
+fn cut_padding(frame: &mut Frame<'_>, total_len: u16) -> Result<(), DropReason> {
+    let len = L3 + usize::from(total_len);
+    if len == frame.len() {
+        return Ok(());
+    }
+    if frame.offload.gso.is_some() {
+        return Err(DropReason::GsoIllegal);
+    }
+    frame.resize(len).ok_or(DropReason::FrameTooShort)
 }
 
 fn is_martian(address: IpAddr) -> bool {

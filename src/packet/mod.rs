@@ -1,7 +1,7 @@
 //! A parsed packet: addresses, ports and whatever of the layer above IP the core looks at.
 //!
 //! A [`Packet`] is copied out of its frame, so that the frame can be rewritten with it at hand. Every offset in it lies
-//! inside the frame it was read from.
+//! inside the head of the frame it was read from.
 
 mod extensions;
 mod icmp;
@@ -12,10 +12,10 @@ use etherparse::{TcpHeaderSlice, TcpOptionElement, UdpHeaderSlice};
 
 use crate::conntrack::Tuple;
 use crate::conntrack::tcp::{self, Segment};
-use crate::frame::{Checksum, Frame, GsoKind, Offload};
+use crate::frame::{Checksum, Frame, Gso, GsoKind, Offload};
 use crate::ingress::{Header, L3};
 use crate::verdict::DropReason;
-use crate::wire::{self, ip, ipv4, protocol};
+use crate::wire::{self, ip, ipv4, ipv6, protocol};
 
 /// The first type of ICMPv6 that is no error (RFC 4443, 2.1).
 const FIRST_INFORMATIONAL: u8 = 128;
@@ -186,9 +186,11 @@ pub(crate) fn read(
     header: &Header,
     place: &Place,
 ) -> Result<Packet, DropReason> {
-    let l4 = frame.bytes().get(place.l4..).ok_or(DropReason::TransportHeader)?;
-    check_offload(frame.offload, header.source, place.protocol)?;
-    let (upper, source_port, destination_port) = upper(frame.offload, header, place, l4)?;
+    check_offload(frame.offload, header.source, place)?;
+    let (upper, source_port, destination_port) = upper(frame, header, place)?;
+    if let (Some(gso), Upper::Tcp(segment)) = (frame.offload.gso, upper) {
+        check_super_frame(gso, &segment)?;
+    }
     Ok(Packet {
         source: header.source,
         destination: header.destination,
@@ -204,38 +206,53 @@ pub(crate) fn read(
 }
 
 /// Xen's flags are claims of a peer: they must fit the packet they came with.
-fn check_offload(offload: Offload, family_of: IpAddr, ip_protocol: u8) -> Result<(), DropReason> {
-    let has_ports = matches!(ip_protocol, protocol::TCP | protocol::UDP);
+fn check_offload(offload: Offload, family_of: IpAddr, place: &Place) -> Result<(), DropReason> {
+    let has_ports = matches!(place.protocol, protocol::TCP | protocol::UDP);
     if offload.checksum == Checksum::Blank && !has_ports {
         return Err(DropReason::BlankIllegal);
     }
+    let Some(gso) = offload.gso else { return Ok(()) };
     let kind = if family_of.is_ipv4() { GsoKind::TcpV4 } else { GsoKind::TcpV6 };
-    match offload.gso {
-        Some(gso) if gso.kind != kind || gso.size == 0 || ip_protocol != protocol::TCP => {
-            Err(DropReason::GsoIllegal)
-        }
-        _ => Ok(()),
+    // Each segment has a checksum of its own. No stack that means well has extension headers repeated in each.
+    let is_plain = offload.checksum == Checksum::Blank
+        && (family_of.is_ipv4() || place.l4 == L3 + ipv6::HEADER_BYTES);
+    if gso.kind != kind || gso.size == 0 || place.protocol != protocol::TCP || !is_plain {
+        return Err(DropReason::GsoIllegal);
     }
+    Ok(())
+}
+
+/// A super-frame stands for several segments, which neither open nor break off a connection.
+fn check_super_frame(gso: Gso, segment: &Segment) -> Result<(), DropReason> {
+    let is_several = segment.payload > gso.size;
+    if !is_several || segment.flags & (tcp::flags::SYN | tcp::flags::RST) != 0 {
+        return Err(DropReason::GsoIllegal);
+    }
+    Ok(())
 }
 
 fn upper(
-    offload: Offload,
+    frame: &Frame<'_>,
     header: &Header,
     place: &Place,
-    l4: &[u8],
 ) -> Result<(Upper, u16, u16), DropReason> {
+    const TOO_SHORT: DropReason = DropReason::TransportHeader;
+    if place.protocol == protocol::TCP {
+        let head = frame.bytes().get(place.l4..).ok_or(TOO_SHORT)?;
+        return tcp_header(head, frame.len().saturating_sub(place.l4));
+    }
+    let l4 = frame.whole().ok_or(DropReason::Scattered)?.get(place.l4..).ok_or(TOO_SHORT)?;
     match place.protocol {
-        protocol::TCP => tcp_header(l4),
         protocol::UDP => {
-            let udp = UdpHeaderSlice::from_slice(l4).map_err(|_| DropReason::TransportHeader)?;
+            let udp = UdpHeaderSlice::from_slice(l4).map_err(|_| TOO_SHORT)?;
             let length = usize::from(udp.length());
             if length < udp.slice().len() || length > l4.len() {
-                return Err(DropReason::TransportHeader);
+                return Err(TOO_SHORT);
             }
             // IPv6 knows no datagram without a checksum (RFC 8200, 8.1).
-            let has_none = udp.checksum() == 0 && offload.checksum != Checksum::Blank;
+            let has_none = udp.checksum() == 0 && frame.offload.checksum != Checksum::Blank;
             if has_none && header.source.is_ipv6() {
-                return Err(DropReason::TransportHeader);
+                return Err(TOO_SHORT);
             }
             Ok((Upper::Udp, udp.source_port(), udp.destination_port()))
         }
@@ -244,10 +261,11 @@ fn upper(
     }
 }
 
-fn tcp_header(l4: &[u8]) -> Result<(Upper, u16, u16), DropReason> {
-    let header = TcpHeaderSlice::from_slice(l4).map_err(|_| DropReason::TransportHeader)?;
-    let payload = l4.len().saturating_sub(header.slice().len());
-    let flags: u8 = wire::read::<1>(l4, 13)[0];
+/// Reads the header at the start of `head`, which is as much of `len` bytes as is there.
+fn tcp_header(head: &[u8], len: usize) -> Result<(Upper, u16, u16), DropReason> {
+    let header = TcpHeaderSlice::from_slice(head).map_err(|_| DropReason::TransportHeader)?;
+    let payload = len.saturating_sub(header.slice().len());
+    let flags: u8 = wire::read::<1>(head, 13)[0];
     let scale = (flags & tcp::flags::SYN != 0)
         .then(|| {
             header.options_iterator().find_map(|option| match option {

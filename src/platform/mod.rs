@@ -12,6 +12,7 @@ mod tests;
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::convert::Infallible;
 use core::fmt;
 use core::net::IpAddr;
 
@@ -23,7 +24,7 @@ use xen::xenstore::{self, Owner};
 use xen::{DomId, console, event, mem, netif, time};
 
 use crate::clients::ClientPort;
-use crate::event_loop::machine::{Arrival, Change, Machine, MemoryUse, Pipe, Reason, Stop};
+use crate::event_loop::machine::{Arrival, Change, Machine, MemoryUse, Paged, Pipe, Reason, Stop};
 use crate::frame::{Checksum, Gso, GsoKind, Offload};
 use crate::limits::Limits;
 use crate::log::Sink;
@@ -263,6 +264,7 @@ impl XenMachine {
 
 impl Machine for XenMachine {
     type Page = Page;
+    type Tail = Infallible;
 
     fn now(&self) -> Instant {
         self.clock.instant(time::system_time_ns())
@@ -341,22 +343,14 @@ impl Machine for XenMachine {
         self.back.receive(budget, now);
     }
 
-    fn next_frame(&mut self) -> Option<Arrival<Page>> {
+    fn next_frame(&mut self) -> Option<Arrival<Page, Infallible>> {
         if let Some(frame) = self.front.next_frame() {
-            return Some(Arrival {
-                origin: Origin::Uplink,
-                page: frame.page,
-                len: usize::from(frame.len),
-                offload: from_driver(frame.offload),
-            });
+            let frame = in_one_page(frame.page, frame.len, frame.offload);
+            return Some(Arrival { origin: Origin::Uplink, frame });
         }
         let frame = self.back.next_frame()?;
-        Some(Arrival {
-            origin: Origin::Client(client_id(frame.vif)),
-            page: frame.page,
-            len: usize::from(frame.len),
-            offload: from_driver(frame.offload),
-        })
+        let origin = Origin::Client(client_id(frame.vif));
+        Some(Arrival { origin, frame: in_one_page(frame.page, frame.len, frame.offload) })
     }
 
     fn spare_page(&mut self) -> Option<Page> {
@@ -368,7 +362,8 @@ impl Machine for XenMachine {
         page.prefix_mut(len.max(ANSWER_BYTES))
     }
 
-    fn send(&mut self, to: PortId, page: Page, len: usize, offload: Offload) {
+    fn send(&mut self, to: PortId, frame: Paged<Page, Infallible>) {
+        let Paged { page, len, offload, .. } = frame;
         let Ok(len) = u16::try_from(len) else { return };
         let offload = to_driver(offload);
         // The page of a refused frame is free again.
@@ -482,6 +477,12 @@ fn caps(capabilities: netif::Capabilities, mtu: u16) -> PortCaps {
         accepts_gso_v6: false,
         mtu,
     }
+}
+
+/// Frames of more than one page are not negotiated.
+fn in_one_page(page: Page, len: u16, offload: netif::Offload) -> Paged<Page, Infallible> {
+    let len = usize::from(len);
+    Paged { page, head: len, len, tail: None, offload: from_driver(offload) }
 }
 
 fn from_driver(offload: netif::Offload) -> Offload {

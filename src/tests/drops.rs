@@ -40,16 +40,19 @@ struct Case {
     origin: Origin,
     frame: Vec<u8>,
     offload: Offload,
+    /// Bytes of it in its page.
+    head: usize,
     echo: Echo,
 }
 
 fn case(reason: DropReason, origin: Origin, build: Build, echo: Echo) -> Case {
     let build = if origin == Origin::Uplink { build.up() } else { build };
-    Case { reason, origin, frame: build.frame(), offload: build.offload, echo }
+    Case { offload: build.offload, echo, ..bytes(reason, origin, build.frame()) }
 }
 
 fn bytes(reason: DropReason, origin: Origin, frame: Vec<u8>) -> Case {
-    Case { reason, origin, frame, offload: Offload::default(), echo: Echo::Silence }
+    let (head, offload, echo) = (frame.len(), Offload::default(), Echo::Silence);
+    Case { reason, origin, frame, offload, head, echo }
 }
 
 /// Prepares the firewall and says what to send. Exhaustive: a new reason does not compile without a packet.
@@ -60,6 +63,7 @@ fn prepare(reason: DropReason, kit: &mut Kit) -> Case {
     let far = (A, 40_000);
     match reason {
         UnknownPort => bytes(reason, Origin::Client(ClientId(3)), syn().frame()),
+        Scattered => Case { head: 300, ..case(reason, FROM_A, udp().payload(1000), Silence) },
         FrameTooShort => bytes(reason, FROM_A, syn().frame()[..13].to_vec()),
         LinkDestination => {
             case(reason, FROM_A, syn().with(|b| b.link.0 = Mac([2, 0, 0, 0, 0, 9])), Silence)
@@ -127,6 +131,7 @@ fn prepare(reason: DropReason, kit: &mut Kit) -> Case {
             case(reason, FROM_A, udp().with(|b| b.fragment = 1), Silence)
         }
         FragmentTimeout => unreachable!("ends a datagram while no packet comes"),
+        SegmentsLost => unreachable!("ends a segment while there is no memory"),
         WithoutAccept => unreachable!("no packet may cause it: `evidence` has its tests"),
         DestinationMartian => {
             case(reason, FROM_A, udp().with(|b| b.dst = [224, 0, 0, 251].into()), Silence)
@@ -239,19 +244,17 @@ fn prepare(reason: DropReason, kit: &mut Kit) -> Case {
             case(reason, Origin::Uplink, blind, Silence)
         }
         TooBig => case(reason, FROM_A, udp().payload(1468), Error),
-        GsoUnsupported => case(
-            reason,
-            FROM_A,
-            syn().blank().with(|b| b.offload = gso(GsoKind::TcpV4, 1448)),
-            Silence,
-        ),
+        GsoUnsupported => {
+            let many = Build::tcp(far, TCP, ACK).payload(129).blank();
+            case(reason, FROM_A, many.with(|b| b.offload = gso(GsoKind::TcpV4, 1)), Silence)
+        }
         NoFlow => case(reason, Origin::Uplink, Build::tcp(TCP, (OWN, 40_000), SYN), Silence),
     }
 }
 
 fn check(kit: &mut Kit, case: &Case) {
     let before = kit.counters();
-    let out = kit.bytes(case.origin, &case.frame, case.offload);
+    let out = kit.scattered(case.origin, &case.frame, case.head, case.offload).remove(0);
     let port = match case.origin {
         Origin::Uplink => "uplink",
         FROM_A => "a",
@@ -285,8 +288,8 @@ fn check(kit: &mut Kit, case: &Case) {
 
 #[test]
 fn each_drop_reason_has_a_packet_and_moves_exactly_its_counters() {
-    // `u13_what_does_not_become_whole_in_time_is_counted` and `evidence` have those that no packet causes.
-    let others = [DropReason::FragmentTimeout, DropReason::WithoutAccept];
+    // `u13_what_does_not_become_whole_in_time_is_counted`, `super_frames` and `evidence` have those that no packet causes.
+    let others = [DropReason::FragmentTimeout, DropReason::SegmentsLost, DropReason::WithoutAccept];
     for reason in DropReason::ALL.into_iter().filter(|reason| !others.contains(reason)) {
         let mut kit = Kit::new();
         let case = prepare(reason, &mut kit);

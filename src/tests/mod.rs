@@ -17,6 +17,8 @@ mod offload;
 mod requirements;
 mod robust;
 mod rule_change;
+mod segments;
 mod spoof;
+mod super_frames;
 mod table;
 mod vectors;

@@ -68,6 +68,6 @@ pub(crate) fn write_header(
     Some(())
 }
 
-fn is_v4(bytes: &[u8], header: usize) -> bool {
+pub(crate) fn is_v4(bytes: &[u8], header: usize) -> bool {
     read::<1>(bytes, header)[0] >> 4 == 4
 }

@@ -100,6 +100,7 @@ impl Ours {
             Fate::Send(PortId::Client(ClientId(0))) => Side::A,
             Fate::Send(PortId::Client(_)) => Side::B,
             Fate::Drop(_) | Fate::Consumed => return Ok(Verdict::Drop),
+            Fate::Segments(_) => fail!("no super-frame came in, and one is to leave"),
         };
         match packet::observe(&bytes, out, &self.plan) {
             Some((1, verdict)) => Ok(verdict),

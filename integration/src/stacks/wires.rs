@@ -77,6 +77,7 @@ impl Core {
             Fate::Send(port) => write_frame(taps.of(port), frame.bytes())?,
             Fate::Drop(reason) => self.drops.push(format!("{reason:?}")),
             Fate::Consumed => {}
+            Fate::Segments(_) => fail!("no super-frame came in, and one is to leave"),
         }
         if self.firewall.stats().without_accept() > 0 {
             fail!("a frame was about to leave without an accept");

@@ -110,7 +110,7 @@ impl World {
             (_, Some(reason)) if is_by_rules(reason) => End::Reject(reason),
             (Some(Fate::Send(PortId::Client(_))), Some(reason)) => End::Reject(reason),
             (Some(Fate::Send(PortId::Client(_))), None) => End::Answered,
-            (Some(Fate::Send(PortId::Uplink)), _) => End::Accept,
+            (Some(Fate::Send(PortId::Uplink) | Fate::Segments(_)), _) => End::Accept,
             (Some(Fate::Drop(reason)), _) => End::Drop(reason),
             (Some(Fate::Consumed) | None, Some(reason)) => End::Drop(reason),
             (Some(Fate::Consumed) | None, None) if self.sent() > sent => End::Accept,
