@@ -25,6 +25,9 @@ const PORTS: &[u16] = &[53, 80, 443, 1000, 40_000, 40_001, 0, 65_535];
 const FLAGS: &[u8] = &[0x02, 0x10, 0x12, 0x18, 0x11, 0x04, 0x14, 0x00, 0x3f];
 const NUMBERS: &[u32] = &[1000, 1001, 2000, 2001, 1500, 0, 0x7fff_ffff, 0xffff_ffff];
 const SIZES: &[usize] = &[0, 1, 5, 8, 100, 536, 1280, 1400, 1480, 3000];
+/// Of super-frames: payload of a segment, and of all.
+const SEGMENT_SIZES: &[u16] = &[1448, 1200, 536, 100, 1, 0, 9000];
+const SUPER_SIZES: &[usize] = &[3000, 9000, 40_000, 1200];
 /// Steps after which an input is long enough: the fuzzer gains nothing from longer ones.
 const STEPS: usize = 400;
 
@@ -135,8 +138,14 @@ fn shape(world: &World, origin: Origin, source: &mut Source<'_>) -> Shape {
 
 /// Sends a packet, perhaps with unusual headers, perhaps with bytes changed.
 fn send(world: &mut World, origin: Origin, mut shape: Shape, source: &mut Source<'_>) {
-    let offload = offload(source);
+    let mut offload = offload(source);
     let unusual = source.byte();
+    if unusual & 32 != 0 {
+        let kind = if shape.src.is_ipv4() { GsoKind::TcpV4 } else { GsoKind::TcpV6 };
+        let gso = Some(Gso { kind, size: source.pick(SEGMENT_SIZES) });
+        offload = Offload { checksum: Checksum::Blank, gso };
+        shape = shape.payload(source.pick(SUPER_SIZES));
+    }
     if unusual & 1 != 0 {
         shape.ttl = source.byte();
     }

@@ -120,7 +120,46 @@ impl Oracle {
             IpAddr::V6(_) => self.caps.accepts_blank_v6,
         };
         assert!(offload.checksum != Checksum::Blank || takes_blank);
+        if let Some(gso) = offload.gso {
+            let takes_super_frames = match view.src {
+                IpAddr::V4(_) => self.caps.accepts_gso_v4,
+                IpAddr::V6(_) => self.caps.accepts_gso_v6,
+            };
+            assert!(takes_super_frames && offload.checksum == Checksum::Blank);
+            let headers = after.len() - view.payload().len();
+            let most = usize::from(self.caps.mtu) + 14;
+            assert!(headers + usize::from(gso.size) <= most, "segments of {gso:?}: {before:?}");
+        }
         self.packet(origin, port, &before.expect("what cannot be read is not sent on"), view);
+    }
+
+    /// A super-frame that leaves in segments. What its partial checksum says is nothing that a segment has.
+    pub(super) fn segments(
+        &mut self,
+        origin: Origin,
+        port: PortId,
+        before: &View,
+        segments: &[(Vec<u8>, Offload)],
+    ) {
+        assert!((2..=128).contains(&segments.len()), "{} segments", segments.len());
+        let mut views = Vec::new();
+        for (bytes, offload) in segments {
+            self.link(port, bytes);
+            let view = View::new(bytes, offload.checksum).expect("a segment is IP");
+            assert!(view.header_is_right, "IP header: {view:?}");
+            let most = usize::from(self.caps.mtu) + 14;
+            assert!(bytes.len() <= most, "{} bytes: {view:?}", bytes.len());
+            let takes_blank = match view.src {
+                IpAddr::V4(_) => self.caps.accepts_blank_v4,
+                IpAddr::V6(_) => self.caps.accepts_blank_v6,
+            };
+            assert!(offload.gso.is_none() && (offload.checksum != Checksum::Blank || takes_blank));
+            assert!(matches!(view.sum, Sum::Right | Sum::Partial), "checksum: {view:?}");
+            views.push(view);
+        }
+        let mut before = before.clone();
+        before.sum = Sum::Partial;
+        self.packet(origin, port, &before, View::joined(&views));
     }
 
     /// All pieces of a datagram that was cut; `before` is the frame that completed it.

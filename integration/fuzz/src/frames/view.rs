@@ -158,6 +158,25 @@ impl View {
         whole.summed(Checksum::Full)
     }
 
+    /// The super-frame that consecutive segments make up.
+    pub(super) fn joined(segments: &[Self]) -> Self {
+        let (first, last) = (segments.first(), segments.last());
+        let (first, last) = first.zip(last).expect("at least one segment");
+        let sequence = |view: &Self| u32::from_be_bytes(view.l4[4..8].try_into().unwrap());
+        let mut l4 = first.l4[..first.l4.len() - first.payload().len()].to_vec();
+        let headers = l4.len();
+        for segment in segments {
+            let of = |view: &Self| (view.src, view.dst, view.ports(), view.ttl, view.has_df);
+            assert_eq!(of(segment), of(first), "segments of two super-frames");
+            let offset = (l4.len() - headers) as u32;
+            assert_eq!(sequence(segment), sequence(first).wrapping_add(offset), "a gap");
+            assert!(!segment.payload().is_empty(), "nothing in it: {segment:?}");
+            l4.extend(segment.payload());
+        }
+        l4[13] |= last.l4[13];
+        Self { part: l4.clone(), l4, ..first.clone() }
+    }
+
     fn summed(mut self, checksum: Checksum) -> Self {
         let protocol = self.protocol;
         let Some(field) = checksum_at(protocol).and_then(|at| self.l4.get(at..at + 2)) else {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use firewall::visible::{MappedIp, Visible};
 use firewall::{
-    ClientId, ClientPort, FamilyConfig, Fate, Firewall, Frame, Instant, Limits, Mac, NetworkConfig,
-    Offload, Origin, PortCaps, PortId, RulesState, UplinkPort,
+    Checksum, ClientId, ClientPort, FamilyConfig, Fate, Firewall, Frame, Instant, Limits, Mac,
+    NetworkConfig, Offload, Origin, PortCaps, PortId, RulesState, UplinkPort,
 };
 use rules::{CompiledSet, RuleSet};
 
@@ -120,6 +120,9 @@ const VISIBLE: Visible =
     Visible::As { address: Ipv4Addr::new(192, 168, 1, 10), gateway: Ipv4Addr::new(192, 168, 1, 1) };
 pub(super) const VISIBLE_GATEWAY: Host = Host(Ipv4Addr::new(192, 168, 1, 1), GATEWAYS.1);
 
+/// Bytes of a super-frame that are in its first page: too few, as few as may be, many, all.
+const HEADS: &[usize] = &[256, 256, 1000, 4096, usize::MAX, 100];
+
 pub(super) struct World {
     firewall: Firewall,
     now: Instant,
@@ -128,6 +131,20 @@ pub(super) struct World {
     visible: [Option<Visible>; 2],
     /// A full page, as the platform has it, or a tight buffer.
     page: Vec<u8>,
+}
+
+/// All segments of a super-frame, as the event loop sends them.
+fn cut(frame: &Frame<'_>, tail: &[u8]) -> Vec<(Vec<u8>, Offload)> {
+    let mut segments = frame.segments().expect("it is to leave in segments");
+    let mut all = Vec::new();
+    while let Some(length) = segments.next_len() {
+        let mut page = vec![0xdd; length];
+        let mut out = Frame::new(&mut page, 0, Offload::default()).expect("a page");
+        segments.write_next(frame, tail, &mut out).expect("its payload is there");
+        assert_eq!(out.len(), length, "another segment than announced");
+        all.push((out.bytes().to_vec(), out.offload));
+    }
+    all
 }
 
 impl World {
@@ -350,17 +367,24 @@ impl World {
         offload: Offload,
         source: &mut Source<'_>,
     ) {
-        let capacity = source.pick(&[4096, 4096, 4096, bytes.len(), 600]).max(bytes.len());
+        // Of a super-frame no more than a head may be there.
+        let has_tail = offload.gso.is_some() && offload.checksum == Checksum::Blank;
+        let head = if has_tail { source.pick(HEADS).min(bytes.len()) } else { bytes.len() };
+        let (first, tail) = bytes.split_at(head);
+        let capacity = source.pick(&[4096, 4096, 4096, head, 600]).max(head);
         self.page.clear();
         self.page.resize(capacity, 0xdd);
-        self.page[..bytes.len()].copy_from_slice(bytes);
+        self.page[..head].copy_from_slice(first);
         let before = View::new(bytes, offload.checksum);
         if let (Origin::Uplink, Some(before)) = (origin, &before) {
             self.oracle.arrives(before);
         }
-        let mut frame = Frame::new(&mut self.page, bytes.len(), offload).expect("it fits");
+        let frame = Frame::with_tail(&mut self.page, head, bytes.len(), offload);
+        let mut frame = frame.expect("it fits");
         let fate = self.firewall.handle(self.now, origin, &mut frame);
-        let (after, offload) = (frame.bytes().to_vec(), frame.offload);
+        let after = [frame.bytes(), &tail[..frame.tail_len()]].concat();
+        let offload = frame.offload;
+        let segments = if matches!(fate, Fate::Segments(_)) { cut(&frame, tail) } else { vec![] };
         let pieces = self.fetch_pieces();
         assert_eq!(self.firewall.stats().without_accept(), 0, "about to leave without an accept");
         if let Some(before) = &before {
@@ -370,6 +394,10 @@ impl World {
         if let Fate::Send(port) = fate {
             assert!(pieces.is_empty(), "it left twice");
             self.oracle.frame((origin, bytes.len()), port, before, &after, offload);
+        } else if let Fate::Segments(port) = fate {
+            assert!(pieces.is_empty(), "it left twice");
+            let before = before.expect("what cannot be read is not sent on");
+            self.oracle.segments(origin, port, &before, &segments);
         }
         assert!(self.firewall.flow_count() <= LIMITS.flows as usize);
         for host in ADDRESSES {
