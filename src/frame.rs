@@ -153,6 +153,7 @@ impl<'b> Frame<'b> {
 
     /// Whether the core can take it as it is: whole, or a super-frame with enough of a head whose checksum is the
     /// receiver's to complete. Anything else would need bytes that are not there.
+    #[inline]
     pub(crate) fn check_head(&self) -> Result<(), DropReason> {
         let is_super = self.offload.gso.is_some() && self.offload.checksum == Checksum::Blank;
         let is_usable = self.head == self.len || is_super && self.head >= MIN_HEAD_BYTES;

@@ -53,15 +53,15 @@ impl<P: Payload> Payload for Option<P> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segments {
     /// Offset of the TCP header in the frame.
-    l4: usize,
+    l4: u16,
     /// Bytes of all headers, which each segment carries.
-    headers: usize,
+    headers: u16,
     /// Bytes of payload in all.
-    payload: usize,
+    payload: u16,
     /// Bytes of payload of a segment; the last may have less.
-    size: usize,
+    size: u16,
     /// Bytes of payload that have been written.
-    written: usize,
+    written: u16,
     /// What the segments have: a partial checksum, or one that we computed.
     checksum: Checksum,
 }
@@ -69,27 +69,28 @@ pub struct Segments {
 impl Segments {
     /// `packet`, which has `payload` bytes of TCP payload, in segments of `size` bytes, which is not zero.
     pub(crate) fn new(packet: &Packet, payload: u16, size: u16, checksum: Checksum) -> Self {
-        let headers = L3 + usize::from(packet.total_len.saturating_sub(payload));
-        let (payload, size) = (usize::from(payload), usize::from(size));
-        Self { l4: packet.l4, headers, payload, size, written: 0, checksum }
+        let headers = packet.total_len.saturating_sub(payload).saturating_add(L3 as u16);
+        // The IP header has no more than 60 bytes.
+        let l4 = u16::try_from(packet.l4).unwrap_or(headers);
+        Self { l4, headers, payload, size, written: 0, checksum }
     }
 
     /// Segments that are still to be written.
     #[must_use]
     pub fn left(&self) -> usize {
-        self.unwritten().div_ceil(self.size)
+        usize::from(self.unwritten().div_ceil(self.size))
     }
 
     /// Bytes of those as frames.
     pub(crate) fn bytes_left(&self) -> usize {
-        self.unwritten() + self.left() * self.headers
+        usize::from(self.unwritten()) + self.left() * usize::from(self.headers)
     }
 
     /// Length in bytes of the next one as a frame; `None` if all are written.
     #[must_use]
     pub fn next_len(&self) -> Option<usize> {
         let payload = self.unwritten().min(self.size);
-        (payload > 0).then(|| self.headers + payload)
+        (payload > 0).then(|| usize::from(self.headers) + usize::from(payload))
     }
 
     /// Writes the next one; `frame` is the super-frame after [`crate::Firewall::handle`], `tail` what is behind its head.
@@ -102,9 +103,10 @@ impl Segments {
         out: &mut Frame<'_>,
     ) -> Option<()> {
         out.resize(self.next_len()?)?;
-        let (headers, payload) = out.bytes_mut().split_at_mut_checked(self.headers)?;
-        headers.copy_from_slice(frame.bytes().get(..self.headers)?);
-        copy(frame.bytes(), tail, self.headers + self.written, payload)?;
+        let len = usize::from(self.headers);
+        let (headers, payload) = out.bytes_mut().split_at_mut_checked(len)?;
+        headers.copy_from_slice(frame.bytes().get(..len)?);
+        copy(frame.bytes(), tail, len + usize::from(self.written), payload)?;
         self.fit_ip(out.bytes_mut());
         self.fit_tcp(out.bytes_mut());
         out.offload = Offload { checksum: self.checksum, gso: None };
@@ -113,7 +115,7 @@ impl Segments {
         Some(())
     }
 
-    fn unwritten(&self) -> usize {
+    fn unwritten(&self) -> u16 {
         self.payload.saturating_sub(self.written)
     }
 
@@ -133,11 +135,11 @@ impl Segments {
             return;
         }
         write_u16(bytes, L3 + 2, number(len));
-        let index = number(self.written.div_ceil(self.size));
+        let index = self.written.div_ceil(self.size);
         let identification = read_u16(bytes, IDENTIFICATION).wrapping_add(index);
         write_u16(bytes, IDENTIFICATION, identification);
         write_u16(bytes, CHECKSUM, 0);
-        let sum = Sum::default().bytes(bytes.get(L3..self.l4).unwrap_or_default());
+        let sum = Sum::default().bytes(bytes.get(L3..usize::from(self.l4)).unwrap_or_default());
         write_u16(bytes, CHECKSUM, sum.complete());
     }
 
@@ -146,9 +148,9 @@ impl Segments {
     fn fit_tcp(&self, bytes: &mut [u8]) {
         const CHECKSUM: usize = 16;
         const URGENT: usize = 18;
-        let l4 = self.l4;
-        let offset = u32::try_from(self.written).unwrap_or(u32::MAX);
-        let sequence = u32::from_be_bytes(read(bytes, l4 + 4)).wrapping_add(offset);
+        let l4 = usize::from(self.l4);
+        let sequence = u32::from_be_bytes(read(bytes, l4 + 4));
+        let sequence = sequence.wrapping_add(u32::from(self.written));
         write(bytes, l4 + 4, sequence.to_be_bytes());
         let [mut flags] = read(bytes, l4 + 13);
         if self.written > 0 {
@@ -158,8 +160,8 @@ impl Segments {
             flags &= !(FIN | PSH);
         }
         if flags & URG != 0 {
-            let urgent = usize::from(read_u16(bytes, l4 + URGENT)).saturating_sub(self.written);
-            write_u16(bytes, l4 + URGENT, u16::try_from(urgent).unwrap_or(0));
+            let urgent = read_u16(bytes, l4 + URGENT).saturating_sub(self.written);
+            write_u16(bytes, l4 + URGENT, urgent);
             if urgent == 0 {
                 flags &= !URG;
             }
