@@ -20,6 +20,7 @@ use super::DNS_PORT;
 use super::message::MAX_QUERY_BYTES;
 use crate::limits::OutOfMemory;
 use crate::time::Instant;
+use crate::wire::ETHERNET_BYTES;
 
 /// Longest answer that is taken: room for hundreds of addresses.
 pub(crate) const MAX_ANSWER_BYTES: usize = 8192;
@@ -29,9 +30,11 @@ const PATIENCE: Duration = Duration::from_secs(8);
 const PREFIX_BYTES: usize = 2;
 /// What fits through every IPv6 link, so that no segment of ours or to us is too big.
 const MTU: usize = 1280;
-const RECEIVE_BYTES: usize = 4096;
-/// A backend may join segments up to the window that we offer.
-const RX_BYTES: usize = RECEIVE_BYTES + 128;
+/// A backend may join segments up to the window that we offer. As a frame that still fits into one page: what comes for
+/// ourselves is read whole (see `frame`).
+const RX_BYTES: usize = 4096 - ETHERNET_BYTES;
+/// The window: what is left of that behind the longest headers.
+const RECEIVE_BYTES: usize = RX_BYTES - 120;
 const TX_SLOTS: usize = 4;
 
 /// How a question over TCP stands.
