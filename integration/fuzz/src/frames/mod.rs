@@ -139,8 +139,17 @@ fn shape(world: &World, origin: Origin, source: &mut Source<'_>) -> Shape {
 /// Sends a packet, perhaps with unusual headers, perhaps with bytes changed.
 fn send(world: &mut World, origin: Origin, mut shape: Shape, source: &mut Source<'_>) {
     let mut offload = offload(source);
-    let unusual = source.byte();
+    let mut unusual = source.byte();
     if unusual & 32 != 0 {
+        // Most of them are as they should be: little is left of one that is damaged.
+        if unusual & 64 == 0 {
+            unusual = 0;
+        }
+        if unusual == 0 && shape.protocol != 6 {
+            let numbers = [source.pick(NUMBERS), source.pick(NUMBERS)];
+            let ports = (source.pick(PORTS), source.pick(PORTS));
+            shape = Shape::tcp((shape.src, ports.0), (shape.dst, ports.1), 0x10, numbers);
+        }
         let kind = if shape.src.is_ipv4() { GsoKind::TcpV4 } else { GsoKind::TcpV6 };
         let gso = Some(Gso { kind, size: source.pick(SEGMENT_SIZES) });
         offload = Offload { checksum: Checksum::Blank, gso };
