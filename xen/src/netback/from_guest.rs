@@ -87,7 +87,7 @@ impl FromGuest {
                 return Ok(Drained::Empty);
             }
             link.note_work();
-            if *budget == 0 || self.batch.is_full_for(MAX_FRAGMENTS) {
+            if *budget == 0 || self.batch.is_full_for(1, MAX_FRAGMENTS) {
                 return Ok(Drained::More);
             }
             // First the page, then the request: without memory the requests stay where they are.

@@ -101,7 +101,7 @@ impl ToGuest {
             link.blocked_since = None;
             link.stalled = false;
             for _ in 0..posted {
-                if self.batch.is_full_for(1) {
+                if self.batch.is_full_for(1, 1) {
                     return Ok(true);
                 }
                 let Some(frame) = link.queue.pop_front() else { return Ok(false) };
