@@ -173,6 +173,7 @@ impl super::VifCounters {
             DropReason::TooLong => &mut self.too_long,
             DropReason::TooManyFragments => &mut self.too_many_fragments,
             DropReason::GsoNotOffered => &mut self.gso_not_offered,
+            DropReason::GsoUnusable => &mut self.gso_unusable,
         };
         *counter = counter.saturating_add(1);
     }

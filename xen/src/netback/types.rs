@@ -160,8 +160,10 @@ pub struct VifCounters {
     pub too_long: u64,
     /// From the client: more than 18 data slots.
     pub too_many_fragments: u64,
-    /// From the client: segmentation that we did not offer.
+    /// From the client: segmentation that we did not offer, or without a blank checksum.
     pub gso_not_offered: u64,
+    /// From the client: segmentation that means nothing.
+    pub gso_unusable: u64,
     /// To the client: queue full.
     pub queue_full: u64,
     /// To the client: dropped because it takes nothing.
