@@ -16,9 +16,10 @@ use core::fmt;
 use core::net::IpAddr;
 
 use xen::boot::BootInfo;
-use xen::mem::Page;
+use xen::mem::{PAGE_SIZE, Page};
 use xen::netback::{self, Backend, Budget, VifId};
 use xen::netfront::{self, Frontend};
+use xen::netif::Chain;
 use xen::xenstore::{self, Owner};
 use xen::{DomId, console, event, mem, netif, time};
 
@@ -38,9 +39,11 @@ use requests::Requests;
 
 /// Messages of xenstore handled in one turn.
 const STORE_MESSAGES_PER_TURN: usize = 64;
+/// Whether super-frames are negotiated; the packet path takes frames of one page only.
+const OFFLOADS: bool = false;
 /// Frames taken from the uplink in one turn.
 const UPLINK_FRAMES_PER_TURN: usize = 128;
-/// Frames taken from one client in one turn.
+/// Pages of frames taken from one client in one turn.
 const FRAMES_PER_CLIENT: usize = 32;
 /// Frames taken from all clients in one turn while there is no uplink: they are only answered or dropped.
 const FRAMES_WITHOUT_UPLINK: usize = 64;
@@ -160,12 +163,14 @@ impl XenMachine {
         let _ = store.request(Owner::Platform, xenstore::Request::ResetWatches);
         let pages = mem::total_pages();
         let slots = usize::from(limits.clients);
-        let config = netback::Config { max_vifs: slots, ..netback::Config::for_pages(pages) };
+        let back = netback::Config::for_pages(pages);
+        let back = netback::Config { max_vifs: slots, offloads: OFFLOADS, ..back };
+        let front = netfront::Config { offloads: OFFLOADS, ..netfront::Config::for_pages(pages) };
         let mut machine = Self {
             boot,
             clock: Clock::new(),
-            back: Backend::new(config),
-            front: Frontend::new(netfront::Config::for_pages(pages)),
+            back: Backend::new(back),
+            front: Frontend::new(front),
             vifs: alloc::vec![None; slots],
             links: Links::new(own),
             requests: Requests::new(),
@@ -255,7 +260,8 @@ impl XenMachine {
 
     /// Work that an event will not announce again.
     fn has_work(&self) -> bool {
-        let is_uplink_bound = self.front.is_up() && self.front.send_room() == 0;
+        let is_uplink_bound =
+            self.front.is_up() && self.front.send_room() < self.back.least_budget();
         let is_bound = is_uplink_bound || self.is_starved;
         self.store.has_work() || self.front.has_work() || (self.back.has_work() && !is_bound)
     }
@@ -336,27 +342,23 @@ impl Machine for XenMachine {
         self.front.receive(UPLINK_FRAMES_PER_TURN, now);
         let room = if self.front.is_up() { self.front.send_room() } else { FRAMES_WITHOUT_UPLINK };
         let spare = mem::free_pages().saturating_sub(RESERVED_PAGES);
-        self.is_starved = spare == 0;
+        self.is_starved = spare < self.back.least_budget();
         let budget = Budget { per_vif: FRAMES_PER_CLIENT, total: room.min(spare) };
         self.back.receive(budget, now);
     }
 
     fn next_frame(&mut self) -> Option<Arrival<Page>> {
-        if let Some(frame) = self.front.next_frame() {
-            return Some(Arrival {
-                origin: Origin::Uplink,
-                page: frame.page,
-                len: usize::from(frame.len),
-                offload: from_driver(frame.offload),
-            });
-        }
-        let frame = self.back.next_frame()?;
-        Some(Arrival {
-            origin: Origin::Client(client_id(frame.vif)),
-            page: frame.page,
-            len: usize::from(frame.len),
-            offload: from_driver(frame.offload),
-        })
+        let (origin, chain, offload) = match self.front.next_frame() {
+            Some(frame) => (Origin::Uplink, frame.chain, frame.offload),
+            None => {
+                let frame = self.back.next_frame()?;
+                (Origin::Client(client_id(frame.vif)), frame.chain, frame.offload)
+            }
+        };
+        // Without offloads every frame is one page.
+        let (head, _) = chain.into_parts();
+        let (page, len) = head.into_page();
+        Some(Arrival { origin, page, len: usize::from(len), offload: from_driver(offload) })
     }
 
     fn spare_page(&mut self) -> Option<Page> {
@@ -370,14 +372,15 @@ impl Machine for XenMachine {
 
     fn send(&mut self, to: PortId, page: Page, len: usize, offload: Offload) {
         let Ok(len) = u16::try_from(len) else { return };
-        let offload = to_driver(offload);
+        if usize::from(len) > PAGE_SIZE {
+            return;
+        }
+        let (chain, offload) = (Chain::new(page, len), to_driver(offload));
         // The page of a refused frame is free again.
         let refused = match to {
-            PortId::Uplink => self.front.send(page, len, offload).err().map(Unsent::of_uplink),
+            PortId::Uplink => self.front.send(chain, offload).err().map(Unsent::of_uplink),
             PortId::Client(id) => match self.vifs.get(usize::from(id.0)).copied().flatten() {
-                Some(vif) => {
-                    self.back.send(vif.id, page, len, offload).err().map(Unsent::of_client)
-                }
+                Some(vif) => self.back.send(vif.id, chain, offload).err().map(Unsent::of_client),
                 None => Some(Unsent::ClientGone),
             },
         };
@@ -473,13 +476,12 @@ fn client_port(identity: &netback::Identity, capabilities: netif::Capabilities) 
     }
 }
 
-/// Super-frames are not negotiated, so that no port takes them.
 fn caps(capabilities: netif::Capabilities, mtu: u16) -> PortCaps {
     PortCaps {
         accepts_blank_v4: capabilities.blank_ipv4,
         accepts_blank_v6: capabilities.blank_ipv6,
-        accepts_gso_v4: false,
-        accepts_gso_v6: false,
+        accepts_gso_v4: capabilities.gso_tcpv4,
+        accepts_gso_v6: capabilities.gso_tcpv6,
         mtu,
     }
 }
