@@ -12,14 +12,14 @@ mod tests;
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use core::convert::Infallible;
 use core::fmt;
 use core::net::IpAddr;
 
 use xen::boot::BootInfo;
-use xen::mem::Page;
+use xen::mem::{PAGE_SIZE, Page};
 use xen::netback::{self, Backend, Budget, VifId};
 use xen::netfront::{self, Frontend};
+use xen::netif::{Chain, Piece};
 use xen::xenstore::{self, Owner};
 use xen::{DomId, console, event, mem, netif, time};
 
@@ -30,6 +30,7 @@ use crate::limits::Limits;
 use crate::log::Sink;
 use crate::port::{ClientId, Origin, PortCaps, PortId};
 use crate::qrexec::CallId;
+use crate::segment::Payload;
 use crate::time::Instant;
 use crate::uplink::UplinkPort;
 use crate::wire::Mac;
@@ -39,9 +40,11 @@ use requests::Requests;
 
 /// Messages of xenstore handled in one turn.
 const STORE_MESSAGES_PER_TURN: usize = 64;
+/// Whether super-frames are negotiated; the packet path takes frames of one page only.
+const OFFLOADS: bool = false;
 /// Frames taken from the uplink in one turn.
 const UPLINK_FRAMES_PER_TURN: usize = 128;
-/// Frames taken from one client in one turn.
+/// Pages of frames taken from one client in one turn.
 const FRAMES_PER_CLIENT: usize = 32;
 /// Frames taken from all clients in one turn while there is no uplink: they are only answered or dropped.
 const FRAMES_WITHOUT_UPLINK: usize = 64;
@@ -79,6 +82,26 @@ struct Vif {
     id: VifId,
     domid: u16,
     devid: u32,
+}
+
+/// The pages of a frame behind its first one.
+#[derive(Debug)]
+pub struct Tail(Vec<Piece>);
+
+impl Payload for Tail {
+    fn copy(&self, offset: usize, to: &mut [u8]) -> Option<()> {
+        let (mut skip, mut rest) = (offset, to);
+        for piece in &self.0 {
+            let Some(bytes) = piece.bytes().get(skip..) else {
+                skip -= piece.bytes().len();
+                continue;
+            };
+            let (now, later) = rest.split_at_mut(bytes.len().min(rest.len()));
+            now.copy_from_slice(bytes.get(..now.len())?);
+            (skip, rest) = (0, later);
+        }
+        rest.is_empty().then_some(())
+    }
 }
 
 /// The devices and links of this domain.
@@ -161,12 +184,14 @@ impl XenMachine {
         let _ = store.request(Owner::Platform, xenstore::Request::ResetWatches);
         let pages = mem::total_pages();
         let slots = usize::from(limits.clients);
-        let config = netback::Config { max_vifs: slots, ..netback::Config::for_pages(pages) };
+        let back = netback::Config::for_pages(pages);
+        let back = netback::Config { max_vifs: slots, offloads: OFFLOADS, ..back };
+        let front = netfront::Config { offloads: OFFLOADS, ..netfront::Config::for_pages(pages) };
         let mut machine = Self {
             boot,
             clock: Clock::new(),
-            back: Backend::new(config),
-            front: Frontend::new(netfront::Config::for_pages(pages)),
+            back: Backend::new(back),
+            front: Frontend::new(front),
             vifs: alloc::vec![None; slots],
             links: Links::new(own),
             requests: Requests::new(),
@@ -254,9 +279,16 @@ impl XenMachine {
         }
     }
 
+    fn count_unsent(&mut self, reason: Unsent) {
+        if let Some((_, count)) = self.unsent.get_mut(reason as usize) {
+            *count = count.saturating_add(1);
+        }
+    }
+
     /// Work that an event will not announce again.
     fn has_work(&self) -> bool {
-        let is_uplink_bound = self.front.is_up() && self.front.send_room() == 0;
+        let is_uplink_bound =
+            self.front.is_up() && self.front.send_room() < self.back.least_budget();
         let is_bound = is_uplink_bound || self.is_starved;
         self.store.has_work() || self.front.has_work() || (self.back.has_work() && !is_bound)
     }
@@ -264,7 +296,7 @@ impl XenMachine {
 
 impl Machine for XenMachine {
     type Page = Page;
-    type Tail = Infallible;
+    type Tail = Tail;
 
     fn now(&self) -> Instant {
         self.clock.instant(time::system_time_ns())
@@ -338,19 +370,25 @@ impl Machine for XenMachine {
         self.front.receive(UPLINK_FRAMES_PER_TURN, now);
         let room = if self.front.is_up() { self.front.send_room() } else { FRAMES_WITHOUT_UPLINK };
         let spare = mem::free_pages().saturating_sub(RESERVED_PAGES);
-        self.is_starved = spare == 0;
+        self.is_starved = spare < self.back.least_budget();
         let budget = Budget { per_vif: FRAMES_PER_CLIENT, total: room.min(spare) };
         self.back.receive(budget, now);
     }
 
-    fn next_frame(&mut self) -> Option<Arrival<Page, Infallible>> {
-        if let Some(frame) = self.front.next_frame() {
-            let frame = in_one_page(frame.page, frame.len, frame.offload);
-            return Some(Arrival { origin: Origin::Uplink, frame });
-        }
-        let frame = self.back.next_frame()?;
-        let origin = Origin::Client(client_id(frame.vif));
-        Some(Arrival { origin, frame: in_one_page(frame.page, frame.len, frame.offload) })
+    fn next_frame(&mut self) -> Option<Arrival<Page, Tail>> {
+        let (origin, chain, offload) = match self.front.next_frame() {
+            Some(frame) => (Origin::Uplink, frame.chain, frame.offload),
+            None => {
+                let frame = self.back.next_frame()?;
+                (Origin::Client(client_id(frame.vif)), frame.chain, frame.offload)
+            }
+        };
+        let len = chain.len();
+        let (head, tail) = chain.into_parts();
+        let (page, head) = head.into_page();
+        let tail = (!tail.is_empty()).then_some(Tail(tail));
+        let (head, offload) = (usize::from(head), from_driver(offload));
+        Some(Arrival { origin, frame: Paged { page, head, len, tail, offload } })
     }
 
     fn spare_page(&mut self) -> Option<Page> {
@@ -362,22 +400,24 @@ impl Machine for XenMachine {
         page.prefix_mut(len.max(ANSWER_BYTES))
     }
 
-    fn send(&mut self, to: PortId, frame: Paged<Page, Infallible>) {
-        let Paged { page, len, offload, .. } = frame;
-        let Ok(len) = u16::try_from(len) else { return };
-        let offload = to_driver(offload);
+    fn send(&mut self, to: PortId, frame: Paged<Page, Tail>) {
+        let offload = to_driver(frame.offload);
+        let Some(chain) = chained(frame) else {
+            return self.count_unsent(match to {
+                PortId::Uplink => Unsent::UplinkUnsendable,
+                PortId::Client(_) => Unsent::ClientUnsendable,
+            });
+        };
         // The page of a refused frame is free again.
         let refused = match to {
-            PortId::Uplink => self.front.send(page, len, offload).err().map(Unsent::of_uplink),
+            PortId::Uplink => self.front.send(chain, offload).err().map(Unsent::of_uplink),
             PortId::Client(id) => match self.vifs.get(usize::from(id.0)).copied().flatten() {
-                Some(vif) => {
-                    self.back.send(vif.id, page, len, offload).err().map(Unsent::of_client)
-                }
+                Some(vif) => self.back.send(vif.id, chain, offload).err().map(Unsent::of_client),
                 None => Some(Unsent::ClientGone),
             },
         };
-        if let Some((_, count)) = refused.and_then(|reason| self.unsent.get_mut(reason as usize)) {
-            *count = count.saturating_add(1);
+        if let Some(reason) = refused {
+            self.count_unsent(reason);
         }
     }
 
@@ -468,21 +508,22 @@ fn client_port(identity: &netback::Identity, capabilities: netif::Capabilities) 
     }
 }
 
-/// Super-frames are not negotiated, so that no port takes them.
 fn caps(capabilities: netif::Capabilities, mtu: u16) -> PortCaps {
     PortCaps {
         accepts_blank_v4: capabilities.blank_ipv4,
         accepts_blank_v6: capabilities.blank_ipv6,
-        accepts_gso_v4: false,
-        accepts_gso_v6: false,
+        accepts_gso_v4: capabilities.gso_tcpv4,
+        accepts_gso_v6: capabilities.gso_tcpv6,
         mtu,
     }
 }
 
-/// Frames of more than one page are not negotiated.
-fn in_one_page(page: Page, len: u16, offload: netif::Offload) -> Paged<Page, Infallible> {
-    let len = usize::from(len);
-    Paged { page, head: len, len, tail: None, offload: from_driver(offload) }
+/// The driver's form of a frame; `None` for one whose lengths contradict each other.
+fn chained(frame: Paged<Page, Tail>) -> Option<Chain> {
+    let Paged { page, head, len, tail, .. } = frame;
+    let head = u16::try_from(head).ok().filter(|head| usize::from(*head) <= PAGE_SIZE)?;
+    let tail = tail.map_or_else(Vec::new, |tail| tail.0);
+    Chain::from_parts(Piece::new(page, head), tail).filter(|chain| chain.len() == len)
 }
 
 fn from_driver(offload: netif::Offload) -> Offload {

@@ -44,6 +44,7 @@
 //! mapping at one address, an operation on a port that is not ours, a sleep that nothing can end.
 #![forbid(unsafe_code)]
 
+pub mod chains;
 pub(crate) mod hypercalls;
 mod peer;
 pub mod vif;

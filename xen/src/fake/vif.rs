@@ -68,7 +68,7 @@ pub struct Guest {
     pub rx_page: (GrantRef, SharedPage),
     /// Its event channel.
     pub port: EventPort,
-    posted: BTreeMap<usize, (GrantRef, SharedPage)>,
+    pub(super) posted: BTreeMap<usize, (GrantRef, SharedPage)>,
     sent: BTreeMap<u16, GrantRef>,
     next_id: u16,
 }

@@ -67,9 +67,10 @@ impl CopyBatch {
         }
     }
 
-    /// Whether there is no room for one more job with `ops` operations.
-    pub fn is_full_for(&self, ops: usize) -> bool {
-        self.jobs.len() >= self.max_jobs || self.ops.len().saturating_add(ops) > self.max_ops
+    /// Whether there is no room for `jobs` more jobs with `ops` operations in all.
+    pub fn is_full_for(&self, jobs: usize, ops: usize) -> bool {
+        self.jobs.len().saturating_add(jobs) > self.max_jobs
+            || self.ops.len().saturating_add(ops) > self.max_ops
     }
 
     /// Whether nothing waits.
@@ -275,12 +276,14 @@ mod tests {
     #[test]
     fn fullness_counts_jobs_and_operations() {
         let mut batch = CopyBatch::with_capacity(2, 3);
-        assert!(!batch.is_full_for(3) && batch.is_full_for(4) && batch.is_full_for(usize::MAX));
+        assert!(!batch.is_full_for(1, 3) && batch.is_full_for(1, 4));
+        assert!(!batch.is_full_for(2, 3) && batch.is_full_for(3, 3));
+        assert!(batch.is_full_for(1, usize::MAX) && batch.is_full_for(usize::MAX, 0));
         batch.begin(Page::alloc().unwrap(), 0);
         batch.from_peer(PEER, GrantRef(8), 0, 0, 1).unwrap();
-        assert!(!batch.is_full_for(2) && batch.is_full_for(3));
+        assert!(!batch.is_full_for(1, 2) && batch.is_full_for(1, 3));
         batch.begin(Page::alloc().unwrap(), 1);
-        assert!(batch.is_full_for(0));
+        assert!(batch.is_full_for(1, 0));
     }
 
     #[test]

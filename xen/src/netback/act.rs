@@ -106,7 +106,7 @@ impl Backend {
     /// The features go out just before the state, so that no frontend sees state 2 without them; the store handles
     /// our requests in order. Whether a quota lets us create them does not matter for the state, which dom0 has
     /// created. No more features than needed: every node counts against the quota of our domain. In particular no
-    /// `feature-sg`: without segmentation offload it would only make Linux send each frame in two pieces, and what
+    /// `feature-sg` without segmentation offload: it would only make Linux send each frame in two pieces, and what
     /// Linux sends in two slots without it (a frame across a page boundary) is taken anyway.
     fn offer(&mut self, slot: usize, look: &Look, store: &mut Client) {
         self.detach(slot, CloseReason::Vanished);
@@ -132,6 +132,11 @@ impl Backend {
                 vif.backoff.note_start(now);
                 self.write(slot, What::Feature, "feature-rx-copy", "1", store);
                 self.write(slot, What::Feature, "feature-ipv6-csum-offload", "1", store);
+                if self.config.offloads {
+                    for name in ["feature-sg", "feature-gso-tcpv4", "feature-gso-tcpv6"] {
+                        self.write(slot, What::Feature, name, "1", store);
+                    }
+                }
                 self.write_state(slot, State::InitWait, store);
             }
         }
@@ -148,9 +153,10 @@ impl Backend {
         };
         let (dom, devid, generation) = (vif.dom, vif.devid, vif.token.generation);
         let raw = RawSettings::default();
-        let left = Setting::ALL.len();
+        let settings = Setting::needed(self.config.offloads);
+        let left = settings.len();
         vif.work = Work::Settings { left, raw, identity, front: look.front };
-        for setting in Setting::ALL {
+        for setting in settings {
             let path = setting_path(dom, devid, setting);
             let target = Target::Vif { slot, generation, what: What::Setting(setting) };
             if !self.ask(store, target, Request::Read { path: &path }) {

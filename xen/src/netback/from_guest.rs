@@ -3,6 +3,8 @@
 //! Each turn takes a bounded number of packets from each ring, in turns, reads every slot once, and gathers their
 //! copies in one batch. A packet whose slots are malformed closes its device; one that is refused or whose copy
 //! fails is answered with an error. Every slot is answered exactly once.
+//!
+//! Whatever slots a packet came in, its copy fills page after page: what fits one page is in one.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -11,21 +13,25 @@ use super::connect::Vifs;
 use super::link::Link;
 use super::{CloseReason, Frame};
 use crate::grant::{CopyBatch, CopyStatus};
-use crate::mem::Page;
+use crate::mem::{PAGE_SIZE, Page};
 use crate::netif::{
-    Assembled, Assembler, DropReason, Limits, MAX_FRAGMENTS, MAX_FRAME_BYTES, STATUS_ERROR,
-    STATUS_NULL, STATUS_OKAY, TxPacket, TxResponse,
+    Assembled, Assembler, Chain, DropReason, Limits, MAX_CHAIN_PAGES, MAX_FRAGMENTS,
+    MAX_FRAME_BYTES, Piece, STATUS_ERROR, STATUS_NULL, STATUS_OKAY, TxPacket, TxResponse,
 };
 
-/// Frames in one copy batch, and most frames that wait to be taken by the event loop.
+/// Pages in one copy batch, and most frames that wait to be taken by the event loop.
 pub(super) const BATCH_FRAMES: usize = 128;
+/// Copies of one packet: a slot that reaches over the end of our page takes two.
+const MAX_COPIES: usize = MAX_FRAGMENTS + MAX_CHAIN_PAGES - 1;
 
-/// How much one call of [`super::Backend::receive`] may take.
+/// How much one call of [`super::Backend::receive`] may take, in slots: one for each page of a frame, one more for each
+/// super-frame. That is what the frame takes in the ring of the way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Frames from one vif.
+    /// Of one vif. The last frame of its turn may exceed it.
     pub per_vif: usize,
-    /// Frames in all; not above what the way out can take, so that the rest stays with its senders.
+    /// In all, never exceeded; not above what the way out can take, so that the rest stays with its senders. Nothing is
+    /// taken while it is below [`super::Backend::least_budget`].
     pub total: usize,
 }
 
@@ -33,8 +39,10 @@ pub struct Budget {
 pub(super) enum Drained {
     /// Nothing more is published.
     Empty,
-    /// The budget or the batch ended first.
-    More,
+    /// The batch is full.
+    Full,
+    /// The budget ended, or too many frames wait.
+    Spent,
     /// No page is free.
     NoPage,
 }
@@ -42,6 +50,9 @@ pub(super) enum Drained {
 struct Job {
     link: super::VifId,
     packet: TxPacket,
+    /// What has come back from the batch so far; nothing if a copy failed.
+    chain: Option<Chain>,
+    failed: bool,
 }
 
 /// The copy batch and the frames that came out of it.
@@ -50,17 +61,27 @@ pub(super) struct FromGuest {
     jobs: Vec<Job>,
     received: VecDeque<Frame>,
     assembler: Assembler,
+    /// Pages for the packet in hand, beyond its first.
+    pages: Vec<Page>,
+    /// Pages and copies that the largest packet takes.
+    largest: (usize, usize),
+    least_budget: usize,
 }
 
 impl FromGuest {
-    pub(super) fn new() -> FromGuest {
-        let limits =
-            Limits { max_frame_bytes: MAX_FRAME_BYTES, gso_tcpv4: false, gso_tcpv6: false };
+    pub(super) fn new(config: &super::Config) -> FromGuest {
+        let (gso_tcpv4, gso_tcpv6) = (config.offloads, config.offloads);
+        let limits = Limits { max_frame_bytes: MAX_FRAME_BYTES, gso_tcpv4, gso_tcpv6 };
+        let largest =
+            if config.offloads { (MAX_CHAIN_PAGES, MAX_COPIES) } else { (1, MAX_FRAGMENTS) };
         FromGuest {
             batch: CopyBatch::with_capacity(BATCH_FRAMES, BATCH_FRAMES.saturating_mul(2)),
             jobs: Vec::with_capacity(BATCH_FRAMES),
             received: VecDeque::with_capacity(BATCH_FRAMES),
             assembler: Assembler::new(limits),
+            pages: Vec::with_capacity(MAX_CHAIN_PAGES),
+            largest,
+            least_budget: config.least_budget(),
         }
     }
 
@@ -73,11 +94,11 @@ impl FromGuest {
         BATCH_FRAMES.saturating_sub(self.received.len().saturating_add(self.jobs.len()))
     }
 
-    /// Takes up to `budget` packets from the link's TX ring into the batch; lowers `budget` accordingly.
+    /// Takes packets from the link's TX ring into the batch; lowers `budget` accordingly.
     pub(super) fn drain(
         &mut self,
         link: &mut Link,
-        budget: &mut usize,
+        budget: &mut Budget,
     ) -> Result<Drained, CloseReason> {
         loop {
             let (ring, page) = link.tx();
@@ -87,41 +108,81 @@ impl FromGuest {
                 return Ok(Drained::Empty);
             }
             link.note_work();
-            if *budget == 0 || self.batch.is_full_for(MAX_FRAGMENTS) {
-                return Ok(Drained::More);
+            if budget.per_vif == 0 || budget.total < self.least_budget || self.room() == 0 {
+                return Ok(Drained::Spent);
+            }
+            let (pages, copies) = self.largest;
+            if self.batch.is_full_for(pages, copies) {
+                return Ok(Drained::Full);
             }
             // First the page, then the request: without memory the requests stay where they are.
             let Some(buffer) = Page::alloc_recycled() else { return Ok(Drained::NoPage) };
-            *budget = budget.saturating_sub(1);
-            self.take_packet(link, buffer)?;
+            let slots = self.take_packet(link, buffer)?;
+            budget.per_vif = budget.per_vif.saturating_sub(slots);
+            budget.total = budget.total.saturating_sub(slots);
         }
     }
 
-    fn take_packet(&mut self, link: &mut Link, buffer: Page) -> Result<(), CloseReason> {
+    /// Returns what the packet takes of the budget.
+    fn take_packet(&mut self, link: &mut Link, buffer: Page) -> Result<usize, CloseReason> {
         let (ring, page) = link.tx();
-        let Some(first) = ring.take(page) else { return Ok(()) };
+        let Some(first) = ring.take(page) else { return Ok(1) };
         let assembled = self.assembler.assemble(&first, || ring.take(page));
         match assembled.map_err(CloseReason::Slots)? {
             Assembled::Drop(packet, reason) => {
                 link.counters.count_refused(reason);
                 answer(link, &packet, STATUS_ERROR);
+                Ok(1)
             }
-            Assembled::Packet(packet) => self.add_job(link, buffer, packet),
+            Assembled::Packet(packet) => {
+                let pages = usize::from(packet.len()).div_ceil(PAGE_SIZE);
+                if pages > 1 && !self.collect_pages(pages.saturating_sub(1)) {
+                    link.counters.no_page = link.counters.no_page.saturating_add(1);
+                    answer(link, &packet, STATUS_ERROR);
+                    return Ok(1);
+                }
+                let slots = pages.saturating_add(usize::from(packet.offload().gso.is_some()));
+                self.add_job(link, buffer, packet);
+                Ok(slots)
+            }
         }
-        Ok(())
+    }
+
+    /// Takes so many pages at once, or none.
+    fn collect_pages(&mut self, count: usize) -> bool {
+        while self.pages.len() < count {
+            let Some(page) = Page::alloc_recycled() else {
+                self.pages.clear();
+                return false;
+            };
+            self.pages.push(page);
+        }
+        true
     }
 
     fn add_job(&mut self, link: &mut Link, buffer: Page, packet: TxPacket) {
-        self.batch.begin(buffer, self.jobs.len() as u64);
+        let tag = self.jobs.len() as u64;
+        self.batch.begin(buffer, tag);
         let mut at = 0u16;
         for piece in packet.fragments() {
-            // Lengths and offsets were checked by the assembler, and the batch has room for the most fragments.
-            self.batch
-                .from_peer(link.peer, piece.gref, piece.offset, at, piece.len)
-                .expect("an assembled fragment fits in its page and the batch");
-            at = at.saturating_add(piece.len);
+            let (mut from, mut left) = (piece.offset, piece.len);
+            while left > 0 {
+                if usize::from(at) == PAGE_SIZE {
+                    let page = self.pages.pop().expect("pages were collected for the length");
+                    self.batch.begin(page, tag);
+                    at = 0;
+                }
+                let part = left.min((PAGE_SIZE as u16).saturating_sub(at));
+                // Lengths and offsets were checked by the assembler, and the batch has room for the largest packet.
+                self.batch
+                    .from_peer(link.peer, piece.gref, from, at, part)
+                    .expect("an assembled fragment fits in its page and the batch");
+                from = from.saturating_add(part);
+                at = at.saturating_add(part);
+                left = left.saturating_sub(part);
+            }
         }
-        self.jobs.push(Job { link: link.id, packet });
+        self.jobs.push(Job { link: link.id, packet, chain: None, failed: false });
     }
 
     /// Runs the copies, answers every slot, keeps the good frames for [`FromGuest::next_frame`]. Frames of a link that
@@ -131,22 +192,46 @@ impl FromGuest {
             return;
         }
         self.batch.run();
-        let (jobs, received) = (&self.jobs, &mut self.received);
+        let jobs = &mut self.jobs;
         self.batch.finish(|page, tag, status| {
-            let Some(job) = usize::try_from(tag).ok().and_then(|tag| jobs.get(tag)) else {
-                return;
-            };
-            let Some(link) = vifs.link_mut(job.link) else { return };
-            let len = job.packet.len();
-            if status != CopyStatus::Ok {
-                link.counters.copy_failed = link.counters.copy_failed.saturating_add(1);
-                return answer(link, &job.packet, STATUS_ERROR);
+            if let Some(job) = usize::try_from(tag).ok().and_then(|tag| jobs.get_mut(tag)) {
+                job.take(page, status);
             }
-            answer(link, &job.packet, STATUS_OKAY);
-            link.counters.count_from_guest(len);
-            received.push_back(Frame { vif: job.link, page, len, offload: job.packet.offload() });
         });
+        for job in &mut self.jobs {
+            let Some(link) = vifs.link_mut(job.link) else { continue };
+            match job.chain.take() {
+                Some(chain) if !job.failed => {
+                    answer(link, &job.packet, STATUS_OKAY);
+                    link.counters.count_from_guest(job.packet.len());
+                    let offload = job.packet.offload();
+                    self.received.push_back(Frame { vif: job.link, chain, offload });
+                }
+                _ => {
+                    link.counters.copy_failed = link.counters.copy_failed.saturating_add(1);
+                    answer(link, &job.packet, STATUS_ERROR);
+                }
+            }
+        }
         self.jobs.clear();
+    }
+}
+
+impl Job {
+    /// Takes the next page of the packet out of the batch.
+    fn take(&mut self, page: Page, status: CopyStatus) {
+        let before = self.chain.as_ref().map_or(0, |chain| chain.pages().saturating_mul(PAGE_SIZE));
+        let left = usize::from(self.packet.len()).saturating_sub(before).min(PAGE_SIZE);
+        let piece = Piece::new(page, u16::try_from(left).unwrap_or(0));
+        // Without heap for the list of pages the packet is as good as not copied.
+        let kept = match &mut self.chain {
+            Some(chain) => chain.push(piece),
+            None => {
+                self.chain = Some(Chain::of(piece));
+                true
+            }
+        };
+        self.failed |= !kept || status != CopyStatus::Ok;
     }
 }
 
@@ -173,6 +258,7 @@ impl super::VifCounters {
             DropReason::TooLong => &mut self.too_long,
             DropReason::TooManyFragments => &mut self.too_many_fragments,
             DropReason::GsoNotOffered => &mut self.gso_not_offered,
+            DropReason::GsoUnusable => &mut self.gso_unusable,
         };
         *counter = counter.saturating_add(1);
     }

@@ -146,10 +146,16 @@ pub enum Setting {
     NoCsumOffload,
     /// `feature-ipv6-csum-offload`
     Ipv6CsumOffload,
+    /// `feature-sg`
+    Sg,
+    /// `feature-gso-tcpv4`
+    GsoTcpV4,
+    /// `feature-gso-tcpv6`
+    GsoTcpV6,
 }
 
 impl Setting {
-    pub(super) const ALL: [Setting; 8] = [
+    const ALL: [Setting; 11] = [
         Setting::NumQueues,
         Setting::TxRingRef,
         Setting::RxRingRef,
@@ -158,7 +164,16 @@ impl Setting {
         Setting::RxNotify,
         Setting::NoCsumOffload,
         Setting::Ipv6CsumOffload,
+        Setting::Sg,
+        Setting::GsoTcpV4,
+        Setting::GsoTcpV6,
     ];
+
+    /// What a connection depends on. Without offloads nobody asks whether the frontend takes super-frames.
+    pub(super) fn needed(offloads: bool) -> impl ExactSizeIterator<Item = Setting> {
+        let count = if offloads { Setting::ALL.len() } else { Setting::Sg as usize };
+        Setting::ALL.into_iter().take(count)
+    }
 
     /// Name of the node in the frontend's directory.
     pub fn name(self) -> &'static str {
@@ -171,6 +186,9 @@ impl Setting {
             Setting::RxNotify => "feature-rx-notify",
             Setting::NoCsumOffload => "feature-no-csum-offload",
             Setting::Ipv6CsumOffload => "feature-ipv6-csum-offload",
+            Setting::Sg => "feature-sg",
+            Setting::GsoTcpV4 => "feature-gso-tcpv4",
+            Setting::GsoTcpV6 => "feature-gso-tcpv6",
         }
     }
 }
@@ -213,9 +231,15 @@ impl RawSettings {
     }
 
     pub(super) fn parse(&self) -> Result<Settings, Setting> {
+        let (blank_ipv4, blank_ipv6) =
+            (!self.flag(Setting::NoCsumOffload)?, self.flag(Setting::Ipv6CsumOffload)?);
+        // A super-frame comes in several slots and without its checksum.
+        let takes_chains = self.flag(Setting::Sg)?;
         let capabilities = Capabilities {
-            blank_ipv4: !self.flag(Setting::NoCsumOffload)?,
-            blank_ipv6: self.flag(Setting::Ipv6CsumOffload)?,
+            blank_ipv4,
+            blank_ipv6,
+            gso_tcpv4: self.flag(Setting::GsoTcpV4)? && takes_chains && blank_ipv4,
+            gso_tcpv6: self.flag(Setting::GsoTcpV6)? && takes_chains && blank_ipv6,
         };
         if self.optional(Setting::NumQueues)?.unwrap_or(1) != 1 {
             return Err(Setting::NumQueues);
@@ -356,12 +380,34 @@ mod tests {
             rx_ring: GrantRef(521),
             port: EventPort(7),
             rx_notify: RxNotify::Yes,
-            capabilities: Capabilities { blank_ipv4: true, blank_ipv6: true },
+            capabilities: Capabilities { blank_ipv4: true, blank_ipv6: true, ..Capabilities::NONE },
         };
         assert_eq!(parsed, expected);
         let plain = settings(&[(Setting::NoCsumOffload, "1")]).parse().unwrap();
         assert_eq!(plain.capabilities, Capabilities::NONE);
         assert_eq!(plain.rx_notify, RxNotify::No);
+    }
+
+    #[test]
+    fn super_frames_need_scatter_gather_and_blank_checksums() {
+        let all = [
+            (Setting::Ipv6CsumOffload, "1"),
+            (Setting::Sg, "1"),
+            (Setting::GsoTcpV4, "1"),
+            (Setting::GsoTcpV6, "1"),
+        ];
+        let gso = |pairs: &[(Setting, &str)]| {
+            let capabilities = settings(pairs).parse().unwrap().capabilities;
+            (capabilities.gso_tcpv4, capabilities.gso_tcpv6)
+        };
+        assert_eq!(gso(&all), (true, true));
+        assert_eq!(gso(&all[1..]), (true, false));
+        assert_eq!(gso(&[all[0], all[2], all[3]]), (false, false));
+        assert_eq!(gso(&all[..3]), (true, false));
+        let blank = (Setting::NoCsumOffload, "1");
+        assert_eq!(gso(&[all[0], all[1], all[2], all[3], blank]), (false, true));
+        assert_eq!(Setting::needed(false).last(), Some(Setting::Ipv6CsumOffload));
+        assert_eq!(Setting::needed(true).last(), Some(Setting::GsoTcpV6));
     }
 
     #[test]

@@ -7,8 +7,7 @@ use super::{CloseReason, VifCounters, VifId};
 use crate::abi::DomId;
 use crate::event::Channel;
 use crate::grant::{self, Access, Mapping};
-use crate::mem::Page;
-use crate::netif::{Capabilities, EventGate, Offload, RX_SLOT_BYTES, TX_SLOT_BYTES};
+use crate::netif::{Capabilities, Chain, EventGate, Offload, RX_SLOT_BYTES, TX_SLOT_BYTES};
 use crate::ring::{BackRing, Notify};
 use crate::shared::SharedPage;
 
@@ -18,8 +17,7 @@ const RX: usize = 1;
 /// A frame that waits for a receive buffer of the client.
 #[derive(Debug)]
 pub(super) struct Queued {
-    pub(super) page: Page,
-    pub(super) len: u16,
+    pub(super) chain: Chain,
     pub(super) offload: Offload,
 }
 
@@ -43,13 +41,15 @@ pub(super) struct Link {
     /// Responses were written that are not pushed yet.
     touched: bool,
     pub(super) queue: VecDeque<Queued>,
+    /// Pages of the frames in the queue.
+    pub(super) queued: usize,
     pub(super) blocked_since: Option<u64>,
     pub(super) stalled: bool,
     pub(super) counters: VifCounters,
 }
 
 impl Link {
-    /// Maps the rings and binds the event channel. `queue` is the bound of the frames that may wait.
+    /// Maps the rings and binds the event channel. `queue` is the bound of the pages that may wait.
     pub(super) fn attach(
         id: VifId,
         peer: DomId,
@@ -76,6 +76,7 @@ impl Link {
             rx_seen: 0,
             touched: false,
             queue: VecDeque::with_capacity(queue),
+            queued: 0,
             blocked_since: None,
             stalled: false,
             counters: VifCounters::default(),

@@ -24,16 +24,16 @@
 //! while let Some(event) = back.next_event() { ... }    // ports come and go
 //! back.receive(Budget { per_vif: 32, total: uplink.send_room() }, now);
 //! while let Some(frame) = back.next_frame() {          // verdict, then
-//!     ... uplink.send(frame.page, len, offload) ...    // or back.send(other, ...)
+//!     ... uplink.send(frame.chain, offload) ...        // or back.send(other, ...)
 //! }
 //! back.flush(now);                                     // copies to guests, push, notify
 //! store.flush();
 //! if !back.has_work() { event::wait(back.next_deadline()) }
 //! ```
 //!
-//! `receive` takes at most `Budget::total` frames, so that a full uplink leaves the rest in the clients' rings, whose
-//! TCP then slows down by itself. `has_work` says that requests are waiting: when the uplink is what limits, sleep
-//! anyway, its event ends the wait.
+//! `receive` takes frames of at most `Budget::total` slots, so that a full uplink leaves the rest in the clients' rings,
+//! whose TCP then slows down by itself. `has_work` says that requests are waiting: when the uplink is what limits (its
+//! room is below `least_budget`), sleep anyway, its event ends the wait.
 #![forbid(unsafe_code)]
 
 mod act;
@@ -48,8 +48,7 @@ mod types;
 use alloc::collections::{BTreeMap, VecDeque};
 
 use crate::abi::EventPort;
-use crate::mem::Page;
-use crate::netif::Offload;
+use crate::netif::{Chain, Offload};
 use crate::xenstore::{DirtySet, ReqId};
 use connect::Vifs;
 pub use from_guest::Budget;
@@ -57,13 +56,13 @@ use from_guest::{Drained, FromGuest};
 pub use identity::{Identity, IdentityError, Setting};
 pub(crate) use identity::{parse_mac, parse_mtu};
 use lifecycle::{Scan, Target};
-use link::Link;
+use link::{Link, Queued};
 use to_guest::ToGuest;
 pub use types::{
     CloseReason, Config, Event, Frame, SendError, Totals, VifCounters, VifId, VifStatus,
 };
 
-/// Frames that may wait for one client even when many share the total.
+/// Pages that may wait for one client even when many share the total.
 const LEAST_QUOTA: usize = 8;
 /// Pause before the next attempt when no page was free, in ns.
 const NO_PAGE_PAUSE_NS: u64 = 1_000_000;
@@ -102,7 +101,7 @@ impl Backend {
             scan: Scan::default(),
             generation: 0,
             events: VecDeque::new(),
-            from: FromGuest::new(),
+            from: FromGuest::new(&config),
             to: ToGuest::new(),
             turn: 0,
             store_full: false,
@@ -130,12 +129,12 @@ impl Backend {
     pub fn receive(&mut self, budget: Budget, now: u64) {
         self.now = now;
         self.starved = None;
-        let mut total = budget.total.min(self.from.room());
+        let mut total = budget.total;
         let bound = self.vifs.bound();
         let first = if self.turn < bound { self.turn } else { 0 };
         self.turn = first.saturating_add(1);
         for slot in (first..bound).chain(0..first) {
-            if total == 0 {
+            if total < self.least_budget() || self.from.room() == 0 {
                 // Whoever is cut off starts the next round.
                 self.turn = slot;
                 break;
@@ -146,8 +145,7 @@ impl Backend {
     }
 
     fn receive_from(&mut self, slot: usize, per_vif: usize, total: &mut usize, now: u64) {
-        let allowed = per_vif.min(*total);
-        let mut left = allowed;
+        let mut left = Budget { per_vif, total: *total };
         let ended = loop {
             let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) else {
                 return;
@@ -157,9 +155,8 @@ impl Backend {
             }
             match self.from.drain(link, &mut left) {
                 Ok(Drained::Empty) => break link.settle(now),
-                // The batch is full.
-                Ok(Drained::More) if left > 0 => self.from.complete(&mut self.vifs),
-                Ok(Drained::More) => break Ok(()),
+                Ok(Drained::Full) => self.from.complete(&mut self.vifs),
+                Ok(Drained::Spent) => break Ok(()),
                 Ok(Drained::NoPage) => {
                     self.starved = Some(now.saturating_add(NO_PAGE_PAUSE_NS));
                     *total = 0;
@@ -168,10 +165,15 @@ impl Backend {
                 Err(reason) => break Err(reason),
             }
         };
-        *total = total.saturating_sub(allowed.saturating_sub(left));
+        *total = left.total;
         if let Err(reason) = ended {
             self.break_link(slot, reason);
         }
+    }
+
+    /// What [`Budget::total`] must hold for frames to be taken: the largest frame that a client may send.
+    pub fn least_budget(&self) -> usize {
+        self.config.least_budget()
     }
 
     /// The next frame that [`Backend::receive`] took.
@@ -179,19 +181,13 @@ impl Backend {
         self.from.next_frame()
     }
 
-    /// Queues the first `len` bytes of `page` for a client; [`Backend::flush`] copies them. The newest frame is the one
-    /// that is dropped when the queue is full.
-    pub fn send(
-        &mut self,
-        vif: VifId,
-        page: Page,
-        len: u16,
-        offload: Offload,
-    ) -> Result<(), SendError> {
+    /// Queues a frame for a client; [`Backend::flush`] copies it. The newest frame is the one that is dropped when the
+    /// queue is full.
+    pub fn send(&mut self, vif: VifId, chain: Chain, offload: Offload) -> Result<(), SendError> {
         let share = self.config.queue_total / self.ports.len().max(1);
         let quota = share.max(LEAST_QUOTA).min(self.config.queue_per_vif);
         let link = self.vifs.link_mut(vif).ok_or(SendError::Gone)?;
-        self.to.enqueue(link, quota, page, len, offload)
+        self.to.enqueue(link, quota, self.config.queue_total, Queued { chain, offload })
     }
 
     /// Copies waiting frames to the clients that have buffers, answers requests, notifies where asked.
@@ -249,7 +245,7 @@ impl Backend {
         self.totals
     }
 
-    /// Frames that wait for clients.
+    /// Pages of frames that wait for clients.
     pub fn queued(&self) -> usize {
         self.to.queued()
     }
@@ -261,7 +257,7 @@ impl Backend {
             devid: vif.devid,
             state: vif.state,
             vif: vif.link.as_ref().map(|link| link.id),
-            queued: vif.link.as_ref().map_or(0, |link| link.queue.len()),
+            queued: vif.link.as_ref().map_or(0, |link| link.queued),
             reason: vif.reason,
         })
     }
@@ -296,11 +292,11 @@ impl Backend {
             VifId { slot: u32::try_from(slot).unwrap_or(u32::MAX), generation: self.generation };
         let link = Link::attach(id, identity.dom, settings, self.config.queue_per_vif)?;
         let Some(vif) = self.vifs.get_mut(slot) else { return Ok(()) };
+        let capabilities = link.capabilities;
         self.ports.insert(link.port(), slot);
         vif.link = Some(link);
         vif.reason = None;
         self.totals.connected = self.totals.connected.saturating_add(1);
-        let capabilities = settings.capabilities;
         self.events.push_back(Event::Connected { vif: id, identity, capabilities });
         Ok(())
     }

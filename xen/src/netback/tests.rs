@@ -3,6 +3,7 @@ use crate::abi::grant_table::GrantStatus;
 use crate::abi::{DomId, GrantRef};
 use crate::fake::vif::{Guest, attach_client, detach_client};
 use crate::fake::xenstore::Store;
+use crate::mem::Page;
 use crate::netif::{
     Checksum, RxFlags, RxResponse, STATUS_ERROR, STATUS_NULL, STATUS_OKAY, TxFlags, TxRequest,
     TxResponse,
@@ -12,6 +13,8 @@ use crate::{event, fake, grant, mem, toolstack, xenstore};
 use alloc::string::String;
 use alloc::vec::Vec;
 use proptest::prelude::*;
+
+mod chains;
 
 const A: DomId = DomId(5);
 const B: DomId = DomId(9);
@@ -29,12 +32,16 @@ struct Rig {
 
 impl Rig {
     fn new() -> Rig {
+        Rig::with(Config { max_vifs: 16, queue_per_vif: 8, queue_total: 64, offloads: false })
+    }
+
+    fn with(config: Config) -> Rig {
         let store = Store::new();
         let (page, channel) = toolstack::xenstore().unwrap();
         let mut rig = Rig {
             store,
             client: Client::new(page, channel),
-            back: Backend::new(Config { max_vifs: 16, queue_per_vif: 8, queue_total: 64 }),
+            back: Backend::new(config),
             events: Vec::new(),
             frames: Vec::new(),
             budget: Budget { per_vif: 32, total: 64 },
@@ -120,11 +127,11 @@ impl Rig {
         self.back.vifs().find(|vif| vif.dom == dom).expect("a vif").reason
     }
 
-    /// A frame to send.
-    fn page(bytes: &[u8]) -> Page {
+    /// A frame of one page to send.
+    fn chain(bytes: &[u8], len: u16) -> Chain {
         let mut page = Page::alloc().unwrap();
         page.prefix_mut(bytes.len()).copy_from_slice(bytes);
-        page
+        Chain::new(page, len)
     }
 
     fn vif(&self, dom: DomId) -> Option<VifStatus> {
@@ -184,8 +191,8 @@ fn a_frame_from_the_guest_arrives_with_its_bytes_and_flags() {
         let id = guest.send(&frame(60), TxFlags(flags));
         rig.settle();
         let got = rig.frames.pop().unwrap();
-        assert_eq!((got.vif, got.len, got.offload.checksum), (vif, 60, checksum));
-        assert_eq!(got.page.bytes()[..60], frame(60));
+        assert_eq!((got.vif, got.chain.len(), got.offload.checksum), (vif, 60, checksum));
+        assert_eq!(*got.chain.head().bytes(), frame(60));
         assert_eq!(guest.responses(), [TxResponse { id, status: STATUS_OKAY }]);
     }
     assert_eq!(guest.peer.take_notifications(), [guest.port]);
@@ -215,7 +222,7 @@ fn a_frame_in_several_slots_is_joined_and_every_slot_answered_once() {
     }
     guest.push_tx();
     rig.settle();
-    assert_eq!(rig.frames[0].page.bytes()[..300], data);
+    assert_eq!(*rig.frames[0].chain.head().bytes(), data);
     let statuses: Vec<(u16, i16)> = guest.responses().iter().map(|r| (r.id, r.status)).collect();
     assert_eq!(statuses, [(0, STATUS_OKAY), (0, STATUS_NULL), (1, STATUS_OKAY), (2, STATUS_OKAY)]);
 }
@@ -226,7 +233,7 @@ fn frames_to_the_guest_arrive_in_order_with_bytes_and_flags() {
     let (mut guest, vif) = rig.connect(A);
     guest.post(16);
     for (len, offload) in [(60, Offload::NONE), (1514, Offload::BLANK), (61, Offload::VALIDATED)] {
-        rig.back.send(vif, Rig::page(&frame(len)), len as u16, offload).unwrap();
+        rig.back.send(vif, Rig::chain(&frame(len), len as u16), offload).unwrap();
     }
     rig.settle();
     let got = guest.received();
@@ -245,7 +252,7 @@ fn frames_wait_for_buffers_and_the_newest_is_dropped_when_the_queue_is_full() {
     let mut rig = Rig::new();
     let (mut guest, vif) = rig.connect(A);
     let send = |rig: &mut Rig, len: usize| {
-        rig.back.send(vif, Rig::page(&frame(len)), len as u16, Offload::NONE)
+        rig.back.send(vif, Rig::chain(&frame(len), len as u16), Offload::NONE)
     };
     for len in 60..68 {
         assert_eq!(send(&mut rig, len), Ok(()));
@@ -272,18 +279,18 @@ fn a_guest_that_takes_nothing_loses_its_queue_and_gets_frames_again_later() {
     let (mut guest, vif) = rig.connect(A);
     let free = mem::free_pages();
     for _ in 0..8 {
-        rig.back.send(vif, Rig::page(&frame(60)), 60, Offload::NONE).unwrap();
+        rig.back.send(vif, Rig::chain(&frame(60), 60), Offload::NONE).unwrap();
     }
     rig.settle();
     assert!(rig.back.next_deadline().is_some_and(|due| due <= fake::now_ns() + 10_000 * MS));
     fake::advance_ns(10_000 * MS);
     rig.settle();
     assert_eq!((mem::free_pages(), rig.back.queued()), (free, 0));
-    let stalled = rig.back.send(vif, Rig::page(&frame(60)), 60, Offload::NONE);
+    let stalled = rig.back.send(vif, Rig::chain(&frame(60), 60), Offload::NONE);
     assert_eq!(stalled, Err(SendError::Stalled));
     guest.post(4);
     rig.settle();
-    rig.back.send(vif, Rig::page(&frame(60)), 60, Offload::NONE).unwrap();
+    rig.back.send(vif, Rig::chain(&frame(60), 60), Offload::NONE).unwrap();
     rig.settle();
     assert_eq!(guest.received().len(), 1);
 }
@@ -298,7 +305,7 @@ fn a_guest_without_rx_notify_is_polled() {
     guest.set(&mut rig.store, "feature-rx-notify", "0");
     rig.settle();
     let vif = rig.connected(A);
-    rig.back.send(vif, Rig::page(&frame(60)), 60, Offload::NONE).unwrap();
+    rig.back.send(vif, Rig::chain(&frame(60), 60), Offload::NONE).unwrap();
     rig.settle();
     assert!(rig.back.next_deadline().is_some_and(|due| due <= fake::now_ns() + 30 * MS));
     guest.post(1);
@@ -320,7 +327,7 @@ fn offloads_that_a_guest_did_not_offer_are_not_sent_to_it() {
     rig.settle();
     let vif = rig.connected(A);
     let send =
-        |rig: &mut Rig, len, offload| rig.back.send(vif, Rig::page(&frame(60)), len, offload);
+        |rig: &mut Rig, len, offload| rig.back.send(vif, Rig::chain(&frame(60), len), offload);
     assert_eq!(send(&mut rig, 60, Offload::BLANK), Err(SendError::Unsupported));
     assert_eq!(send(&mut rig, 13, Offload::NONE), Err(SendError::BadLength));
     assert_eq!(send(&mut rig, 1519, Offload::NONE), Err(SendError::BadLength));
@@ -334,7 +341,7 @@ fn r1_every_slot_is_read_once() {
     let id = guest.send(&frame(60), TxFlags(0));
     // Between the check and the copy the guest rewrites the slot.
     let link = rig.back.vifs.link_mut(vif).unwrap();
-    assert!(rig.back.from.drain(link, &mut 1).is_ok());
+    assert!(rig.back.from.drain(link, &mut Budget { per_vif: 1, total: 1 }).is_ok());
     let (gref, page) = guest.peer.grant_page(crate::grant::Access::ReadOnly);
     page.copy_in(0, &[0xee; 4096]);
     let flags = TxFlags(TxFlags::CSUM_BLANK);
@@ -343,8 +350,8 @@ fn r1_every_slot_is_read_once() {
     rig.back.from.complete(&mut rig.back.vifs);
     rig.back.flush(fake::now_ns());
     let got = rig.back.next_frame().unwrap();
-    assert_eq!((got.len, got.offload), (60, Offload::NONE));
-    assert_eq!(got.page.bytes()[..60], frame(60));
+    assert_eq!((got.chain.len(), got.offload), (60, Offload::NONE));
+    assert_eq!(*got.chain.head().bytes(), frame(60));
     assert_eq!(guest.responses(), [TxResponse { id, status: STATUS_OKAY }]);
 }
 
@@ -474,7 +481,7 @@ fn r8_a_revoked_grant_fails_that_packet_and_the_device_stays() {
     guest.post(2);
     assert!(guest.peer.revoke(guest.posted_refs()[0]));
     for _ in 0..2 {
-        rig.back.send(vif, Rig::page(&frame(60)), 60, Offload::NONE).unwrap();
+        rig.back.send(vif, Rig::chain(&frame(60), 60), Offload::NONE).unwrap();
     }
     rig.settle();
     let statuses: Vec<(u16, i16)> = guest.responses().iter().map(|r| (r.id, r.status)).collect();
@@ -550,7 +557,7 @@ fn more_than_one_batch_of_copies_is_taken_in_one_turn() {
     }
     rig.turn();
     assert_eq!(rig.frames.len(), 28);
-    assert!(rig.frames.iter().all(|frame| frame.page.bytes()[..57] == data));
+    assert!(rig.frames.iter().all(|frame| frame.chain.head().bytes() == data));
     for guest in [&mut a, &mut b] {
         let ids: Vec<u16> = guest.responses().iter().map(|response| response.id).collect();
         assert_eq!(ids, (0..14 * 18).collect::<Vec<u16>>());
@@ -568,7 +575,7 @@ fn queues_longer_than_one_batch_are_copied_in_one_flush() {
     b.post(100);
     for len in 60..160 {
         for vif in [vif_a, vif_b] {
-            rig.back.send(vif, Rig::page(&frame(len)), len as u16, Offload::NONE).unwrap();
+            rig.back.send(vif, Rig::chain(&frame(len), len as u16), Offload::NONE).unwrap();
         }
     }
     rig.back.flush(fake::now_ns());
@@ -582,11 +589,11 @@ fn queues_longer_than_one_batch_are_copied_in_one_flush() {
 #[test]
 fn slow_clients_share_the_memory_for_waiting_frames() {
     let mut rig = Rig::new();
-    rig.back.config = Config { max_vifs: 16, queue_per_vif: 100, queue_total: 40 };
+    rig.back.config = Config { queue_per_vif: 100, queue_total: 40, ..rig.back.config };
     let (_a, vif_a) = rig.connect(A);
     let (_b, vif_b) = rig.connect(B);
     let fill = |rig: &mut Rig, vif| {
-        let send = || rig.back.send(vif, Rig::page(&frame(60)), 60, Offload::NONE);
+        let send = || rig.back.send(vif, Rig::chain(&frame(60), 60), Offload::NONE);
         core::iter::repeat_with(send).take_while(Result::is_ok).count()
     };
     assert_eq!((fill(&mut rig, vif_a), fill(&mut rig, vif_b)), (20, 20));
@@ -701,8 +708,8 @@ fn a_restarted_driver_is_offered_the_device_again() {
     rig.settle();
     let new = rig.connected(A);
     assert_ne!(new, old);
-    assert_eq!(rig.back.send(old, Rig::page(&frame(60)), 60, Offload::NONE), Err(SendError::Gone));
-    assert_eq!(rig.back.send(new, Rig::page(&frame(60)), 60, Offload::NONE), Ok(()));
+    assert_eq!(rig.back.send(old, Rig::chain(&frame(60), 60), Offload::NONE), Err(SendError::Gone));
+    assert_eq!(rig.back.send(new, Rig::chain(&frame(60), 60), Offload::NONE), Ok(()));
 }
 
 #[test]
@@ -918,7 +925,7 @@ fn r13_a_hundred_connects_and_disconnects_leave_everything_as_it_was() {
         guest.send(&frame(60), TxFlags(0));
         // More than there are buffers for: some are still queued at the end.
         for _ in 0..4 {
-            rig.back.send(vif, Rig::page(&frame(60)), 60, Offload::NONE).unwrap();
+            rig.back.send(vif, Rig::chain(&frame(60), 60), Offload::NONE).unwrap();
         }
         rig.settle();
         assert_eq!(rig.frames.drain(..).count(), 1);

@@ -1,8 +1,9 @@
 //! The clients' RX rings: frames out of private pages into the buffers that the clients posted.
 //!
-//! A frame waits in its vif's bounded queue until [`ToGuest::pump`] finds a posted request for it. Requests are
-//! consumed strictly in order and answered in the slot that they came in. A client that posts nothing loses its
-//! queue after a while: it must not hold our memory (Xen Security Advisory 392).
+//! A frame waits in its vif's bounded queue until [`ToGuest::pump`] finds posted requests for all of it: one for each
+//! page's worth, and one that is used up to say how to segment it. Requests are consumed strictly in order and answered
+//! in the slot that they came in. A client that posts too few loses its queue after a while: it must not hold our
+//! memory (Xen Security Advisory 392).
 
 use alloc::vec::Vec;
 
@@ -11,13 +12,16 @@ use super::identity::RxNotify;
 use super::link::{Link, Queued};
 use super::{CloseReason, SendError, VifId};
 use crate::grant::{CopyBatch, CopyStatus};
-use crate::mem::Page;
+use crate::mem::PAGE_SIZE;
 use crate::netif::{
-    MAX_FRAME_BYTES, MIN_FRAME_BYTES, Offload, RxFlags, RxRequest, RxResponse, STATUS_ERROR,
+    ExtraInfo, MAX_CHAIN_PAGES, MAX_FRAME_SLOTS, Offload, RxFlags, RxRequest, RxResponse,
+    STATUS_ERROR,
 };
 
-/// Frames in one copy batch.
+/// Pages in one copy batch.
 const BATCH_FRAMES: usize = 128;
+/// Copies of one frame: a page that reaches over the end of a buffer takes two.
+const MAX_COPIES: usize = MAX_CHAIN_PAGES + MAX_FRAME_SLOTS;
 /// How long frames wait for a client that posts no buffers, in ns; then its queue is dropped.
 const DRAIN_NS: u64 = 10_000_000_000;
 /// Period of the look at the ring of a client that does not announce its buffers, in ns.
@@ -25,25 +29,37 @@ const POLL_NS: u64 = 30_000_000;
 
 struct Job {
     link: VifId,
-    id: u16,
-    len: u16,
-    flags: RxFlags,
+    len: usize,
+    offload: Offload,
+    /// Answers of the jobs up to and including this one.
+    slots_end: usize,
     good: bool,
+}
+
+/// A request that a frame has used up.
+#[derive(Clone, Copy)]
+struct Slot {
+    id: u16,
+    /// Bytes in its buffer; 0 for the one that the segmentation request takes.
+    len: u16,
 }
 
 /// The copy batch towards the clients.
 pub(super) struct ToGuest {
     batch: CopyBatch,
     jobs: Vec<Job>,
-    /// Frames that wait, over all vifs.
+    slots: Vec<Slot>,
+    /// Pages of frames that wait, over all vifs.
     queued: usize,
 }
 
 impl ToGuest {
     pub(super) fn new() -> ToGuest {
         ToGuest {
-            batch: CopyBatch::with_capacity(BATCH_FRAMES, BATCH_FRAMES),
+            batch: CopyBatch::with_capacity(BATCH_FRAMES, BATCH_FRAMES.saturating_mul(2)),
             jobs: Vec::with_capacity(BATCH_FRAMES),
+            // One for each copy at most, and one for each super-frame.
+            slots: Vec::with_capacity(BATCH_FRAMES.saturating_mul(3)),
             queued: 0,
         }
     }
@@ -52,22 +68,26 @@ impl ToGuest {
         self.queued
     }
 
-    /// Queues a frame; `quota` is the number that may wait for this client now.
+    /// Queues a frame; `quota` is the number of pages that may wait for this client now, `total` for all of them. A client
+    /// for which nothing waits gets a frame beyond its quota, as one super-frame may be, within the total.
     pub(super) fn enqueue(
         &mut self,
         link: &mut Link,
         quota: usize,
-        page: Page,
-        len: u16,
-        offload: Offload,
+        total: usize,
+        frame: Queued,
     ) -> Result<(), SendError> {
-        let refusal = if !(MIN_FRAME_BYTES..=MAX_FRAME_BYTES).contains(&len) {
+        let (chain, offload) = (&frame.chain, frame.offload);
+        let pages = chain.pages();
+        let waiting = link.queued.saturating_add(pages);
+        let alone = link.queued == 0 && self.queued.saturating_add(pages) <= total;
+        let refusal = if chain.fault(offload).is_some() {
             Some(SendError::BadLength)
-        } else if !accepts(link, &page, len, offload) {
+        } else if !chain.suits(&link.capabilities, offload) {
             Some(SendError::Unsupported)
         } else if link.stalled {
             Some(SendError::Stalled)
-        } else if link.queue.len() >= quota {
+        } else if waiting > quota && !alone {
             Some(SendError::QueueFull)
         } else {
             None
@@ -76,8 +96,9 @@ impl ToGuest {
             link.counters.count_refusal(error);
             return Err(error);
         }
-        link.queue.push_back(Queued { page, len, offload });
-        self.queued = self.queued.saturating_add(1);
+        link.queue.push_back(frame);
+        link.queued = waiting;
+        self.queued = self.queued.saturating_add(pages);
         Ok(())
     }
 
@@ -88,24 +109,33 @@ impl ToGuest {
             return Ok(false);
         }
         loop {
+            let needed = link.queue.front().map_or(1, Queued::slots);
             let (ring, page) = link.rx();
             let mut posted = ring.unconsumed(page).map_err(|_| CloseReason::RxRing)?;
-            if posted == 0 {
-                posted = ring.final_check(page).map_err(|_| CloseReason::RxRing)?;
+            if posted < needed {
+                posted = ring.arm_after(page, needed).map_err(|_| CloseReason::RxRing)?;
             }
-            if posted == 0 {
+            if posted < needed {
                 self.wait_for_buffers(link, now);
                 return Ok(false);
             }
             link.note_work();
             link.blocked_since = None;
             link.stalled = false;
-            for _ in 0..posted {
-                if self.batch.is_full_for(1) {
+            loop {
+                let Some(next) = link.queue.front() else { return Ok(false) };
+                let (pages, needed) = (next.chain.pages(), next.slots());
+                if needed > posted {
+                    break;
+                }
+                let copies = if pages > 1 { MAX_COPIES } else { needed as usize };
+                if self.batch.is_full_for(pages, copies) {
                     return Ok(true);
                 }
                 let Some(frame) = link.queue.pop_front() else { return Ok(false) };
-                self.queued = self.queued.saturating_sub(1);
+                posted = posted.saturating_sub(needed);
+                link.queued = link.queued.saturating_sub(pages);
+                self.queued = self.queued.saturating_sub(pages);
                 self.add_job(link, frame);
             }
         }
@@ -128,21 +158,50 @@ impl ToGuest {
     pub(super) fn drop_queue(&mut self, link: &mut Link) -> usize {
         let dropped = link.queue.len();
         link.queue.clear();
-        self.queued = self.queued.saturating_sub(dropped);
+        self.queued = self.queued.saturating_sub(core::mem::take(&mut link.queued));
         dropped
     }
 
+    /// Takes the requests of a frame and adds its copies: page after page into buffer after buffer, each filled but for
+    /// the last.
     fn add_job(&mut self, link: &mut Link, frame: Queued) {
-        let (ring, page) = link.rx();
-        let slot = ring.take(page).expect("a request was counted");
-        let request = RxRequest::decode(&slot);
-        let flags = RxFlags::for_frame(frame.offload);
-        self.batch.begin(frame.page, self.jobs.len() as u64);
-        self.batch
-            .to_peer(link.peer, request.gref, 0, 0, frame.len)
-            .expect("a frame fits in a page and the batch has room");
-        let (id, len) = (request.id, frame.len);
-        self.jobs.push(Job { link: link.id, id, len, flags, good: false });
+        let Queued { chain, offload } = frame;
+        let (peer, tag, len) = (link.peer, self.jobs.len() as u64, chain.len());
+        let mut buffer = take_request(link);
+        let mut at = 0u16;
+        let mut has_extra = offload.gso.is_some();
+        let (head, tail) = chain.into_parts();
+        for piece in core::iter::once(head).chain(tail) {
+            let (page, mut left) = piece.into_page();
+            let mut from = 0u16;
+            self.batch.begin(page, tag);
+            while left > 0 {
+                if usize::from(at) == PAGE_SIZE {
+                    self.end_buffer(link, buffer.id, at, &mut has_extra);
+                    buffer = take_request(link);
+                    at = 0;
+                }
+                let part = left.min((PAGE_SIZE as u16).saturating_sub(at));
+                self.batch
+                    .to_peer(peer, buffer.gref, at, from, part)
+                    .expect("a piece fits in a page and the batch has room");
+                from = from.saturating_add(part);
+                at = at.saturating_add(part);
+                left = left.saturating_sub(part);
+            }
+        }
+        self.end_buffer(link, buffer.id, at, &mut has_extra);
+        let slots_end = self.slots.len();
+        self.jobs.push(Job { link: link.id, len, offload, slots_end, good: true });
+    }
+
+    /// A buffer of the frame in hand is full; behind the first goes what says how to segment.
+    fn end_buffer(&mut self, link: &mut Link, id: u16, len: u16, has_extra: &mut bool) {
+        self.slots.push(Slot { id, len });
+        if core::mem::take(has_extra) {
+            let id = take_request(link).id;
+            self.slots.push(Slot { id, len: 0 });
+        }
     }
 
     /// Runs the copies and answers the requests, in the order they were taken.
@@ -154,14 +213,18 @@ impl ToGuest {
         let jobs = &mut self.jobs;
         self.batch.finish(|_, tag, status| {
             if let Some(job) = usize::try_from(tag).ok().and_then(|tag| jobs.get_mut(tag)) {
-                job.good = status == CopyStatus::Ok;
+                job.good &= status == CopyStatus::Ok;
             }
         });
+        let mut first = 0;
         for job in self.jobs.drain(..) {
+            let slots = self.slots.get(first..job.slots_end).unwrap_or_default();
+            first = job.slots_end;
             if let Some(link) = vifs.link_mut(job.link) {
-                answer(link, &job);
+                answer(link, &job, slots);
             }
         }
+        self.slots.clear();
     }
 
     /// When `pump` has to be called again without an event.
@@ -175,23 +238,55 @@ impl ToGuest {
     }
 }
 
-fn accepts(link: &Link, page: &Page, len: u16, offload: Offload) -> bool {
-    let frame = page.bytes().get(..usize::from(len)).unwrap_or(&[]);
-    link.capabilities.accepts(frame, offload)
+/// The next request. That there is one was counted before.
+fn take_request(link: &mut Link) -> RxRequest {
+    let (ring, page) = link.rx();
+    RxRequest::decode(&ring.take(page).expect("a request was counted"))
 }
 
-fn answer(link: &mut Link, job: &Job) {
-    let response = if job.good {
-        link.counters.to_guest_frames = link.counters.to_guest_frames.saturating_add(1);
-        link.counters.to_guest_bytes =
-            link.counters.to_guest_bytes.saturating_add(u64::from(job.len));
-        // A frame is at most 1518 bytes long.
-        RxResponse { id: job.id, offset: 0, flags: job.flags, status: job.len.cast_signed() }
-    } else {
+/// Answers all slots of a frame. Of a frame that could not be copied each buffer goes back by itself, as an error.
+fn answer(link: &mut Link, job: &Job, slots: &[Slot]) {
+    if !job.good {
         link.counters.copy_failed = link.counters.copy_failed.saturating_add(1);
-        RxResponse { id: job.id, offset: 0, flags: RxFlags(0), status: STATUS_ERROR }
-    };
-    link.respond_rx(&response.encode());
+        for slot in slots {
+            let flags = RxFlags(0);
+            let error = RxResponse { id: slot.id, offset: 0, flags, status: STATUS_ERROR };
+            link.respond_rx(&error.encode());
+        }
+        return;
+    }
+    link.counters.to_guest_frames = link.counters.to_guest_frames.saturating_add(1);
+    link.counters.to_guest_bytes = link.counters.to_guest_bytes.saturating_add(job.len as u64);
+    let data = slots.iter().filter(|slot| slot.len > 0).count();
+    let mut sent = 0usize;
+    for slot in slots {
+        match (slot.len, job.offload.gso) {
+            (0, Some(gso)) => link.respond_rx(&ExtraInfo::encode_gso(gso)),
+            (len, _) => {
+                let mut flags = if sent == 0 { first_flags(job.offload) } else { RxFlags(0) };
+                sent = sent.saturating_add(1);
+                if sent < data {
+                    flags.0 |= RxFlags::MORE_DATA;
+                }
+                // No more than a page.
+                let response =
+                    RxResponse { id: slot.id, offset: 0, flags, status: len.cast_signed() };
+                link.respond_rx(&response.encode());
+            }
+        }
+    }
+}
+
+fn first_flags(offload: Offload) -> RxFlags {
+    let extra = if offload.gso.is_some() { RxFlags::EXTRA_INFO } else { 0 };
+    RxFlags(RxFlags::for_frame(offload).0 | extra)
+}
+
+impl Queued {
+    /// Requests that the frame uses up.
+    fn slots(&self) -> u32 {
+        u32::try_from(self.chain.packed_slots(self.offload)).unwrap_or(u32::MAX)
+    }
 }
 
 impl super::VifCounters {

@@ -4,8 +4,7 @@ use super::identity::{Identity, IdentityError, Setting};
 use crate::abi::DomId;
 use crate::event::EventError;
 use crate::grant::GrantError;
-use crate::mem::Page;
-use crate::netif::{Capabilities, Offload, Violation};
+use crate::netif::{Capabilities, Chain, MAX_FRAME_SLOTS, Offload, Violation};
 use crate::xenbus::State;
 
 /// Bounds, fixed at boot.
@@ -13,16 +12,24 @@ use crate::xenbus::State;
 pub struct Config {
     /// Most vif directories that are served; further ones are left in state 1.
     pub max_vifs: usize,
-    /// Most frames that wait for one client.
+    /// Most pages of frames that wait for one client.
     pub queue_per_vif: usize,
-    /// Frames that wait for all clients together, shared evenly.
+    /// Pages of frames that wait for all clients together, shared evenly.
     pub queue_total: usize,
+    /// Whether scatter-gather and TCP segmentation are offered to clients and used where they offer them.
+    pub offloads: bool,
 }
 
 impl Config {
-    /// Bounds for a pool of `pages` pages: an eighth of it may wait for slow clients.
+    /// Bounds for a pool of `pages` pages: an eighth of it may wait for slow clients. Without offloads.
     pub fn for_pages(pages: usize) -> Config {
-        Config { max_vifs: 256, queue_per_vif: 128, queue_total: (pages / 8).max(64) }
+        let queue_total = (pages / 8).max(64);
+        Config { max_vifs: 256, queue_per_vif: 128, queue_total, offloads: false }
+    }
+
+    /// What a budget must hold for another frame to be taken: the largest one.
+    pub(super) fn least_budget(&self) -> usize {
+        if self.offloads { MAX_FRAME_SLOTS } else { 1 }
     }
 }
 
@@ -111,10 +118,9 @@ pub enum Event {
 pub struct Frame {
     /// Where it came from.
     pub vif: VifId,
-    /// Holds the frame from byte 0 on; what follows the frame is old and must not be shown to anybody.
-    pub page: Page,
-    /// Length in bytes, 14 to 1518.
-    pub len: u16,
+    /// The frame: one page of 14 to 1518 bytes; with a segmentation request 14 to 65535 bytes, all pages but the last
+    /// full. What follows it in a page is old and must not be shown to anybody.
+    pub chain: Chain,
     /// What the sender left to us.
     pub offload: Offload,
 }
@@ -134,7 +140,7 @@ pub enum SendError {
     /// The client did not offer to complete such a frame.
     #[error("the client does not accept this offload")]
     Unsupported,
-    /// Shorter than 14 or longer than 1518 bytes.
+    /// Shorter than 14 or longer than 1518 bytes, or a super-frame that cannot be one.
     #[error("not the length of a frame")]
     BadLength,
 }
@@ -156,12 +162,16 @@ pub struct VifCounters {
     pub copy_failed: u64,
     /// From the client: shorter than an Ethernet header.
     pub too_short: u64,
-    /// From the client: longer than 1518 bytes.
+    /// From the client: longer than 1518 bytes, without segmentation.
     pub too_long: u64,
     /// From the client: more than 18 data slots.
     pub too_many_fragments: u64,
-    /// From the client: segmentation that we did not offer.
+    /// From the client: segmentation that we did not offer, or without a blank checksum.
     pub gso_not_offered: u64,
+    /// From the client: segmentation that means nothing.
+    pub gso_unusable: u64,
+    /// From the client: larger than one page when pages were short.
+    pub no_page: u64,
     /// To the client: queue full.
     pub queue_full: u64,
     /// To the client: dropped because it takes nothing.
@@ -200,7 +210,7 @@ pub struct VifStatus {
     pub state: State,
     /// The connection, if there is one.
     pub vif: Option<VifId>,
-    /// Frames that wait for the client.
+    /// Pages of frames that wait for the client.
     pub queued: usize,
     /// Why it was closed or refused last.
     pub reason: Option<CloseReason>,

@@ -73,15 +73,17 @@ impl Frontend {
         let Some(device) = &mut self.device else { return };
         let Some(peer) = device.peer.clone() else { return };
         // Blank IPv4 checksums need no feature of the backend.
-        let capabilities = Capabilities { blank_ipv4: true, blank_ipv6: false };
-        device.work = Work::Features { left: 2, rx_copy: false, capabilities };
-        let features = [
-            (Feature::RxCopy, "feature-rx-copy"),
-            (Feature::Ipv6Csum, "feature-ipv6-csum-offload"),
-        ];
-        for (feature, name) in features {
-            let path = alloc::format!("{}/{name}", peer.path);
-            self.ask_for_device(store, What::Feature(feature), Request::Read { path: &path });
+        let capabilities = Capabilities { blank_ipv4: true, ..Capabilities::NONE };
+        let features = Feature::needed(self.config.offloads);
+        device.work = Work::Features {
+            left: features.len(),
+            rx_copy: false,
+            takes_chains: false,
+            capabilities,
+        };
+        for feature in features {
+            let path = alloc::format!("{}/{}", peer.path, feature.name());
+            self.ask_for_device(store, What::Feature(*feature), Request::Read { path: &path });
         }
     }
 
@@ -92,16 +94,24 @@ impl Frontend {
         store: &mut Client,
     ) {
         let Some(device) = &mut self.device else { return };
-        let Work::Features { left, rx_copy, capabilities } = &mut device.work else { return };
+        let Work::Features { left, rx_copy, takes_chains, capabilities } = &mut device.work else {
+            return;
+        };
         let offered = result.is_ok_and(|value| value == b"1");
         match feature {
             Feature::RxCopy => *rx_copy = offered,
             Feature::Ipv6Csum => capabilities.blank_ipv6 = offered,
+            Feature::Sg => *takes_chains = offered,
+            Feature::GsoTcpV4 => capabilities.gso_tcpv4 = offered,
+            Feature::GsoTcpV6 => capabilities.gso_tcpv6 = offered,
         }
         *left = left.saturating_sub(1);
         if *left > 0 {
             return;
         }
+        // A super-frame comes in several slots and without its checksum.
+        capabilities.gso_tcpv4 &= *takes_chains;
+        capabilities.gso_tcpv6 &= *takes_chains && capabilities.blank_ipv6;
         let (rx_copy, capabilities) = (*rx_copy, *capabilities);
         device.idle();
         if rx_copy {
@@ -116,10 +126,10 @@ impl Frontend {
     fn publish(&mut self, capabilities: Capabilities, store: &mut Client) {
         self.generation = self.generation.wrapping_add(1);
         let id = UplinkId(self.generation);
-        let in_flight = self.config.tx_in_flight;
+        let config = self.config;
         let Some(device) = &mut self.device else { return };
         let Some(dom) = device.backend_dom() else { return };
-        let Some(link) = Link::new(id, dom, capabilities, in_flight) else {
+        let Some(link) = Link::new(id, dom, capabilities, &config) else {
             device.reason = Some(DownReason::Resources);
             return self.recheck();
         };
@@ -131,10 +141,20 @@ impl Frontend {
             ("request-rx-copy", number(1)),
             ("feature-rx-notify", number(1)),
         ];
+        // What we take from the backend.
+        let offloads: &[&str] = if config.offloads {
+            &["feature-sg", "feature-gso-tcpv4", "feature-gso-tcpv6", "feature-ipv6-csum-offload"]
+        } else {
+            &[]
+        };
         device.link = Some(link);
-        device.work = Work::Publishing { left: nodes.len(), failed: false };
+        let left = nodes.len().saturating_add(offloads.len());
+        device.work = Work::Publishing { left, failed: false };
         for (name, value) in nodes {
             self.write(What::Published, name, &value, store);
+        }
+        for name in offloads {
+            self.write(What::Published, name, "1", store);
         }
     }
 

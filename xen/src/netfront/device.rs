@@ -55,6 +55,30 @@ pub(super) enum BackNode {
 pub(super) enum Feature {
     RxCopy,
     Ipv6Csum,
+    Sg,
+    GsoTcpV4,
+    GsoTcpV6,
+}
+
+impl Feature {
+    const PLAIN: [Feature; 2] = [Feature::RxCopy, Feature::Ipv6Csum];
+    const ALL: [Feature; 5] =
+        [Feature::RxCopy, Feature::Ipv6Csum, Feature::Sg, Feature::GsoTcpV4, Feature::GsoTcpV6];
+
+    /// What a connection depends on. Without offloads nobody asks whether the backend takes super-frames.
+    pub(super) fn needed(offloads: bool) -> &'static [Feature] {
+        if offloads { &Feature::ALL } else { &Feature::PLAIN }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Feature::RxCopy => "feature-rx-copy",
+            Feature::Ipv6Csum => "feature-ipv6-csum-offload",
+            Feature::Sg => "feature-sg",
+            Feature::GsoTcpV4 => "feature-gso-tcpv4",
+            Feature::GsoTcpV6 => "feature-gso-tcpv6",
+        }
+    }
 }
 
 /// What the first step of a look found.
@@ -101,7 +125,7 @@ pub(super) enum Work {
     Idle,
     Own { left: usize, look: OwnLook },
     Back { left: usize, own: State, back: State, online: Online, failed: bool },
-    Features { left: usize, rx_copy: bool, capabilities: Capabilities },
+    Features { left: usize, rx_copy: bool, takes_chains: bool, capabilities: Capabilities },
     Publishing { left: usize, failed: bool },
 }
 

@@ -1,7 +1,8 @@
 //! Frames from the uplink: each buffer is taken back from the backend before anybody looks into it.
 //!
-//! The ring slot decides which buffer a response is about. We offer neither scatter-gather nor segmentation, so that a
-//! frame is one slot; what comes in several is taken off the ring, checked, and dropped.
+//! The ring slot decides which buffer a response is about. A frame in several slots is put together from its buffers as
+//! they came, so that no payload is copied; only what fits one page, or headers that are split, move together. Without
+//! offloads, what comes in several slots is taken off the ring, checked, and dropped.
 
 use alloc::collections::VecDeque;
 
@@ -10,8 +11,8 @@ use super::{DownReason, Frame};
 use crate::grant::{self, Access};
 use crate::mem::{PAGE_SIZE, Page};
 use crate::netif::{
-    ExtraInfo, MAX_FRAGMENTS, MAX_FRAME_BYTES, MIN_FRAME_BYTES, Offload, RX_SLOT_BYTES, RxFlags,
-    RxRequest, RxResponse,
+    Chain, ExtraInfo, Gso, MAX_CHAIN_PAGES, MAX_FRAGMENTS, MAX_FRAME_BYTES, MIN_FRAME_BYTES,
+    Offload, Piece, RX_SLOT_BYTES, RxFlags, RxRequest, RxResponse,
 };
 
 /// Extra infos of one packet: one of each known type.
@@ -31,9 +32,7 @@ pub(super) fn receive(
         link.gate.note_work();
         let Some((response, page)) = take(link)? else { return Ok(false) };
         if response.flags.has(RxFlags::MORE_DATA) || response.flags.has(RxFlags::EXTRA_INFO) {
-            drop(page);
-            skip_rest(link, response)?;
-            link.counters.multi_slot = link.counters.multi_slot.saturating_add(1);
+            frames.extend(assemble(link, response, page)?);
         } else {
             frames.extend(frame(link, response, page));
         }
@@ -69,31 +68,110 @@ fn take_slot(link: &mut Link) -> Result<Option<Slot>, DownReason> {
     Ok(Some(((index, buffer), bytes)))
 }
 
-/// Takes the remaining slots of a packet off the ring.
-fn skip_rest(link: &mut Link, first: RxResponse) -> Result<(), DownReason> {
-    let mut extras = if first.flags.has(RxFlags::EXTRA_INFO) { MAX_EXTRAS } else { 0 };
-    while extras > 0 {
+/// What the extra infos of a packet say.
+#[derive(Default)]
+struct Extras {
+    gso: Option<Gso>,
+    /// Two segmentation requests, or one that means nothing.
+    is_unusable: bool,
+}
+
+/// Takes all slots of a packet off the ring and makes a frame of them, if they are one. A packet that does not end, and
+/// extra infos that do not exist, are faults of the backend; everything else costs that packet.
+fn assemble(link: &mut Link, first: RxResponse, page: Page) -> Result<Option<Frame>, DownReason> {
+    let extras = take_extras(link, first)?;
+    let mut rest = Rest::default();
+    let mut chain = piece(first, page).map(Chain::of);
+    let mut more = first.flags.has(RxFlags::MORE_DATA);
+    // Linux' netback uses one slot more than the protocol's 18 when the first holds only headers.
+    for _ in 0..MAX_FRAGMENTS {
+        if !more {
+            break;
+        }
+        let (response, page) = take(link)?.ok_or(DownReason::TruncatedPacket)?;
+        more = response.flags.has(RxFlags::MORE_DATA);
+        rest.add(link.offloads, &mut chain, piece(response, page));
+    }
+    if more {
+        return Err(DownReason::TruncatedPacket);
+    }
+    if !link.offloads || rest.is_too_long {
+        link.counters.multi_slot = link.counters.multi_slot.saturating_add(1);
+        return Ok(None);
+    }
+    if rest.is_out_of_memory {
+        link.counters.no_page = link.counters.no_page.saturating_add(1);
+        return Ok(None);
+    }
+    let offload = Offload { checksum: first.flags.checksum(), gso: extras.gso };
+    let whole = chain.filter(|_| !extras.is_unusable);
+    let usable = whole.and_then(|mut chain| {
+        chain.pull_up();
+        chain.fault(offload).is_none().then_some(chain)
+    });
+    let Some(chain) = usable else {
+        link.counters.unusable = link.counters.unusable.saturating_add(1);
+        return Ok(None);
+    };
+    count_received(link, chain.len());
+    Ok(Some(Frame { uplink: link.id, chain, offload }))
+}
+
+/// Why the further slots of a packet make no frame.
+#[derive(Default)]
+struct Rest {
+    is_too_long: bool,
+    is_out_of_memory: bool,
+}
+
+impl Rest {
+    /// Adds a piece to the chain, which is gone as soon as one piece is.
+    fn add(&mut self, offloads: bool, chain: &mut Option<Chain>, piece: Option<Piece>) {
+        let Some(mut whole) = chain.take().filter(|_| offloads) else { return };
+        let Some(piece) = piece else { return };
+        if whole.pages() >= MAX_CHAIN_PAGES {
+            self.is_too_long = true;
+        } else if whole.push(piece) {
+            *chain = Some(whole);
+        } else {
+            self.is_out_of_memory = true;
+        }
+    }
+}
+
+/// The data of a slot, from byte 0 of its page on; nothing if there are none.
+fn piece(response: RxResponse, mut page: Page) -> Option<Piece> {
+    let len = u16::try_from(response.status).ok().filter(|len| *len > 0)?;
+    move_to_start(&mut page, response.offset, len);
+    Some(Piece::new(page, len))
+}
+
+fn move_to_start(page: &mut Page, offset: u16, len: u16) {
+    if offset > 0 {
+        let start = usize::from(offset);
+        page.bytes_mut().copy_within(start..start.saturating_add(usize::from(len)), 0);
+    }
+}
+
+fn take_extras(link: &mut Link, first: RxResponse) -> Result<Extras, DownReason> {
+    let mut extras = Extras::default();
+    let mut left = if first.flags.has(RxFlags::EXTRA_INFO) { MAX_EXTRAS } else { 0 };
+    while left > 0 {
         let (_, bytes) = take_slot(link)?.ok_or(DownReason::TruncatedPacket)?;
         let (info, more) = ExtraInfo::decode(&bytes);
-        if matches!(info, ExtraInfo::Unknown(_)) {
-            return Err(DownReason::UnknownExtra);
+        match info {
+            ExtraInfo::Unknown(_) => return Err(DownReason::UnknownExtra),
+            ExtraInfo::Gso(Ok(gso)) => extras.is_unusable |= extras.gso.replace(gso).is_some(),
+            ExtraInfo::Gso(Err(_)) => extras.is_unusable = true,
+            ExtraInfo::Multicast | ExtraInfo::Hash | ExtraInfo::Xdp => {}
         }
-        extras = match (more, extras) {
+        left = match (more, left) {
             (false, _) => 0,
             (true, 1) => return Err(DownReason::UnknownExtra),
             (true, left) => left.saturating_sub(1),
         };
     }
-    let mut more = first.flags.has(RxFlags::MORE_DATA);
-    // Linux' netback uses one slot more than the protocol's 18 when the first holds only headers.
-    for _ in 0..MAX_FRAGMENTS {
-        if !more {
-            return Ok(());
-        }
-        let (response, _) = take(link)?.ok_or(DownReason::TruncatedPacket)?;
-        more = response.flags.has(RxFlags::MORE_DATA);
-    }
-    if more { Err(DownReason::TruncatedPacket) } else { Ok(()) }
+    Ok(extras)
 }
 
 /// A frame out of a single slot, if it is one.
@@ -103,14 +181,15 @@ fn frame(link: &mut Link, response: RxResponse, mut page: Page) -> Option<Frame>
         link.counters.unusable = link.counters.unusable.saturating_add(1);
         return None;
     }
-    if response.offset > 0 {
-        let start = usize::from(response.offset);
-        page.bytes_mut().copy_within(start..start.saturating_add(usize::from(len)), 0);
-    }
-    link.counters.received_frames = link.counters.received_frames.saturating_add(1);
-    link.counters.received_bytes = link.counters.received_bytes.saturating_add(u64::from(len));
+    move_to_start(&mut page, response.offset, len);
+    count_received(link, usize::from(len));
     let offload = Offload { checksum: response.flags.checksum(), gso: None };
-    Some(Frame { uplink: link.id, page, len, offload })
+    Some(Frame { uplink: link.id, chain: Chain::new(page, len), offload })
+}
+
+fn count_received(link: &mut Link, bytes: usize) {
+    link.counters.received_frames = link.counters.received_frames.saturating_add(1);
+    link.counters.received_bytes = link.counters.received_bytes.saturating_add(bytes as u64);
 }
 
 /// Posts fresh, cleared buffers until `target` are with the backend or memory is short.

@@ -2,12 +2,12 @@
 
 use alloc::vec::Vec;
 
-use super::{Counters, DownReason, UplinkId};
+use super::{Config, Counters, DownReason, UplinkId};
 use crate::abi::{DomId, EventPort, GrantRef};
 use crate::event::Channel;
 use crate::grant::{self, Access, Granted};
 use crate::mem::Page;
-use crate::netif::{Capabilities, EventGate, RX_SLOT_BYTES, TX_SLOT_BYTES};
+use crate::netif::{Capabilities, EventGate, MAX_CHAIN_PAGES, RX_SLOT_BYTES, TX_SLOT_BYTES};
 use crate::ring::{FrontRing, Notify, RING_SLOTS};
 use crate::shared::SharedPage;
 
@@ -48,9 +48,15 @@ pub(super) struct Link {
     pub(super) channel: Channel,
     pub(super) tx: GrantedRing<TX_SLOT_BYTES>,
     pub(super) rx: GrantedRing<RX_SLOT_BYTES>,
-    /// Frames that the backend has, by request id.
+    /// Pages that the backend has, by request id.
     pub(super) sent: Vec<Option<Granted>>,
     pub(super) free_ids: Vec<u16>,
+    /// Slots without a page that the backend has: each says how to segment the frame before it.
+    pub(super) extras: u32,
+    /// Pages of the frame in hand, beyond its first.
+    pub(super) granting: Vec<(Granted, u16)>,
+    /// Whether frames of several slots are taken.
+    pub(super) offloads: bool,
     /// Receive buffers that the backend has, by ring slot.
     pub(super) posted: Vec<Option<Granted>>,
     pub(super) capabilities: Capabilities,
@@ -68,7 +74,7 @@ impl Link {
         id: UplinkId,
         peer: DomId,
         capabilities: Capabilities,
-        tx_in_flight: u16,
+        config: &Config,
     ) -> Option<Link> {
         let channel = Channel::alloc_unbound(peer).ok()?;
         let empty = || (0..RING_SLOTS).map(|_| None).collect::<Vec<Option<Granted>>>();
@@ -79,7 +85,10 @@ impl Link {
             tx: GrantedRing::new(peer)?,
             rx: GrantedRing::new(peer)?,
             sent: empty(),
-            free_ids: (0..tx_in_flight).rev().collect(),
+            free_ids: (0..config.tx_in_flight).rev().collect(),
+            extras: 0,
+            granting: Vec::with_capacity(MAX_CHAIN_PAGES),
+            offloads: config.offloads,
             posted: empty(),
             capabilities,
             up: false,
@@ -93,7 +102,7 @@ impl Link {
         self.channel.port()
     }
 
-    /// Frames that can be sent now.
+    /// Slots that frames can take now: one for each page, one more for each super-frame.
     pub(super) fn send_room(&self) -> usize {
         self.free_ids.len().min(self.tx.ring().free() as usize)
     }

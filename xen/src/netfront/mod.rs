@@ -19,8 +19,8 @@
 //! front.advance(&mut store, now);
 //! while let Some(event) = front.next_event() { ... }   // Up: read the addresses from QubesDB now
 //! front.receive(64, now);                               // responses of sent frames, then received frames
-//! while let Some(frame) = front.next_frame() { ... back.send(client, frame.page, ...) }
-//! ... front.send(page, len, offload) ...                // after the verdict, never before
+//! while let Some(frame) = front.next_frame() { ... back.send(client, frame.chain, ...) }
+//! ... front.send(chain, offload) ...                    // after the verdict, never before
 //! front.flush(now);                                     // fresh buffers, push, notify
 //! ```
 #![forbid(unsafe_code)]
@@ -37,8 +37,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 
 use crate::abi::EventPort;
 use crate::grant;
-use crate::mem::Page;
-use crate::netif::Offload;
+use crate::netif::{Chain, Offload};
 use crate::xenstore::ReqId;
 use connect::Target;
 use device::Device;
@@ -78,6 +77,7 @@ impl Frontend {
         let config = Config {
             rx_buffers: config.rx_buffers.min(256),
             tx_in_flight: config.tx_in_flight.min(256),
+            offloads: config.offloads,
         };
         Frontend {
             config,
@@ -123,16 +123,16 @@ impl Frontend {
         self.link().is_some_and(|link| link.up)
     }
 
-    /// Frames that [`Frontend::send`] takes now.
+    /// Slots that frames to [`Frontend::send`] may take now: one for each page, one more for each super-frame.
     pub fn send_room(&self) -> usize {
         self.link().filter(|link| link.up).map_or(0, Link::send_room)
     }
 
-    /// Grants the first `len` bytes of `page` to the backend; [`Frontend::flush`] tells it. To be called only for a
-    /// frame that may leave: from here on the backend can read it.
-    pub fn send(&mut self, page: Page, len: u16, offload: Offload) -> Result<(), SendError> {
+    /// Grants a frame to the backend; [`Frontend::flush`] tells it. To be called only for a frame that may leave: from
+    /// here on the backend can read it.
+    pub fn send(&mut self, chain: Chain, offload: Offload) -> Result<(), SendError> {
         let link = self.link_mut().filter(|link| link.up).ok_or(SendError::Down)?;
-        to_backend::send(link, page, len, offload)
+        to_backend::send(link, chain, offload)
     }
 
     /// Takes back sent pages, then takes up to `budget` received frames for [`Frontend::next_frame`].

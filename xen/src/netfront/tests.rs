@@ -3,12 +3,15 @@ use crate::abi::DomId;
 use crate::fake::vif::{NetVm, attach_uplink};
 use crate::fake::xenstore::Store;
 use crate::grant::Access;
+use crate::mem::Page;
 use crate::netif::{Checksum, RxFlags, RxResponse, STATUS_DROPPED, STATUS_ERROR, TxFlags};
 use crate::xenstore::Client;
 use crate::{event, fake, grant, mem, toolstack, xenstore};
 use alloc::string::String;
 use alloc::vec::Vec;
 use proptest::prelude::*;
+
+mod chains;
 
 const NETVM: DomId = DomId(2);
 const OTHER: DomId = DomId(11);
@@ -25,12 +28,16 @@ struct Rig {
 
 impl Rig {
     fn new() -> Rig {
+        Rig::with(Config { rx_buffers: 32, tx_in_flight: 16, offloads: false })
+    }
+
+    fn with(config: Config) -> Rig {
         let store = Store::new();
         let (page, channel) = toolstack::xenstore().unwrap();
         let mut rig = Rig {
             store,
             client: Client::new(page, channel),
-            front: Frontend::new(Config { rx_buffers: 32, tx_in_flight: 16 }),
+            front: Frontend::new(config),
             events: Vec::new(),
             frames: Vec::new(),
         };
@@ -117,7 +124,7 @@ impl Rig {
     fn send(&mut self, len: usize, offload: Offload) -> Result<(), SendError> {
         let mut page = Page::alloc_recycled().unwrap();
         page.prefix_mut(len).copy_from_slice(&frame(len));
-        self.front.send(page, len as u16, offload)
+        self.front.send(Chain::new(page, len as u16), offload)
     }
 
     fn last_down(&self) -> Option<DownReason> {
@@ -217,11 +224,11 @@ fn a_frame_from_the_backend_is_private_before_it_is_seen() {
     backend.respond_rx(RxResponse { id: first.id, offset: 0, flags, status: 1514 });
     rig.settle();
     let got = rig.frames.pop().unwrap();
-    assert_eq!((got.len, got.offload.checksum), (1514, Checksum::Blank));
-    assert_eq!(got.page.bytes()[..1514], frame(1514));
+    assert_eq!((got.chain.len(), got.offload.checksum), (1514, Checksum::Blank));
+    assert_eq!(*got.chain.head().bytes(), frame(1514));
     // The grant ended: the backend cannot reach that page any more, though it may reach a fresh one.
     let _ = backend.peer.write(first.gref, 0, &[0xff; 1514]);
-    assert_eq!(got.page.bytes()[..1514], frame(1514));
+    assert_eq!(*got.chain.head().bytes(), frame(1514));
     assert_eq!(rig.front.status().unwrap().posted, 32, "refilled");
 }
 
@@ -245,7 +252,7 @@ fn data_at_an_offset_is_moved_to_the_start() {
     let response = RxResponse { id: buffer.id, offset: 4036, flags: RxFlags(0), status: 60 };
     backend.respond_rx(response);
     rig.settle();
-    assert_eq!(rig.frames[0].page.bytes()[..60], frame(60));
+    assert_eq!(*rig.frames[0].chain.head().bytes(), frame(60));
 }
 
 #[test]
@@ -340,10 +347,10 @@ fn offloads_and_lengths_that_do_not_fit_are_refused() {
     assert_eq!(rig.send(60, Offload::NONE), Err(SendError::Down));
     let _backend = rig.connect(NETVM, 0);
     let free = mem::free_pages();
-    let page = || Page::alloc().unwrap();
-    assert_eq!(rig.front.send(page(), 13, Offload::NONE), Err(SendError::BadLength));
-    assert_eq!(rig.front.send(page(), 1519, Offload::NONE), Err(SendError::BadLength));
-    assert_eq!(rig.front.send(page(), 60, Offload::BLANK), Err(SendError::Unsupported), "not IP");
+    let chain = |len| Chain::new(Page::alloc().unwrap(), len);
+    assert_eq!(rig.front.send(chain(13), Offload::NONE), Err(SendError::BadLength));
+    assert_eq!(rig.front.send(chain(1519), Offload::NONE), Err(SendError::BadLength));
+    assert_eq!(rig.front.send(chain(60), Offload::BLANK), Err(SendError::Unsupported), "not IP");
     for _ in 0..16 {
         assert_eq!(rig.send(60, Offload::NONE), Ok(()));
     }

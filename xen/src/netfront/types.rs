@@ -1,8 +1,7 @@
 //! What the frontend tells the rest of the program: ids, events, frames, counters.
 
 use crate::abi::DomId;
-use crate::mem::Page;
-use crate::netif::{Capabilities, Offload};
+use crate::netif::{Capabilities, Chain, Offload};
 use crate::xenbus::State;
 
 /// Bounds, fixed at boot.
@@ -10,15 +9,18 @@ use crate::xenbus::State;
 pub struct Config {
     /// Receive buffers that the backend gets, at most 256.
     pub rx_buffers: usize,
-    /// Frames that may be with the backend at a time, at most 256.
+    /// Pages of frames that may be with the backend at a time, at most 256.
     pub tx_in_flight: u16,
+    /// Whether scatter-gather and TCP segmentation are offered to the backend and used where it offers them.
+    pub offloads: bool,
 }
 
 impl Config {
-    /// Bounds for a pool of `pages` pages: an eighth each way, within the size of the rings.
+    /// Bounds for a pool of `pages` pages: an eighth each way, within the size of the rings. Without offloads.
     pub fn for_pages(pages: usize) -> Config {
         let share = (pages / 8).clamp(32, 256);
-        Config { rx_buffers: share, tx_in_flight: u16::try_from(share).unwrap_or(256) }
+        let tx_in_flight = u16::try_from(share).unwrap_or(256);
+        Config { rx_buffers: share, tx_in_flight, offloads: false }
     }
 }
 
@@ -103,10 +105,9 @@ pub enum Event {
 pub struct Frame {
     /// Where it came from.
     pub uplink: UplinkId,
-    /// Holds the frame from byte 0 on; what follows was written by the backend or is zero.
-    pub page: Page,
-    /// Length in bytes, 14 to 1518.
-    pub len: u16,
+    /// The frame: one page of 14 to 1518 bytes; with a segmentation request 14 to 65553 bytes, the first 256 of them in
+    /// the first page. What follows it in a page was written by the backend or is zero.
+    pub chain: Chain,
     /// What the sender left to us.
     pub offload: Offload,
 }
@@ -117,13 +118,13 @@ pub enum SendError {
     /// There is no connection.
     #[error("the uplink is down")]
     Down,
-    /// As many frames as allowed are with the backend.
+    /// As many pages as allowed are with the backend, or too many for this frame.
     #[error("the uplink's ring is full")]
     Full,
     /// The backend did not offer to complete such a frame.
     #[error("the backend does not accept this offload")]
     Unsupported,
-    /// Shorter than 14 or longer than 1518 bytes.
+    /// Shorter than 14 or longer than 1518 bytes, or a super-frame that cannot be one.
     #[error("not the length of a frame")]
     BadLength,
     /// The grant table is full.
@@ -138,17 +139,17 @@ pub struct Counters {
     pub sent_frames: u64,
     /// Bytes in them.
     pub sent_bytes: u64,
-    /// Frames that the backend answered with an error.
+    /// Requests that the backend answered with an error: one for each page of a frame.
     pub refused: u64,
     /// Frames received.
     pub received_frames: u64,
     /// Bytes in them.
     pub received_bytes: u64,
-    /// Received: an error status, or not the length of a frame.
+    /// Received: an error status, not the length of a frame, or segmentation that means nothing.
     pub unusable: u64,
-    /// Received: packets in several slots, which we did not offer to take.
+    /// Received: packets in several slots, which we did not offer to take, or in more than 18.
     pub multi_slot: u64,
-    /// Receive buffers not posted for want of memory.
+    /// Receive buffers not posted, and frames of several pages not taken, for want of memory.
     pub no_page: u64,
     /// Events of the channel.
     pub events: u64,
@@ -167,7 +168,7 @@ pub struct Status {
     pub back: State,
     /// The connection, if frames can flow.
     pub uplink: Option<UplinkId>,
-    /// Frames that the backend has.
+    /// Slots of frames that the backend has.
     pub in_flight: usize,
     /// Receive buffers that the backend has.
     pub posted: usize,

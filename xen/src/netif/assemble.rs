@@ -4,7 +4,7 @@
 //! Three results exist: a packet, a packet to refuse ([`Assembled::Drop`], all slots answered with an error), and a
 //! [`Violation`], after which the device is closed. What Linux' netback closes the device for is a violation here.
 
-use super::{Checksum, ExtraInfo, Gso, GsoKind, MIN_FRAME_BYTES, Offload, TX_SLOT_BYTES};
+use super::{Checksum, ExtraInfo, GsoKind, MIN_FRAME_BYTES, Offload, TX_SLOT_BYTES};
 use super::{TxFlags, TxRequest};
 use crate::abi::GrantRef;
 use crate::mem::PAGE_SIZE;
@@ -65,8 +65,10 @@ pub enum DropReason {
     TooLong,
     /// 19 or 20 data slots.
     TooManyFragments,
-    /// Segmentation of a type that was not offered.
+    /// Segmentation of a type that was not offered, or without a blank checksum.
     GsoNotOffered,
+    /// Two segmentation requests, or a segment size that leaves nothing to segment.
+    GsoUnusable,
 }
 
 /// What the backend offered to the frontend.
@@ -89,6 +91,8 @@ pub struct TxPacket {
     extras: usize,
     total: u16,
     offload: Offload,
+    /// More than one segmentation request.
+    is_ambiguous: bool,
 }
 
 impl TxPacket {
@@ -99,6 +103,7 @@ impl TxPacket {
         extras: 0,
         total: 0,
         offload: Offload::NONE,
+        is_ambiguous: false,
     };
 
     /// Length of the packet in bytes.
@@ -168,7 +173,7 @@ impl Assembler {
         let mut packet = TxPacket { total: head.size, ..TxPacket::EMPTY };
         packet.offload.checksum = head.flags.checksum();
         if head.flags.has(TxFlags::EXTRA_INFO) {
-            packet.offload.gso = read_extras(&mut packet.extras, &mut next)?;
+            read_extras(&mut packet, &mut next)?;
         }
         read_fragments(&mut packet, head, &mut next)?;
         Ok(match self.objection(&packet) {
@@ -184,39 +189,43 @@ impl Assembler {
         if packet.total < MIN_FRAME_BYTES {
             return Some(DropReason::TooShort);
         }
-        let offered = match packet.offload.gso {
-            None => {
-                let too_long = packet.total > self.limits.max_frame_bytes;
-                return too_long.then_some(DropReason::TooLong);
-            }
-            Some(Gso { kind: GsoKind::TcpV4, .. }) => self.limits.gso_tcpv4,
-            Some(Gso { kind: GsoKind::TcpV6, .. }) => self.limits.gso_tcpv6,
+        let Some(gso) = packet.offload.gso else {
+            let too_long = packet.total > self.limits.max_frame_bytes;
+            return too_long.then_some(DropReason::TooLong);
         };
-        let blank = packet.offload.checksum == Checksum::Blank;
-        (!offered || !blank).then_some(DropReason::GsoNotOffered)
+        let offered = match gso.kind {
+            GsoKind::TcpV4 => self.limits.gso_tcpv4,
+            GsoKind::TcpV6 => self.limits.gso_tcpv6,
+        };
+        if !offered || packet.offload.checksum != Checksum::Blank {
+            return Some(DropReason::GsoNotOffered);
+        }
+        let unusable = packet.is_ambiguous || gso.size >= packet.total;
+        unusable.then_some(DropReason::GsoUnusable)
     }
 }
 
-/// Takes the chain of extra infos after the first slot; returns the last segmentation request in it.
+/// Takes the chain of extra infos after the first slot.
 fn read_extras(
-    count: &mut usize,
+    packet: &mut TxPacket,
     next: &mut impl FnMut() -> Option<[u8; TX_SLOT_BYTES]>,
-) -> Result<Option<Gso>, Violation> {
-    let mut gso = None;
+) -> Result<(), Violation> {
     loop {
         let [a, b, c, d, e, f, g, h, ..] = next().ok_or(Violation::Truncated)?;
-        *count = count.saturating_add(1);
+        packet.extras = packet.extras.saturating_add(1);
         let (info, more) = ExtraInfo::decode(&[a, b, c, d, e, f, g, h]);
         match info {
-            ExtraInfo::Gso(Ok(request)) => gso = Some(request),
+            ExtraInfo::Gso(Ok(request)) => {
+                packet.is_ambiguous |= packet.offload.gso.replace(request).is_some();
+            }
             ExtraInfo::Gso(Err(_)) => return Err(Violation::BadGso),
             ExtraInfo::Multicast | ExtraInfo::Hash | ExtraInfo::Xdp => {}
             ExtraInfo::Unknown(_) => return Err(Violation::UnknownExtra),
         }
         if !more {
-            return Ok(gso);
+            return Ok(());
         }
-        if *count >= MAX_EXTRAS {
+        if packet.extras >= MAX_EXTRAS {
             return Err(Violation::TooManyExtras);
         }
     }
@@ -264,6 +273,7 @@ fn fragment(gref: GrantRef, offset: u16, len: u16) -> Result<Fragment, Violation
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netif::Gso;
     use alloc::vec::Vec;
     use proptest::prelude::*;
 
@@ -463,9 +473,26 @@ mod tests {
         assert_eq!(violation(&with(0, 1)), Violation::BadGso);
         assert_eq!(violation(&with(1448, 0)), Violation::BadGso);
         assert_eq!(violation(&with(1448, 3)), Violation::BadGso);
-        for size in [1, 65535] {
+        for size in [1, 99] {
             assert_eq!(packet(GSO, &with(size, 1)).offload().gso.unwrap().size, size);
         }
+        for size in [100, 65535] {
+            assert_eq!(dropped(GSO, &with(size, 1)).0, DropReason::GsoUnusable, "nothing to cut");
+        }
+    }
+
+    #[test]
+    fn r6_two_segmentation_requests_drop_the_packet() {
+        let slots = [slot(1, 0, 1 | 8, 7, 3000), extra(1, 1, 1448, 1), extra(1, 0, 1448, 1)];
+        let (reason, packet) = dropped(GSO, &slots);
+        assert_eq!(reason, DropReason::GsoUnusable);
+        assert_eq!(responses(&packet), [Some(7), None, None]);
+    }
+
+    #[test]
+    fn segmentation_needs_a_blank_checksum() {
+        let slots = [slot(1, 0, 2 | 8, 7, 3000), extra(1, 0, 1448, 1)];
+        assert_eq!(dropped(GSO, &slots).0, DropReason::GsoNotOffered);
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl TxFlags {
     /// An extra info follows in the next slot.
     pub const EXTRA_INFO: u16 = 8;
 
-    /// Flags of a single-slot frame with this offload state.
+    /// Flags of a frame's first slot for this offload state, without those that announce further slots.
     pub fn for_frame(offload: Offload) -> TxFlags {
         TxFlags(match offload.checksum {
             Checksum::Full => 0,
@@ -65,7 +65,7 @@ impl RxFlags {
     /// An extra info follows in the next slot.
     pub const EXTRA_INFO: u16 = 8;
 
-    /// Flags of a single-slot frame with this offload state.
+    /// Flags of a frame's first slot for this offload state, without those that announce further slots.
     pub fn for_frame(offload: Offload) -> RxFlags {
         RxFlags(match offload.checksum {
             Checksum::Full => 0,
@@ -229,6 +229,16 @@ impl ExtraInfo {
     /// `XEN_NETIF_EXTRA_FLAG_MORE`: another extra info follows.
     const MORE: u8 = 1;
 
+    /// A segmentation request as the only extra info of a frame.
+    pub fn encode_gso(gso: Gso) -> [u8; 8] {
+        let [s0, s1] = gso.size.to_le_bytes();
+        let kind = match gso.kind {
+            GsoKind::TcpV4 => 1,
+            GsoKind::TcpV6 => 2,
+        };
+        [1, 0, s0, s1, kind, 0, 0, 0]
+    }
+
     /// Decodes the first eight bytes of a slot; the second value says whether another extra info follows.
     pub fn decode(slot: &[u8; 8]) -> (ExtraInfo, bool) {
         let [kind, flags, s0, s1, gso, ..] = *slot;
@@ -309,6 +319,11 @@ mod tests {
         };
         assert_eq!(gso(1448, 1), ExtraInfo::Gso(Ok(Gso { kind: GsoKind::TcpV4, size: 1448 })));
         assert_eq!(gso(1428, 2), ExtraInfo::Gso(Ok(Gso { kind: GsoKind::TcpV6, size: 1428 })));
+        for (kind, size) in [(GsoKind::TcpV4, 1448), (GsoKind::TcpV6, 65535)] {
+            let slot = ExtraInfo::encode_gso(Gso { kind, size });
+            let decoded = ExtraInfo::decode(&slot);
+            assert_eq!(decoded, (ExtraInfo::Gso(Ok(Gso { kind, size })), false));
+        }
         assert_eq!(gso(0, 1), ExtraInfo::Gso(Err(1)));
         assert_eq!(gso(100, 3), ExtraInfo::Gso(Err(3)));
         assert_eq!(ExtraInfo::decode(&[2, 1, 0, 0, 0, 0, 0, 0]), (ExtraInfo::Multicast, true));
