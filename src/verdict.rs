@@ -134,7 +134,7 @@ drop_reasons! {
     FragmentOverlap, "fragment-overlap", "Fragments of one datagram overlap or contradict each other: none of it passes.";
     FragmentLimit, "fragment-limit", "No room for a datagram in fragments, or it has too many of them.";
     FragmentTimeout, "fragment-timeout", "The rest of a datagram in fragments did not come in time.";
-    DestinationMartian, "destination-martian", "Unspecified, loopback, link-local (IPv6), multicast or broadcast destination.";
+    DestinationMartian, "destination-martian", "Loopback, link-local (IPv6) or multicast destination; unspecified or broadcast (IPv4).";
     NotOurAddress, "not-our-address", "From the uplink, not for our address.";
     TransportHeader, "transport-header", "TCP, UDP or ICMP header cut off or contradicting itself.";
     TcpFlags, "tcp-flags", "A combination of TCP flags that no stack sends.";

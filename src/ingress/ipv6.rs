@@ -34,8 +34,14 @@ pub(super) fn header(frame: &mut Frame<'_>) -> Result<Header, DropReason> {
     cut_padding(frame, total_len).map(|()| header)
 }
 
-/// Neither a source nor a destination to forward: unspecified, loopback and the IPv4-compatible rest of their prefix,
-/// IPv4-mapped (RFC 4291, 2.5.5), link-local, multicast. Site-local addresses are ordinary ones today (RFC 3879).
+/// No destination to forward to: loopback, link-local, multicast. What else is reserved is left to the rules, as Linux
+/// does.
+pub(super) fn is_martian_destination(address: Ipv6Addr) -> bool {
+    address.is_loopback() || address.is_unicast_link_local() || address.is_multicast()
+}
+
+/// No source to forward from: unspecified, loopback and the IPv4-compatible rest of their prefix, IPv4-mapped (RFC 4291,
+/// 2.5.5), link-local, multicast. Site-local addresses are ordinary ones today (RFC 3879).
 pub(super) fn is_martian(address: Ipv6Addr) -> bool {
     match address.segments() {
         [0, 0, 0, 0, 0, 0 | 0xffff, _, _] => true,

@@ -86,7 +86,7 @@ pub(crate) fn from_client(
         return Ok(Ingress::Neighbour(message));
     }
     // The gateway's address may be link-local.
-    if is_martian(header.destination) && !network.is_own(header.destination) {
+    if is_martian_destination(header.destination) && !network.is_own(header.destination) {
         return Err(DropReason::DestinationMartian);
     }
     if let Some(at) = fragment(frame, receiver, &header, &place)? {
@@ -235,6 +235,13 @@ fn cut_padding(frame: &mut Frame<'_>, total_len: u16) -> Result<(), DropReason> 
         return Err(DropReason::GsoIllegal);
     }
     frame.resize(len).ok_or(DropReason::FrameTooShort)
+}
+
+fn is_martian_destination(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => ipv4::is_martian(v4),
+        IpAddr::V6(v6) => ipv6::is_martian_destination(v6),
+    }
 }
 
 fn is_martian(address: IpAddr) -> bool {

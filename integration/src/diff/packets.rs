@@ -238,13 +238,19 @@ impl<'s> Packets<'s> {
     /// Addresses that nobody routes.
     fn nowhere(&self, rng: &mut Rng) -> IpAddr {
         let v4 = [[255, 255, 255, 255], [224, 0, 0, 251], [127, 0, 0, 1], [0, 0, 0, 0]];
-        let v6 = [[0xff02, 0xfb], [0xff05, 0xfb], [0xff0e, 1], [0, 1]];
+        let group = |first, last| Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last);
+        let v6 = [
+            group(0xff02, 0xfb),
+            group(0xff05, 0xfb),
+            group(0xff0e, 1),
+            Ipv6Addr::LOCALHOST,
+            Ipv6Addr::UNSPECIFIED,
+            // IPv4-mapped (RFC 4291, 2.5.5.2). Not link-local: what Linux makes of it depends on its own addresses there.
+            Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0xc633, 0x6407),
+        ];
         match self.set.family {
             Family::V4 => pick(rng, &v4).unwrap_or_default().into(),
-            Family::V6 => {
-                let [first, last] = pick(rng, &v6).unwrap_or_default();
-                Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last).into()
-            }
+            Family::V6 => pick(rng, &v6).unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::loads::Loads;
 use super::six;
 use super::steps::{self, ALICE, BOB, CAROL, flows_again, need_both};
 use crate::error::Result;
@@ -99,7 +98,8 @@ pub fn client_reattached(world: &mut World) -> Result<String> {
     let server = world.plan.internet.clone();
     let client = world.client_of_plan(BOB)?.clone();
     let rule = steps::https_only(world);
-    let a_loads = Loads::start(world, ALICE)?;
+    let alice = world.client(ALICE)?;
+    let a_loads = alice.spawn(&world.lab, &steps::download_line(&server, PART))?;
     let mark = world.firewall()?.console_mark();
     let out = world.lab.detach_vif(&client.name, client.devid)?;
     if out.text.contains("error") {
@@ -109,6 +109,7 @@ pub fn client_reattached(world: &mut World) -> Result<String> {
     if world.client(BOB)?.exec(&world.lab, &format!("ping -q -c 1 -W 1 {server}"))?.success() {
         fail!("an answer without a device");
     }
+    steps::page(world, alice, 0)?;
     world.lab.attach_vif(&client.name, &world.plan.client_vif(&client))?;
     world.sh(world.client(BOB)?, &configure(world, BOB)?)?;
     let seconds = flows_again(world, world.client(BOB)?, &server)?;
@@ -118,8 +119,11 @@ pub fn client_reattached(world: &mut World) -> Result<String> {
     steps::page(world, world.client(BOB)?, 0)?;
     steps::refused(world, world.client(BOB)?, &server)?;
     world.set_rules(BOB, ACCEPT_ALL)?;
-    let loaded = a_loads.enough(world)?;
-    Ok(format!("traffic {seconds:.1} s after the new vif; A meanwhile: {loaded}"))
+    let alice = world.client(ALICE)?;
+    let text = a_loads.finish(&world.lab, alice, steps::DOWNLOAD)?.ok("A's download meanwhile")?;
+    steps::downloaded(alice, PART, &text)?;
+    steps::page(world, alice, 0)?;
+    Ok(format!("traffic {seconds:.1} s after the new vif, A's download and pages intact"))
 }
 
 /// The shell line by which a client configures a vif that has just come, as Qubes' udev rule does.

@@ -55,7 +55,8 @@ fn scenario(times: &str, filter: &str) -> Result<()> {
         fail!("--repeat wants a number, not {times:?}");
     };
     apt::ensure(apt::LAB)?;
-    super::scenarios::repeat_matching(&super::image::build()?, filter, times)
+    let image = super::image::build()?;
+    super::scenarios::repeat_matching(&super::scenarios::prepare()?, &image, filter, times)
 }
 
 fn build(fresh: bool) -> Result<()> {

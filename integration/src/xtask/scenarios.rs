@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use super::image::{self, Image};
 use crate::error::{Error, Result};
+use crate::lab::cache::{self, Images};
 use crate::lab::world::{Kind, World};
-use crate::lab::{Lab, cache, dom0d};
+use crate::lab::{Lab, dom0d};
 use crate::scenarios::{GROUPS, Group, LONG_ONLY, NOT_SHOWN_YET, Scenario};
 use crate::{command, fail, paths, progress};
 
@@ -32,29 +33,29 @@ impl Tally {
     }
 }
 
+/// Builds what the scenarios need beside the firewall's image.
+///
+/// # Errors
+/// When something does not build or cannot be had.
+pub fn prepare() -> Result<Images> {
+    build_dom0d()?;
+    cache::images(false)
+}
+
 /// Runs every scenario on `image`.
 ///
 /// # Errors
 /// When one does not hold; the logs of all domains are kept.
-pub fn run_all(image: &Image) -> Result<()> {
-    run_matching(image, "")
+pub fn run_all(images: &Images, image: &Image) -> Result<()> {
+    repeat_matching(images, image, "", 1)
 }
 
-/// Runs the scenarios that `filter` chooses: a part of the name, a group, or several of them with `|` between.
+/// Runs the scenarios that `filter` chooses (a part of the name, a group, or several of them with `|` between) `times`
+/// times, each time on a fresh boot. Goes on after a failure.
 ///
 /// # Errors
-/// As [`run_all`]; also when the filter matches nothing.
-pub fn run_matching(image: &Image, filter: &str) -> Result<()> {
-    repeat_matching(image, filter, 1)
-}
-
-/// [`run_matching`] `times` times, each time on a fresh boot. Goes on after a failure.
-///
-/// # Errors
-/// As [`run_matching`]; each failure is named with the number of its run.
-pub fn repeat_matching(image: &Image, filter: &str, times: u32) -> Result<()> {
-    build_dom0d()?;
-    let images = cache::images(false)?;
+/// As [`run_all`], each failure with the number of its run; also when the filter matches nothing.
+pub fn repeat_matching(images: &Images, image: &Image, filter: &str, times: u32) -> Result<()> {
     let mut tally = Tally::default();
     for run in 1..=times {
         if times > 1 {
@@ -79,7 +80,7 @@ pub fn repeat_matching(image: &Image, filter: &str, times: u32) -> Result<()> {
                 .filter(|scenario| !filter.is_empty() || is_shown(group, scenario))
                 .collect();
             if !chosen.is_empty() {
-                run_group(&images, image, group, &chosen, &mut booted, &mut tally);
+                run_group(images, image, group, &chosen, &mut booted, &mut tally);
             }
         }
     }
@@ -128,7 +129,7 @@ pub fn build_dom0d() -> Result<()> {
 ///
 /// # Errors
 /// When dom0 does not come up.
-pub fn boot(images: &cache::Images, image: &Image, group: &Group) -> Result<World> {
+pub fn boot(images: &Images, image: &Image, group: &Group) -> Result<World> {
     populate(Lab::boot(images, &group.machine())?, image, group)
 }
 
@@ -143,7 +144,7 @@ struct Booted {
 }
 
 fn run_group(
-    images: &cache::Images,
+    images: &Images,
     image: &Image,
     group: &Group,
     chosen: &[&Scenario],
@@ -196,7 +197,7 @@ fn run_group(
 }
 
 fn run_scenario(
-    images: &cache::Images,
+    images: &Images,
     image: &Image,
     group: &Group,
     scenario: &Scenario,

@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::image::Image;
 use super::{image, scenarios};
 use crate::error::{Error, Result};
-use crate::lab::cache;
 use crate::lab::world::{ACCEPT_ALL, World};
 use crate::scenarios::steps::{self, BOB};
 use crate::scenarios::{GROUPS, control, lifecycle, traffic};
@@ -44,8 +43,7 @@ const STORY: &[Part] = &[
 pub fn run(keep: bool) -> Result<()> {
     let image = image::build()?;
     apt::ensure(apt::LAB)?;
-    scenarios::build_dom0d()?;
-    let images = cache::images(false)?;
+    let images = scenarios::prepare()?;
     let Some(group) = GROUPS.first() else { fail!("no scenarios") };
     for tries in 1..=EMULATOR_TRIES {
         let mut world = scenarios::boot(&images, &image, group)?;

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use super::image::cargo;
-use super::{audit, coverage, image, parts, scenarios, smoke};
+use super::image::{Image, cargo};
+use super::parts::{self, Part};
+use super::{audit, coverage, image, scenarios, smoke};
 use crate::error::Result;
 use crate::{apt, command, fail, paths, progress};
 
@@ -13,103 +14,164 @@ use crate::{apt, command, fail, paths, progress};
 /// When one of them fails; all are named.
 pub fn run(fast: bool) -> Result<()> {
     let begun = Instant::now();
-    let mut failures = Vec::new();
-    let mut check = |name: &str, work: &mut dyn FnMut() -> Result<()>| {
-        if let Err(error) = progress::step(name, work) {
-            progress::say(format!("FAILED {name}: {error}"));
-            failures.push(name.to_owned());
-            return false;
-        }
-        true
-    };
-    check("fmt", &mut || command::output(&mut cargo(&["fmt", "--all", "--check"])).map(drop));
-    check("clippy: workspace, the core without platform", &mut || {
-        clippy(&["--workspace", "--all-targets"])
-    });
-    check("clippy: platform on the in-memory hypervisor", &mut || {
-        clippy(&["--lib", "--tests", "--features", "fake"])
-    });
-    check("clippy: image", &mut || clippy(&[&["--profile", "image"], image::BINARY].concat()));
-    let mut ran = Vec::new();
-    check("tests", &mut || {
-        ran = coverage::ran(&command::output(&mut cargo(&["test", "--workspace"]))?);
-        Ok(())
-    });
-    if !ran.is_empty() {
-        check("requirements and their tests", &mut || coverage::report(&ran));
-    }
-    check("tests: platform on the in-memory hypervisor", &mut || {
-        let only = ["test", "--quiet", "--lib", "--features", "fake", "platform"];
-        command::output(&mut cargo(&only)).map(drop)
-    });
-    check("docs", &mut || {
-        let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
-        command::output(doc.env("RUSTDOCFLAGS", "-D warnings")).map(drop)
-    });
-    check("licences, dependency directions, unsafe code", &mut audit::run);
-    let mut not_run = Vec::new();
-    for part in parts::ALL {
-        let Some(mut short) = part.short else { continue };
-        match (part.refusal)() {
-            Ok(Some(reason)) => {
-                progress::say(format!("NOT RUN {}: {reason}", part.name));
-                not_run.push(part.name);
-            }
-            Ok(None) => drop(check(part.name, &mut short)),
-            Err(error) => drop(check(part.name, &mut || fail!("{error}"))),
-        }
-    }
+    let mut report = Report::default();
+    sources(&mut report);
+    let is_beside_lab = |part: &&Part| part.is_patient && !fast;
+    let (patient, first): (Vec<&Part>, Vec<&Part>) = parts::ALL.iter().partition(is_beside_lab);
+    report.parts(&first);
     let packaging = paths::root().join("packaging/test");
     if packaging.exists() {
-        check("packaging", &mut || command::output(&mut command::new(&packaging, &[])).map(drop));
+        report.check("packaging", || command::output(&mut command::new(&packaging, &[])).map(drop));
     }
     let mut built = None;
-    check("image", &mut || {
+    report.check("image", || {
         built = Some(image::build()?);
         Ok(())
     });
     if let Some(image) = &built {
-        check("image in plain QEMU", &mut || smoke::run(image));
+        report.check("image in plain QEMU", || smoke::run(image));
     }
-    match (&built, fast) {
-        (Some(image), false) => {
-            let ready = check("lab: packages", &mut || apt::ensure(apt::LAB))
-                && check("clippy: lab", &mut || {
-                    clippy(&["-p", "integration", "--features", "lab", "--all-targets"])
-                })
-                && check("tests: lab", &mut || {
-                    command::output(&mut cargo(&[
-                        "test",
-                        "-p",
-                        "integration",
-                        "--features",
-                        "lab",
-                        "--quiet",
-                    ]))
-                    .map(drop)
-                });
-            if !ready {
-                failures.push("lab".into());
-            } else if let Err(error) = scenarios::run_all(image) {
-                progress::say(format!("FAILED lab: {error}"));
-                failures.push("lab".into());
+    if !fast {
+        lab(&mut report, built.as_ref(), &patient);
+    }
+    report.end(begun)
+}
+
+/// How the checks ended so far.
+#[derive(Default)]
+struct Report {
+    failures: Vec<String>,
+    not_run: Vec<&'static str>,
+}
+
+impl Report {
+    fn check(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> bool {
+        if let Err(error) = progress::step(name, work) {
+            progress::say(format!("FAILED {name}: {error}"));
+            self.failures.push(name.to_owned());
+            return false;
+        }
+        true
+    }
+
+    /// The short forms that exist.
+    fn parts(&mut self, parts: &[&Part]) {
+        for part in parts {
+            let Some(short) = part.short else { continue };
+            match (part.refusal)() {
+                Ok(Some(reason)) => {
+                    progress::say(format!("NOT RUN {}: {reason}", part.name));
+                    self.not_run.push(part.name);
+                }
+                Ok(None) => drop(self.check(part.name, short)),
+                Err(error) => drop(self.check(part.name, || fail!("{error}"))),
             }
         }
-        (None, false) => failures.push("lab (no image to run)".into()),
-        (_, true) => {}
     }
-    let seconds = begun.elapsed().as_secs();
-    let passed = match not_run.as_slice() {
-        [] => "all checks passed".to_owned(),
-        names => format!("what could run here passed, NOT RUN: {};", names.join(", ")),
-    };
-    match failures.as_slice() {
-        [] => {
-            progress::say(format!("{passed} in {} min {:02} s", seconds / 60, seconds % 60));
-            Ok(())
+
+    fn add(&mut self, other: Self) {
+        self.failures.extend(other.failures);
+        self.not_run.extend(other.not_run);
+    }
+
+    fn end(self, begun: Instant) -> Result<()> {
+        let seconds = begun.elapsed().as_secs();
+        let passed = match self.not_run.as_slice() {
+            [] => "all checks passed".to_owned(),
+            names => format!("what could run here passed, NOT RUN: {};", names.join(", ")),
+        };
+        match self.failures.as_slice() {
+            [] => {
+                progress::say(format!("{passed} in {} min {:02} s", seconds / 60, seconds % 60));
+                Ok(())
+            }
+            failures => {
+                fail!("{} of the checks failed: {}", failures.len(), failures.join("; "))
+            }
         }
-        failures => fail!("{} of the checks failed: {}", failures.len(), failures.join("; ")),
     }
+}
+
+/// What the sources alone tell, and their tests.
+fn sources(report: &mut Report) {
+    report.check("fmt", || command::output(&mut cargo(&["fmt", "--all", "--check"])).map(drop));
+    report.check("clippy: workspace, the core without platform", || {
+        clippy(&["--workspace", "--all-targets"])
+    });
+    report.check("clippy: platform on the in-memory hypervisor", || {
+        clippy(&["--lib", "--tests", "--features", "fake"])
+    });
+    report.check("clippy: image", || clippy(&[&["--profile", "image"], image::BINARY].concat()));
+    let mut ran = Vec::new();
+    report.check("tests", || {
+        ran = coverage::ran(&command::output(&mut cargo(&["test", "--workspace"]))?);
+        Ok(())
+    });
+    if !ran.is_empty() {
+        report.check("requirements and their tests", || coverage::report(&ran));
+    }
+    report.check("tests: platform on the in-memory hypervisor", || {
+        let only = ["test", "--quiet", "--lib", "--features", "fake", "platform"];
+        command::output(&mut cargo(&only)).map(drop)
+    });
+    report.check("docs", || {
+        let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
+        command::output(doc.env("RUSTDOCFLAGS", "-D warnings")).map(drop)
+    });
+    report.check("licences, dependency directions, unsafe code", audit::run);
+}
+
+/// The scenarios, and `patient` parts beside them: emulation leaves a good part of two cores idle.
+fn lab(report: &mut Report, image: Option<&Image>, patient: &[&Part]) {
+    let is_ready = report.check("lab: packages", || apt::ensure(apt::LAB))
+        && report.check("clippy: lab", || {
+            clippy(&["-p", "integration", "--features", "lab", "--all-targets"])
+        })
+        && report.check("tests: lab", || {
+            let tests = ["test", "-p", "integration", "--features", "lab", "--quiet"];
+            command::output(&mut cargo(&tests)).map(drop)
+        });
+    // What Cargo builds for the scenarios is there before others ask for it.
+    let mut images = None;
+    if is_ready {
+        report.check("lab", || {
+            images = Some(scenarios::prepare()?);
+            Ok(())
+        });
+    }
+    std::thread::scope(|scope| {
+        let patient = scope.spawn(|| {
+            let mut report = Report::default();
+            match give_way() {
+                Ok(()) => report.parts(patient),
+                Err(error) => drop(report.check("priority", || Err(error))),
+            }
+            report
+        });
+        match (image, &images) {
+            (Some(image), Some(images)) => {
+                if let Err(error) = scenarios::run_all(images, image) {
+                    progress::say(format!("FAILED scenarios: {error}"));
+                    report.failures.push("scenarios".into());
+                }
+            }
+            (None, _) => report.failures.push("scenarios (no image to run)".into()),
+            (_, None) => report.failures.push("scenarios (no lab)".into()),
+        }
+        match patient.join() {
+            Ok(done) => report.add(done),
+            Err(_) => report.failures.push("a part beside the lab".into()),
+        }
+    });
+}
+
+/// Lowers the priority of this thread and of what it starts.
+fn give_way() -> Result<()> {
+    let own = std::fs::read_link("/proc/thread-self").map_err(|error| {
+        crate::error::Error::Failed(format!("no number of this thread: {error}"))
+    })?;
+    let number = own.file_name().unwrap_or_default();
+    command::output(command::new("renice", &["-n", "10", "-p"]).arg(number)).map(drop)
 }
 
 fn clippy(args: &[&str]) -> Result<()> {

@@ -19,6 +19,8 @@ pub struct Part {
     pub long: Option<fn() -> Result<()>>,
     /// Why this machine cannot run it, though nothing is wrong with the project: `test` then names it as not run.
     pub refusal: fn() -> Result<Option<String>>,
+    /// Whether its short form judges no time, so that `test` runs it on what the lab leaves of the processor.
+    pub is_patient: bool,
 }
 
 impl Part {
@@ -28,7 +30,11 @@ impl Part {
         long: fn() -> Result<()>,
         refusal: fn() -> Result<Option<String>>,
     ) -> Self {
-        Self { name, short: Some(short), long: Some(long), refusal }
+        Self { name, short: Some(short), long: Some(long), refusal, is_patient: false }
+    }
+
+    const fn patient(self) -> Self {
+        Self { is_patient: true, ..self }
     }
 }
 
@@ -37,9 +43,9 @@ pub const ALL: &[Part] = &[
     Part::new("diff", crate::diff::short, crate::diff::long, netns::refusal),
     Part::new("stacks", crate::stacks::run, crate::stacks::run, netns::refusal),
     Part::new("first-packet", first_packet::run, first_packet::run, runs_anywhere),
-    Part::new("fuzz", fuzz::short, fuzz::long, runs_anywhere),
+    Part::new("fuzz", fuzz::short, fuzz::long, runs_anywhere).patient(),
     planned("sim"),
-    Part::new("mutants", mutants::short, mutants::long, runs_anywhere),
+    Part::new("mutants", mutants::short, mutants::long, runs_anywhere).patient(),
     planned("lifecycle"),
     planned("abuse"),
     planned("soak"),
@@ -47,7 +53,7 @@ pub const ALL: &[Part] = &[
 
 /// A part that the design names and nobody has written.
 const fn planned(name: &'static str) -> Part {
-    Part { name, short: None, long: None, refusal: runs_anywhere }
+    Part { name, short: None, long: None, refusal: runs_anywhere, is_patient: false }
 }
 
 fn runs_anywhere() -> Result<Option<String>> {
