@@ -41,7 +41,7 @@ use requests::Requests;
 /// Messages of xenstore handled in one turn.
 const STORE_MESSAGES_PER_TURN: usize = 64;
 /// Whether super-frames are negotiated; the packet path takes frames of one page only.
-const OFFLOADS: bool = false;
+const OFFLOADS: bool = true;
 /// Frames taken from the uplink in one turn.
 const UPLINK_FRAMES_PER_TURN: usize = 128;
 /// Pages of frames taken from one client in one turn.
