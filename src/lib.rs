@@ -14,8 +14,8 @@
 //! 4. `nat`: the outside face of the flow, ICMP errors included;
 //! 5. `egress`: TTL, size, checksum and link header for the port it leaves through; what is too large for it leaves through
 //!    `fragments` again, a super-frame that it does not take in [`segment`]s;
-//!    `evidence` asks each frame once more why it may leave;
-//! 6. [`verdict`] and [`stats`]: how it ended, and the count of it.
+//! 6. `conclude`: the answer to its sender, if any, and the gate, where `evidence` says once more why a frame may leave;
+//!    [`verdict`] and [`stats`]: how it ended, and the count of it.
 //!
 //! `pipeline` is that path on one screen, `firewall` the state and the control calls.
 #![cfg_attr(not(test), no_std)]
@@ -51,6 +51,7 @@ mod nat;
 pub mod dns;
 mod names;
 
+mod conclude;
 mod egress;
 mod evidence;
 mod icmp;

@@ -495,6 +495,19 @@ fn a_client_that_goes_loses_its_port() {
 }
 
 #[test]
+fn our_addresses_are_told_when_they_come_after_the_uplink() {
+    let mut rig = Rig::new("");
+    let port = UplinkPort { mac: MAC_UP, caps: PortCaps::PLAIN };
+    rig.machine.changes.push_back(Change::UplinkUp { port, backend: 1 });
+    rig.turn();
+    assert!(rig.has_line("fw: uplink connected backend=1"));
+    assert!(!rig.has_line("fw: config ip="));
+    rig.connect_database(&rules_of_a("action=accept"));
+    rig.turn();
+    assert!(rig.has_line("fw: config ip=10.137.0.6 gateway=10.137.0.5 ip6=none gateway6=none"));
+}
+
+#[test]
 fn without_an_uplink_the_client_is_told_and_with_a_new_one_it_goes_on() {
     let mut rig = Rig::up();
     let reason = Reason::new(format_args!("closed by the backend"));

@@ -217,8 +217,7 @@ fn command_line(
     command.arg("-serial").arg(prefixed("file:", &dir.join("console.log")));
     command.arg("-kernel").arg(base.xen());
     // dom0 has the first CPU for itself, clients share the second, NetVMs the third, and the firewall has the last:
-    // unpinned, the emulator fault of `fault` was seen, and a change of domains on one CPU is what emulation is
-    // slowest at.
+    // unpinned, the emulator fault of `fault` was seen.
     command.arg("-append").arg(format!(
         "console=com1 com1=115200,8n1 loglvl=info guest_loglvl=info dom0_mem={0}M,max:{0}M dom0_max_vcpus=1 \
          dom0_vcpus_pin noreboot spec-ctrl=no xpti=no watchdog=no",

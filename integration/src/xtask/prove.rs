@@ -1,14 +1,13 @@
 //! `cargo xtask lab prove`: the lab without our firewall. A Linux firewall VM stands in its place; what fails
 //! here is the lab's fault, not the firewall's.
 
-use std::time::Duration;
-
 use crate::error::Result;
 use crate::lab::guests::BIG;
 use crate::lab::plan::Plan;
 use crate::lab::qemu::MachineOptions;
 use crate::lab::world::{Kind, World};
 use crate::lab::{Lab, cache};
+use crate::scenarios::steps;
 use crate::{apt, fail, progress};
 
 /// Boots the network with a Linux firewall and tries what the scenarios build on.
@@ -40,7 +39,7 @@ fn prove(world: &mut World) -> Result<()> {
     progress::step("ping through the firewall", || {
         world.sh(world.client(0)?, &format!("ping -q -c 3 -W 2 {server}"))
     })?;
-    progress::step("20 MB over TCP", || download(world, &server))?;
+    progress::step("20 MB over TCP", || steps::download(world, world.client(1)?, BIG))?;
     progress::step("NetVM destroyed and made again", || restart_netvm(world))?;
     progress::step("ping after the restart", || {
         world.sh(world.client(0)?, &format!("ping -q -c 3 -W 2 {server}"))
@@ -57,17 +56,6 @@ fn prove(world: &mut World) -> Result<()> {
     let name = world.plan.clients.first().map(|client| client.name.clone()).unwrap_or_default();
     progress::step("client 1 shuts down", || world.shutdown(&name))?;
     progress::step("client 3", || world.need_client(2))
-}
-
-fn download(world: &World, server: &str) -> Result<()> {
-    let (size, hash) = BIG.content();
-    let line = format!("wget -q -O - http://{server}:443/big | sha256sum");
-    let out =
-        world.client(1)?.exec_for(&world.lab, &line, Duration::from_secs(120))?.ok("download")?;
-    if !out.starts_with(&hash) {
-        fail!("{size} bytes should have the SHA-256 {hash}, not {out}");
-    }
-    Ok(())
 }
 
 fn restart_netvm(world: &mut World) -> Result<()> {

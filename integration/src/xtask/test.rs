@@ -1,11 +1,12 @@
 //! `cargo xtask test`: every tier in its short form. Steps go on after a failure, so that one run tells all.
 
+use std::fs;
 use std::time::Instant;
 
 use super::image::{Image, cargo};
 use super::parts::{self, Part};
 use super::{audit, coverage, image, scenarios, smoke};
-use crate::error::Result;
+use crate::error::{Attempt, Result};
 use crate::{apt, command, fail, paths, progress};
 
 /// Runs the checks; without the lab when `fast`.
@@ -167,9 +168,7 @@ fn lab(report: &mut Report, image: Option<&Image>, patient: &[&Part]) {
 
 /// Lowers the priority of this thread and of what it starts.
 fn give_way() -> Result<()> {
-    let own = std::fs::read_link("/proc/thread-self").map_err(|error| {
-        crate::error::Error::Failed(format!("no number of this thread: {error}"))
-    })?;
+    let own = fs::read_link("/proc/thread-self").doing(|| "cannot tell this thread's number")?;
     let number = own.file_name().unwrap_or_default();
     command::output(command::new("renice", &["-n", "10", "-p"]).arg(number)).map(drop)
 }

@@ -215,7 +215,7 @@ pub(super) const FLIPS: &[Flip] = &[
     flip(
         "the gate asks nobody",
         &["Q3"],
-        "src/firewall.rs",
+        "src/conclude.rs",
         "            Verdict::Forward(port) if frame.is_accepted() => {",
         "            Verdict::Forward(port) => {",
     ),
