@@ -242,7 +242,7 @@ impl Firewall {
         }
     }
 
-    /// Counts segments of a frame from `origin` that could not be written ([`Fate::Segments`]).
+    /// Counts segments of a frame from `origin` that could not be written ([`crate::verdict::Fate::Segments`]).
     pub fn lose_segments(&mut self, origin: Origin, segments: Segments) {
         let side = self.side_of(origin).unwrap_or(origin);
         for _ in 0..segments.left() {
