@@ -40,11 +40,11 @@ use requests::Requests;
 
 /// Messages of xenstore handled in one turn.
 const STORE_MESSAGES_PER_TURN: usize = 64;
-/// Whether super-frames are negotiated; the packet path takes frames of one page only.
+/// Super-frames are negotiated with every peer that offers them.
 const OFFLOADS: bool = true;
 /// Frames taken from the uplink in one turn.
 const UPLINK_FRAMES_PER_TURN: usize = 128;
-/// Pages of frames taken from one client in one turn.
+/// Slots of frames taken from one client in one turn: a page each, and one more for a super-frame.
 const FRAMES_PER_CLIENT: usize = 32;
 /// Frames taken from all clients in one turn while there is no uplink: they are only answered or dropped.
 const FRAMES_WITHOUT_UPLINK: usize = 64;
