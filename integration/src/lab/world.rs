@@ -135,13 +135,7 @@ impl World {
     /// routes, neighbours, and a backend's rings and directories. What cannot be had is left out.
     pub fn save_network_state(&self, dir: &Path) {
         for (name, domain) in &self.domains {
-            let is_image = *name == self.plan.firewall.name
-                || self
-                    .plan
-                    .netvms
-                    .iter()
-                    .any(|netvm| netvm.name == *name && netvm.kind == Provider::Firewall);
-            if self.kind != Kind::Linux && is_image {
+            if self.is_image(name) {
                 continue;
             }
             // A guest that hangs must not hold up the report for long.
@@ -150,6 +144,29 @@ impl World {
                 let _ = std::fs::write(dir.join(format!("network-{name}.txt")), state.text);
             }
         }
+    }
+
+    /// Ends the firewalls of ours as dom0 does: the last `lines` lines of each one's console, with what it counted among
+    /// them. For the report of a failure; what cannot be had is left out.
+    pub fn last_words(&self, lines: usize) -> Vec<String> {
+        let images = || self.domains.iter().filter(|(name, _)| self.is_image(name));
+        let ends: String = images().map(|(name, _)| format!("xl shutdown -F {name}; ")).collect();
+        if self.lab.fault().is_none() {
+            let _ = self.lab.exec_for(&format!("{ends}sleep 5"), Duration::from_secs(30));
+        }
+        let tail = |(name, domain): (&String, &Domain)| {
+            let console = domain.console();
+            let all: Vec<&str> = console.lines().collect();
+            let last = all.get(all.len().saturating_sub(lines)..).unwrap_or_default();
+            last.iter().map(|line| format!("{name}: {line}")).collect::<Vec<_>>()
+        };
+        images().flat_map(tail).collect()
+    }
+
+    fn is_image(&self, name: &str) -> bool {
+        let is_provider = |netvm: &NetVm| netvm.name == name && netvm.kind == Provider::Firewall;
+        self.kind != Kind::Linux
+            && (name == self.plan.firewall.name || self.plan.netvms.iter().any(is_provider))
     }
 
     /// Names of the domains that were started and not seen to end.

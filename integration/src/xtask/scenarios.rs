@@ -10,6 +10,8 @@ use crate::lab::{Lab, dom0d};
 use crate::scenarios::{GROUPS, Group, LONG_ONLY, NOT_SHOWN_YET, Scenario};
 use crate::{command, fail, paths, progress};
 
+/// Lines of a firewall's console that are shown after a failure.
+const LAST_LINES: usize = 40;
 /// How often a scenario is repeated on a fresh boot because the emulator failed.
 const EMULATOR_TRIES: u32 = 3;
 
@@ -237,6 +239,9 @@ pub fn save_logs(world: Option<&World>, label: &str) {
         Some(Ok(dir)) => {
             if let Some(world) = world {
                 world.save_network_state(&dir);
+                for line in world.last_words(LAST_LINES) {
+                    progress::say(line);
+                }
             }
             progress::say(format!("console logs of all domains: {}", dir.display()));
         }
