@@ -1,59 +1,42 @@
-//! The first packets of flows through the whole core, against rule sets of several shapes and sizes.
+//! Packets through the whole core, for callgrind to count the instructions: `first-packet` or `established`.
 //!
-//! `cargo xtask test` runs it under callgrind, which counts the instructions in [`measured`] from one [`report`] to the
-//! next. Each prints a line: shape, rules, what decides, packets. That the packets get what they are meant to get is
-//! checked here.
+//! It counts those in [`measured`] from one [`report`] to the next. Each prints a line that says what was measured. That
+//! the packets get what they are meant to get is checked here.
 
 #![forbid(unsafe_code)]
 
+mod established;
+mod first_packet;
 mod shapes;
 mod wire;
 mod world;
 
 use std::process::ExitCode;
 
-use firewall::{ClientId, Fate, Firewall, Frame, Instant, Offload, Origin, PortId};
+use firewall::{ClientId, Fate, Frame, Offload, Origin, PortId};
 
-use shapes::{End, SHAPES};
 use world::World;
 
-/// Sizes of the rule sets.
-const SIZES: [usize; 2] = [10, 1000];
-/// Packets of one call, each the first of a flow.
-const PACKETS: u16 = 16;
-
 fn main() -> ExitCode {
-    for shape in SHAPES {
-        for end in [End::LastRule, End::Policy] {
-            for rules in SIZES {
-                if let Err(problem) = one(shape, end, rules) {
-                    eprintln!("{} {rules} {}: {problem}", shape.name, end.name());
-                    return ExitCode::FAILURE;
-                }
-            }
+    let what = std::env::args().nth(1).unwrap_or_default();
+    let outcome = match what.as_str() {
+        "first-packet" => first_packet::run(),
+        "established" => established::run(),
+        other => Err(format!("measure first-packet | established, not {other:?}")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::FAILURE
         }
     }
-    ExitCode::SUCCESS
-}
-
-fn one(shape: &shapes::Shape, end: End, rules: usize) -> Result<(), String> {
-    let mut world = World::new(shape, end, rules)?;
-    let mut frames = (0..PACKETS)
-        .map(|number| world.first_packet(40_000 + number))
-        .collect::<Result<Vec<_>, _>>()?;
-    // The table and the code have been used before, and what the names' state costs once was paid.
-    let mut before = world.first_packet(30_000)?;
-    accepted(handle(&mut world.firewall, world.now, &mut before))?;
-    let fates = measured(&mut world.firewall, world.now, &mut frames);
-    fates.into_iter().try_for_each(accepted)?;
-    report(shape, end, rules);
-    Ok(())
 }
 
 /// Not inlined, so that it has a name in the program: here callgrind writes down its count and begins anew.
 #[inline(never)]
-fn report(shape: &shapes::Shape, end: End, rules: usize) {
-    println!("{}\t{rules}\t{}\t{PACKETS}", shape.name, end.name());
+fn report(line: &str) {
+    println!("{line}");
 }
 
 /// A frame in a page, as the platform has it.
@@ -62,15 +45,28 @@ struct Page {
     len: usize,
 }
 
+/// Takes frames through the core.
+type Side = fn(&mut World, &mut [Page]) -> Vec<Option<Fate>>;
+
 /// What is counted. Not inlined either.
 #[inline(never)]
-fn measured(firewall: &mut Firewall, now: Instant, pages: &mut [Page]) -> Vec<Option<Fate>> {
-    pages.iter_mut().map(|page| handle(firewall, now, page)).collect()
+fn measured(world: &mut World, side: Side, pages: &mut [Page]) -> Vec<Option<Fate>> {
+    side(world, pages)
 }
 
-fn handle(firewall: &mut Firewall, now: Instant, page: &mut Page) -> Option<Fate> {
+/// Frames of the client.
+fn by_client(world: &mut World, pages: &mut [Page]) -> Vec<Option<Fate>> {
+    pages.iter_mut().map(|page| handle(world, Origin::Client(ClientId(0)), page)).collect()
+}
+
+/// Frames of the uplink.
+fn by_uplink(world: &mut World, pages: &mut [Page]) -> Vec<Option<Fate>> {
+    pages.iter_mut().map(|page| handle(world, Origin::Uplink, page)).collect()
+}
+
+fn handle(world: &mut World, origin: Origin, page: &mut Page) -> Option<Fate> {
     let mut frame = Frame::new(&mut page.bytes, page.len, Offload::default())?;
-    Some(firewall.handle(now, Origin::Client(ClientId(0)), &mut frame))
+    Some(world.firewall.handle(world.now, origin, &mut frame))
 }
 
 /// Every packet is accepted, by a rule or by the policy, so that all cost the same but for the rules.

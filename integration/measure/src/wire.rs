@@ -1,39 +1,68 @@
 //! Frames, put together byte by byte.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::shapes::Target;
 
 pub(crate) const CLIENT_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x0a];
 pub(crate) const UPLINK_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x06];
-const GATEWAY: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
+pub(crate) const GATEWAY: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
+
+/// Sequence number of a client's SYN.
+pub(crate) const ISN: u32 = 0x1000_2000;
 
 const ETHERNET: usize = 14;
 const IPV4: usize = 20;
 const UDP: usize = 8;
 
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const ACK: u8 = 0x10;
+
+/// A TCP segment without payload.
+#[derive(Clone, Copy)]
+pub(crate) struct Segment {
+    /// Addresses and ports of sender and receiver.
+    pub(crate) ends: (SocketAddr, SocketAddr),
+    pub(crate) flags: u8,
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgement: u32,
+}
+
+impl Segment {
+    /// The frame that takes it to `macs.0` from `macs.1`.
+    pub(crate) fn frame(&self, macs: ([u8; 6], [u8; 6])) -> Vec<u8> {
+        let (from, to) = self.ends;
+        let mut l4 = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+        l4.extend(self.sequence.to_be_bytes());
+        l4.extend(self.acknowledgement.to_be_bytes());
+        l4.extend([0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
+        let pseudo = pseudo_header(from.ip(), to.ip(), 6, l4.len());
+        let sum = checksum(&[&pseudo, &l4]);
+        put(&mut l4, 16, sum);
+        frame(macs, (from.ip(), to.ip()), 6, &l4)
+    }
+}
+
 /// A client's SYN, or its echo request.
 pub(crate) fn first(source: IpAddr, number: u16, target: Target) -> Vec<u8> {
-    let (protocol, mut l4, checksum_at) = match target.port {
-        Some(port) => {
-            let mut l4 = [number.to_be_bytes(), port.to_be_bytes()].concat();
-            l4.extend([0x10, 0, 0x20, 0, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
-            (6, l4, 16)
-        }
-        None => {
-            let mut l4 = vec![8, 0, 0, 0];
-            l4.extend(number.to_be_bytes());
-            l4.extend([0, 1]);
-            (1, l4, 2)
-        }
-    };
-    let pseudo = match protocol {
-        6 => pseudo_header(source, target.address, protocol, l4.len()),
-        _ => Vec::new(),
-    };
-    let sum = checksum(&[&pseudo, &l4]);
-    put(&mut l4, checksum_at, sum);
-    frame((GATEWAY, CLIENT_MAC), (source, target.address), protocol, &l4)
+    let macs = (GATEWAY, CLIENT_MAC);
+    if let Some(port) = target.port {
+        let ends = (SocketAddr::new(source, number), SocketAddr::new(target.address, port));
+        return Segment { ends, flags: SYN, sequence: ISN, acknowledgement: 0 }.frame(macs);
+    }
+    let mut l4 = vec![8, 0, 0, 0];
+    l4.extend(number.to_be_bytes());
+    l4.extend([0, 1]);
+    let sum = checksum(&[&l4]);
+    put(&mut l4, 2, sum);
+    frame(macs, (source, target.address), 1, &l4)
+}
+
+/// Source port of a TCP frame.
+pub(crate) fn source_port(frame: &[u8]) -> Option<u16> {
+    let header = if frame.get(12..14)? == [0x86, 0xdd] { 40 } else { IPV4 };
+    let at = ETHERNET + header;
+    Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?))
 }
 
 /// The answer of a DNS server to the question in a frame, if it is one: `address_of` knows all names.

@@ -16,8 +16,8 @@ use crate::wire;
 const PAGE: usize = 4096;
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 137, 0, 10);
 const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 10);
-const OWN: Ipv4Addr = Ipv4Addr::new(10, 137, 0, 6);
-const OWN6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 6);
+pub(crate) const OWN: Ipv4Addr = Ipv4Addr::new(10, 137, 0, 6);
+pub(crate) const OWN6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 6);
 const NETVM: Ipv4Addr = Ipv4Addr::new(10, 137, 0, 5);
 const NETVM6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 5);
 const DNS: Ipv4Addr = Ipv4Addr::new(10, 139, 1, 1);
@@ -34,8 +34,8 @@ const LIMITS: Limits = Limits {
 pub(crate) struct World {
     pub(crate) firewall: Firewall,
     pub(crate) now: Instant,
-    client: IpAddr,
-    target: Target,
+    pub(crate) client: IpAddr,
+    pub(crate) target: Target,
 }
 
 impl World {
@@ -93,7 +93,7 @@ impl World {
     }
 }
 
-fn page(frame: &[u8]) -> Result<Page, String> {
+pub(crate) fn page(frame: &[u8]) -> Result<Page, String> {
     let mut bytes = frame.to_vec();
     bytes.resize(PAGE, 0);
     Ok(Page { bytes, len: frame.len() })

@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod bench;
+pub mod callgrind;
 pub mod coverage;
 pub mod image;
 pub mod lab_command;
@@ -24,6 +26,8 @@ usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM
        cargo xtask test --long PART   the long form of a part
        cargo xtask fuzz TARGET [--time T]
        cargo xtask diff [v4 SEED SET]  our core against nftables; one set again
+       cargo xtask bench [--json] [engine|lab]
+                                      measures; the lab's part against a Linux firewall VM
        cargo xtask image              build target/image/vmlinuz
        cargo xtask lab ...            the lab by hand";
 
@@ -52,6 +56,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["fuzz", rest @ ..] => parts::fuzz::run(rest),
         ["diff"] => crate::diff::short(),
         ["diff", family, seed, set] => crate::diff::replay(family, seed, set),
+        ["bench", rest @ ..] => bench::run(rest),
         ["image"] => image::build().map(drop),
         ["lab", rest @ ..] => lab_command::run(rest),
         _ => fail!("{USAGE}"),

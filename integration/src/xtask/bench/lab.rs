@@ -1,0 +1,337 @@
+//! Our image and a Linux firewall VM on real Xen: side by side behind one NetVM, each with a client of its own, measured
+//! in turns. Processor time is what Xen says of each domain.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::report::Report;
+use crate::error::{Error, Result};
+use crate::lab::domain::{Domain, DomainSpec, Vif};
+use crate::lab::guests::Role;
+use crate::lab::plan::{FIREWALL_CPU, Plan};
+use crate::lab::qemu::MachineOptions;
+use crate::lab::world::{Kind, World};
+use crate::lab::{Lab, cache};
+use crate::scenarios::steps::{self, ALICE};
+use crate::xtask::{image, scenarios};
+use crate::{apt, fail, progress};
+
+/// Turns of each side.
+const TURNS: usize = 5;
+/// A run may take so long on a busy host.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The Linux firewall VM, and its client.
+const LINUX_FIREWALL: (&str, &str) = ("linux-firewall", "10.137.0.31");
+const LINUX_CLIENT: (&str, &str) = ("linux-client", "10.137.0.32");
+
+/// What is measured.
+struct Workload {
+    /// In the figures' names.
+    key: &'static str,
+    /// The client's command; SERVER stands for the server's address.
+    line: &'static str,
+    /// Rate, and the amount that was transferred, from what the command printed.
+    read: fn(&str) -> Option<(f64, f64)>,
+    /// Of the amount, what processor time is given for, and its name.
+    per: (f64, &'static str),
+    /// Of the rate.
+    unit: (f64, &'static str),
+}
+
+const WORKLOADS: &[Workload] = &[
+    Workload {
+        key: "tcp4_up",
+        line: "iperf3 -f k -n 8M -c SERVER",
+        read: bytes,
+        per: (1e9, "GB"),
+        unit: (1e6, "MB/s"),
+    },
+    Workload {
+        key: "tcp4_down",
+        line: "iperf3 -f k -n 8M -R -c SERVER",
+        read: bytes,
+        per: (1e9, "GB"),
+        unit: (1e6, "MB/s"),
+    },
+    Workload {
+        key: "udp64",
+        line: "iperf3 -f k -u -l 64 -b 0 -t 5 -c SERVER",
+        read: datagrams,
+        per: (1e6, "million packets"),
+        unit: (1.0, "packets/s"),
+    },
+    Workload {
+        key: "rtt_idle",
+        line: "ping -q -c 30 -i 0.2 SERVER",
+        read: round_trip,
+        per: (1.0, "ping"),
+        unit: (1.0, "ms"),
+    },
+];
+
+/// One run.
+struct Sample {
+    rate: f64,
+    amount: f64,
+    seconds: f64,
+    /// Processor seconds of each domain.
+    cpu: BTreeMap<String, f64>,
+}
+
+pub(super) fn run(report: &mut Report) -> Result<()> {
+    apt::ensure(apt::LAB)?;
+    let image = image::build()?;
+    let images = cache::images(false)?;
+    scenarios::build_dom0d()?;
+    report.figure("image.bytes", image.size as f64);
+    let lab = Lab::boot(&images, &MachineOptions { name: "bench".into(), ..Default::default() })?;
+    let mut world = World::new(lab, Plan::usual(), Kind::Image(image.path))?;
+    let result = measure(&mut world, report);
+    if result.is_err() {
+        scenarios::save_logs(Some(&world), "bench");
+    }
+    result
+}
+
+fn measure(world: &mut World, report: &mut Report) -> Result<()> {
+    progress::step("NetVM", || world.need_netvm(0))?;
+    progress::step("our firewall and its client", || {
+        world.need_firewall(Some(0))?;
+        world.need_client(ALICE)
+    })?;
+    let linux = progress::step("Linux firewall and its client", || linux_side(world))?;
+    let ready = world.firewall()?.wait_console(&world.lab, "fw: ready", PATIENCE)?;
+    report.figure("boot.ready.vcpu_ms", steps::decimal(&ready, "vcpu_ms")?);
+
+    let ours =
+        Side { name: "ours", firewall: &world.plan.firewall.name, client: world.client(ALICE)? };
+    let linux = Side { name: "Linux", firewall: LINUX_FIREWALL.0, client: &linux };
+    let mut idle = f64::INFINITY;
+    for workload in WORKLOADS {
+        let mut samples = [Vec::new(), Vec::new()];
+        progress::step(workload.key, || -> Result<()> {
+            for _ in 0..TURNS {
+                for (side, samples) in [&ours, &linux].into_iter().zip(&mut samples) {
+                    samples.push(side.run(world, workload)?);
+                }
+            }
+            Ok(())
+        })?;
+        let [of_ours, of_linux] = &samples;
+        let (a, b) = (ours.summary(workload, of_ours), linux.summary(workload, of_linux));
+        report.table(
+            format!("{}, median of {TURNS}", workload.key),
+            table(workload, [(&ours, of_ours, &a), (&linux, of_linux, &b)]),
+        );
+        if workload.key == "rtt_idle" {
+            report.figure("lab.rtt_idle.ratio", a.rate / b.rate);
+            continue;
+        }
+        report.figure(format!("lab.{}.cpu_ratio", workload.key), a.cpu / b.cpu);
+        report.figure(format!("lab.{}.rate_ratio", workload.key), a.rate / b.rate);
+        if workload.key.starts_with("tcp") {
+            idle = idle.min(1.0 - a.share);
+        }
+    }
+    report.figure("lab.firewall_idle.share", idle);
+    Ok(())
+}
+
+/// A Linux firewall VM beside ours, and a client behind it.
+fn linux_side(world: &World) -> Result<Domain> {
+    let netvm = world.netvm_plan(0)?;
+    let mut firewall = DomainSpec::linux(
+        LINUX_FIREWALL.0,
+        Role::LinuxFirewall,
+        world.plan.kernel,
+        &[("ip", LINUX_FIREWALL.1), ("gw", &netvm.ip)],
+    );
+    firewall.vifs.push(Vif::new(LINUX_FIREWALL.1, &netvm.name));
+    firewall.cpu = FIREWALL_CPU;
+    world.lab.create(&firewall)?.wait_ready(&world.lab)?;
+    let mut client = DomainSpec::linux(
+        LINUX_CLIENT.0,
+        Role::Client,
+        world.plan.kernel,
+        &[("ip", LINUX_CLIENT.1), ("gw", LINUX_FIREWALL.1)],
+    );
+    client.vifs.push(Vif::new(LINUX_CLIENT.1, LINUX_FIREWALL.0));
+    let client = world.lab.create(&client)?;
+    client.wait_ready(&world.lab)?;
+    Ok(client)
+}
+
+/// A firewall and its client.
+struct Side<'a> {
+    name: &'static str,
+    firewall: &'a str,
+    client: &'a Domain,
+}
+
+/// Medians of a side.
+struct Summary {
+    rate: f64,
+    /// Processor seconds of the firewall for what the workload counts.
+    cpu: f64,
+    /// Part of the time that the firewall's processor was busy.
+    share: f64,
+}
+
+impl Side<'_> {
+    fn run(&self, world: &World, workload: &Workload) -> Result<Sample> {
+        let line = workload.line.replace("SERVER", &world.plan.internet);
+        let (before, begun) = (cpu(world)?, Instant::now());
+        let out = self.client.exec_for(&world.lab, &line, PATIENCE)?.ok(workload.key)?;
+        let (after, seconds) = (cpu(world)?, begun.elapsed().as_secs_f64());
+        let Some((rate, amount)) = (workload.read)(&out) else {
+            fail!("{}: {}: {out}", self.name, workload.key);
+        };
+        let used = |(name, after): (String, f64)| {
+            let used = after - before.get(&name).copied().unwrap_or(0.0);
+            (name, used)
+        };
+        Ok(Sample { rate, amount, seconds, cpu: after.into_iter().map(used).collect() })
+    }
+
+    fn summary(&self, workload: &Workload, samples: &[Sample]) -> Summary {
+        let own = |sample: &Sample| sample.cpu.get(self.firewall).copied().unwrap_or(f64::NAN);
+        Summary {
+            rate: median(samples.iter().map(|sample| sample.rate)),
+            cpu: median(samples.iter().map(|sample| own(sample) / sample.amount * workload.per.0)),
+            share: median(samples.iter().map(|sample| own(sample) / sample.seconds)),
+        }
+    }
+}
+
+/// Rate and processor time of both sides, with the share of the time that each domain was running.
+fn table(workload: &Workload, sides: [(&Side<'_>, &Vec<Sample>, &Summary); 2]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (side, samples, summary) in sides {
+        let (scale, unit) = workload.unit;
+        let mut line = format!("{:<5} {:>9.2} {unit}", side.name, summary.rate / scale);
+        if workload.key != "rtt_idle" {
+            line.push_str(&format!(
+                ", {:>8.1} s of the firewall's CPU for a {}",
+                summary.cpu, workload.per.1
+            ));
+        }
+        let domains = samples.first().map(|sample| sample.cpu.keys()).into_iter().flatten();
+        let shares: Vec<String> = domains
+            .map(|name| {
+                let share =
+                    median(samples.iter().map(|sample| {
+                        sample.cpu.get(name).copied().unwrap_or(0.0) / sample.seconds
+                    }));
+                (name, share)
+            })
+            .filter(|(_, share)| *share >= 0.005)
+            .map(|(name, share)| format!("{name} {:.0} %", share * 100.0))
+            .collect();
+        line.push_str(&format!("; running: {}", shares.join(", ")));
+        lines.push(line);
+    }
+    lines
+}
+
+/// Processor seconds that each domain has used, from `xl list` (in steps of 0.1 s).
+fn cpu(world: &World) -> Result<BTreeMap<String, f64>> {
+    let text = world.lab.sh("xl list")?;
+    let read = |line: &str| -> Option<(String, f64)> {
+        let mut words = line.split_whitespace();
+        let name = words.next()?.to_owned();
+        Some((name, words.next_back()?.parse().ok()?))
+    };
+    let used: BTreeMap<String, f64> = text.lines().skip(1).filter_map(read).collect();
+    if used.is_empty() {
+        return Err(Error::Failed(format!("xl list: {text:?}")));
+    }
+    Ok(used)
+}
+
+/// The receiver's line of iperf3: bytes per second, and bytes.
+fn bytes(text: &str) -> Option<(f64, f64)> {
+    let (rate, seconds) = receiver(text)?;
+    Some((rate, rate * seconds))
+}
+
+/// The same for datagrams: how many arrived each second, and in all.
+fn datagrams(text: &str) -> Option<(f64, f64)> {
+    let (_, seconds) = receiver(text)?;
+    let line = text.lines().rev().find(|line| line.contains("receiver"))?;
+    let counts = |word: &str| -> Option<(f64, f64)> {
+        let (lost, total) = word.split_once('/')?;
+        Some((lost.parse().ok()?, total.parse().ok()?))
+    };
+    let (lost, total) = line.split_whitespace().find_map(counts)?;
+    let arrived = total - lost;
+    (arrived > 0.0 && seconds > 0.0).then_some((arrived / seconds, arrived))
+}
+
+/// Bytes per second and seconds.
+fn receiver(text: &str) -> Option<(f64, f64)> {
+    let line = text.lines().rev().find(|line| line.contains("receiver"))?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let before = |unit: &str| {
+        let at = words.iter().position(|word| *word == unit)?;
+        words.get(at.checked_sub(1)?).copied()
+    };
+    let kilobits: f64 = before("Kbits/sec")?.parse().ok()?;
+    let seconds: f64 = before("sec")?.split_once('-')?.1.parse().ok()?;
+    (kilobits > 0.0 && seconds > 0.0).then_some((kilobits * 1000.0 / 8.0, seconds))
+}
+
+/// The average of ping, in milliseconds, and how many were answered.
+fn round_trip(text: &str) -> Option<(f64, f64)> {
+    let (_, numbers) = text.rsplit_once(" = ")?;
+    let average = numbers.split('/').nth(1)?.parse().ok()?;
+    Some((average, f64::from(steps::replies(text)?)))
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.as_slice() {
+        [] => f64::NAN,
+        all if all.len() % 2 == 1 => all.get(middle).copied().unwrap_or(f64::NAN),
+        all => all
+            .get(middle.saturating_sub(1)..=middle)
+            .map_or(f64::NAN, |two| two.iter().sum::<f64>() / 2.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TCP: &str = "[ ID] Interval           Transfer     Bitrate         Retr
+[  5]   0.00-8.01   sec  20.0 MBytes  20933 Kbits/sec    0             sender
+[  5]   0.00-8.00   sec  19.5 MBytes  20000 Kbits/sec                  receiver
+";
+    const UDP: &str =
+        "[ ID] Interval           Transfer     Bitrate         Jitter    Lost/Total Datagrams
+[  5]   0.00-5.00   sec  1.22 MBytes  2048 Kbits/sec  0.000 ms  0/20000 (0%)  sender
+[  5]   0.00-5.00   sec  1.10 MBytes  1843 Kbits/sec  0.114 ms  2000/20000 (10%)  receiver
+";
+    const PING: &str = "30 packets transmitted, 30 received, 0% packet loss, time 5900ms
+rtt min/avg/max/mdev = 0.500/1.250/3.000/0.100 ms";
+
+    #[test]
+    fn what_the_tools_print_is_read() {
+        assert_eq!(bytes(TCP), Some((2_500_000.0, 20_000_000.0)));
+        assert_eq!(datagrams(UDP), Some((3600.0, 18_000.0)));
+        assert_eq!(round_trip(PING), Some((1.25, 30.0)));
+        for read in [bytes, datagrams, round_trip] {
+            assert_eq!(read("iperf3: error - unable to connect to server"), None);
+            assert_eq!(read(""), None);
+        }
+    }
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
+        assert_eq!(median([4.0, 1.0].into_iter()), 2.5);
+        assert!(median([].into_iter()).is_nan());
+    }
+}
