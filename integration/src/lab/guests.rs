@@ -61,6 +61,7 @@ impl Role {
                 "nft_masq",
                 "nft_chain_nat",
                 "nft_reject_ipv4",
+                "nft_reject_ipv6",
                 "nft_reject_inet",
                 "nf_conntrack_netlink",
                 "nft_limit",

@@ -1,6 +1,7 @@
 //! A firewall of ours behind another one of ours: what Qubes calls a proxy VM.
 
 use super::lifecycle::MOMENT;
+use super::six;
 use super::steps::{self, ALICE, BOB, flows_again};
 use crate::error::Result;
 use crate::fail;
@@ -8,7 +9,8 @@ use crate::lab::guests::PART;
 use crate::lab::world::{ACCEPT_ALL, World};
 
 /// A firewall of ours behind another one of ours, which is behind the NetVM (a proxy VM in Qubes' words): the rules of
-/// the first decide about its clients, both masquerade, names are resolved through both.
+/// the first decide about its clients, both masquerade, names are resolved through both. IPv6 likewise: A's rules name an
+/// IPv4 address alone, so nothing of A passes there.
 ///
 /// # Errors
 /// When something passes that should not, or the other way round.
@@ -39,6 +41,10 @@ pub fn behind_another_firewall(world: &mut World) -> Result<String> {
         fail!("A answers B");
     }
     let rate = steps::download(world, bob, PART)?;
+    six::again(world, BOB)?;
+    if let Some(server6) = &world.plan.internet6 {
+        six::refused(world, alice, server6, 443)?;
+    }
     Ok(format!(
         "refusal of the first after {ms} ms, the NetVM sees {outer} alone, 4 MB through both at {:.1} MB/s",
         rate / 1e6
@@ -63,5 +69,6 @@ pub fn other_firewall_restart(world: &mut World) -> Result<String> {
     world.need_netvm(1)?;
     world.attach_uplink(1)?;
     let seconds = flows_again(world, world.client(BOB)?, &server)?;
+    six::again(world, BOB)?;
     Ok(format!("traffic {seconds:.1} s after the new one was attached"))
 }

@@ -202,7 +202,10 @@ fn need_both(world: &mut World) -> Result<String> {
 }
 
 /// Tries a port, which must be refused at once: milliseconds on the client's wire from its SYN to ICMPv6 type 1 code 1.
-fn refused(world: &World, client: &Domain, server: &str, port: u16) -> Result<u64> {
+///
+/// # Errors
+/// When it is open, or not refused at once.
+pub fn refused(world: &World, client: &Domain, server: &str, port: u16) -> Result<u64> {
     let filter = format!(
         "(ip6 dst host {server} and tcp dst port {port}) or (icmp6 and ip6[40] == 1 and ip6[41] == 1)"
     );

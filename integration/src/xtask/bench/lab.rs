@@ -21,15 +21,16 @@ const TURNS: usize = 5;
 /// A run may take so long on a busy host.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The Linux firewall VM, and its client.
-const LINUX_FIREWALL: (&str, &str) = ("linux-firewall", "10.137.0.31");
-const LINUX_CLIENT: (&str, &str) = ("linux-client", "10.137.0.32");
+/// The Linux firewall VM, and its client: name and addresses.
+const LINUX_FIREWALL: (&str, &str, &str) =
+    ("linux-firewall", "10.137.0.31", "fd09:24ef:4179::a89:1f");
+const LINUX_CLIENT: (&str, &str, &str) = ("linux-client", "10.137.0.32", "fd09:24ef:4179::a89:20");
 
 /// What is measured.
 struct Workload {
     /// In the figures' names.
     key: &'static str,
-    /// The client's command; SERVER stands for the server's address.
+    /// The client's command; SERVER and SERVER6 stand for the server's addresses.
     line: &'static str,
     /// Rate, and the amount that was transferred, from what the command printed.
     read: fn(&str) -> Option<(f64, f64)>,
@@ -50,6 +51,20 @@ const WORKLOADS: &[Workload] = &[
     Workload {
         key: "tcp4_down",
         line: "iperf3 -f k -n 8M -R -c SERVER",
+        read: bytes,
+        per: (1e9, "GB"),
+        unit: (1e6, "MB/s"),
+    },
+    Workload {
+        key: "tcp6_up",
+        line: "iperf3 -f k -n 8M -c SERVER6",
+        read: bytes,
+        per: (1e9, "GB"),
+        unit: (1e6, "MB/s"),
+    },
+    Workload {
+        key: "tcp6_down",
+        line: "iperf3 -f k -n 8M -R -c SERVER6",
         read: bytes,
         per: (1e9, "GB"),
         unit: (1e6, "MB/s"),
@@ -141,22 +156,20 @@ fn measure(world: &mut World, report: &mut Report) -> Result<()> {
 /// A Linux firewall VM beside ours, and a client behind it.
 fn linux_side(world: &World) -> Result<Domain> {
     let netvm = world.netvm_plan(0)?;
-    let mut firewall = DomainSpec::linux(
-        LINUX_FIREWALL.0,
-        Role::LinuxFirewall,
-        world.plan.kernel,
-        &[("ip", LINUX_FIREWALL.1), ("gw", &netvm.ip)],
-    );
-    firewall.vifs.push(Vif::new(LINUX_FIREWALL.1, &netvm.name));
+    let netvm6 = netvm.ip6.as_deref().unwrap_or_default();
+    let kernel = world.plan.kernel;
+    let spec = |own: (&str, &str, &str), role, gateways: (&str, &str), backend: &str| {
+        let (name, ip, ip6) = own;
+        let words = [("ip", ip), ("gw", gateways.0), ("ip6", ip6), ("gw6", gateways.1)];
+        let mut spec = DomainSpec::linux(name, role, kernel, &words);
+        spec.vifs.push(Vif::new(&format!("{ip} {ip6}"), backend));
+        spec
+    };
+    let mut firewall = spec(LINUX_FIREWALL, Role::LinuxFirewall, (&netvm.ip, netvm6), &netvm.name);
     firewall.cpu = FIREWALL_CPU;
     world.lab.create(&firewall)?.wait_ready(&world.lab)?;
-    let mut client = DomainSpec::linux(
-        LINUX_CLIENT.0,
-        Role::Client,
-        world.plan.kernel,
-        &[("ip", LINUX_CLIENT.1), ("gw", LINUX_FIREWALL.1)],
-    );
-    client.vifs.push(Vif::new(LINUX_CLIENT.1, LINUX_FIREWALL.0));
+    let (backend, gateway, gateway6) = LINUX_FIREWALL;
+    let client = spec(LINUX_CLIENT, Role::Client, (gateway, gateway6), backend);
     let client = world.lab.create(&client)?;
     client.wait_ready(&world.lab)?;
     Ok(client)
@@ -180,7 +193,9 @@ struct Summary {
 
 impl Side<'_> {
     fn run(&self, world: &World, workload: &Workload) -> Result<Sample> {
-        let line = workload.line.replace("SERVER", &world.plan.internet);
+        let server6 = world.plan.internet6.as_deref().unwrap_or_default();
+        let line = workload.line.replace("SERVER6", server6);
+        let line = line.replace("SERVER", &world.plan.internet);
         let (before, begun) = (cpu(world)?, Instant::now());
         let out = self.client.exec_for(&world.lab, &line, PATIENCE)?.ok(workload.key)?;
         let (after, seconds) = (cpu(world)?, begun.elapsed().as_secs_f64());

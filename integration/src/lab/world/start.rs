@@ -1,0 +1,185 @@
+//! Makes sure that domains of the plan run, as Qubes starts them.
+
+use super::{ACCEPT_ALL, Kind, START, World};
+use crate::error::Result;
+use crate::fail;
+use crate::lab::dom0d::{ClientState, Dom0d};
+use crate::lab::domain::{DomainSpec, State};
+use crate::lab::guests::Role;
+use crate::lab::plan::{FIREWALL_CPU, Firewall, Provider, UPLINK_CPU};
+
+impl World {
+    /// Makes sure that a NetVM runs.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn need_netvm(&mut self, index: usize) -> Result<()> {
+        let netvm = self.netvm_plan(index)?;
+        if netvm.kind == Provider::Firewall {
+            return self.need_upstream(index);
+        }
+        let spec = self.plan.netvm_spec(netvm);
+        self.need(spec)
+    }
+
+    /// Makes sure that the firewall between ours and the first NetVM runs; its rules for ours are to accept all.
+    fn need_upstream(&mut self, index: usize) -> Result<()> {
+        self.need_netvm(0)?;
+        let netvm = self.netvm_plan(index)?;
+        let (name, plan) = (netvm.name.clone(), self.plan.seen_by(netvm));
+        if self.runs(&name)? {
+            return Ok(());
+        }
+        let mut spec = self.image_spec(&plan.firewall);
+        let provider = self.netvm_plan(0)?;
+        spec.vifs.push(plan.uplink(provider));
+        let domain = self.lab.create(&spec)?;
+        let mut clients: Vec<_> =
+            plan.clients.iter().map(|client| ClientState::new(client, ACCEPT_ALL)).collect();
+        clients.iter_mut().for_each(|client| client.running = true);
+        let server =
+            Dom0d::start(&self.lab, &domain, &plan, Some(provider), &clients, &self.extra_keys)?;
+        self.lab.unpause(&domain)?;
+        domain.wait_console(&self.lab, "fw: ready", START)?;
+        server.start_qrexec(&self.lab)?;
+        domain.wait_console(&self.lab, "fw: uplink connected", START)?;
+        self.upstream = Some(server);
+        self.domains.insert(name, domain);
+        Ok(())
+    }
+
+    /// Makes sure that a firewall runs with its uplink at NetVM `uplink`, or without one.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn need_firewall(&mut self, uplink: Option<usize>) -> Result<()> {
+        let name = self.plan.firewall.name.clone();
+        if let Some(index) = uplink {
+            self.need_netvm(index)?;
+        }
+        if self.runs(&name)? {
+            if self.uplink != uplink {
+                self.detach_uplink()?;
+                uplink.map_or(Ok(()), |index| self.attach_uplink(index))?;
+            }
+            return Ok(());
+        }
+        let mut spec = self.firewall_spec()?;
+        spec.cpu = FIREWALL_CPU;
+        if let Some(index) = uplink {
+            spec.vifs.push(self.plan.uplink(self.netvm_plan(index)?));
+        }
+        self.uplink = uplink;
+        let domain = self.lab.create(&spec)?;
+        if self.kind == Kind::Linux {
+            domain.wait_ready(&self.lab)?;
+        } else {
+            // As Qubes does: QubesDB complete before the first instruction, qrexec after it.
+            let server = Dom0d::start(
+                &self.lab,
+                &domain,
+                &self.plan,
+                self.gateway()?,
+                &self.clients,
+                &self.extra_keys,
+            )?;
+            self.lab.unpause(&domain)?;
+            domain.wait_console(&self.lab, "fw: ready", START)?;
+            server.start_qrexec(&self.lab)?;
+            self.dom0d = Some(server);
+            if uplink.is_some() {
+                domain.wait_console(&self.lab, "fw: uplink connected", START)?;
+            }
+        }
+        self.domains.insert(name, domain);
+        Ok(())
+    }
+
+    /// Makes sure that a client runs. Linux guests that boot together take many times longer than one after
+    /// the other.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn need_client(&mut self, index: usize) -> Result<()> {
+        let spec = self.plan.client_spec(self.client_of_plan(index)?);
+        if self.runs(&spec.name)? {
+            return Ok(());
+        }
+        self.announce_client(index, false)?;
+        self.need(spec)?;
+        self.announce_client(index, true)
+    }
+
+    /// What dom0 writes before and after a client's start.
+    fn announce_client(&mut self, index: usize, after: bool) -> Result<()> {
+        let Some(client) = self.clients.get_mut(index) else {
+            fail!("the plan has no client {index}")
+        };
+        client.running = after;
+        let ip = client.ip.clone();
+        match &self.dom0d {
+            Some(server) => server.client_start(
+                &self.lab,
+                &self.plan,
+                self.gateway()?,
+                &self.clients,
+                &ip,
+                after,
+            ),
+            None => Ok(()),
+        }
+    }
+
+    fn need(&mut self, spec: DomainSpec) -> Result<()> {
+        if self.runs(&spec.name)? {
+            return Ok(());
+        }
+        let domain = self.lab.create(&spec)?;
+        domain.wait_ready(&self.lab)?;
+        self.domains.insert(spec.name, domain);
+        Ok(())
+    }
+
+    fn runs(&mut self, name: &str) -> Result<bool> {
+        if !self.domains.contains_key(name) {
+            return Ok(false);
+        }
+        let state = self.lab.state(name)?;
+        if state == State::Running {
+            return Ok(true);
+        }
+        self.forget(name);
+        if state != State::Gone {
+            self.lab.destroy(name)?;
+        }
+        Ok(false)
+    }
+
+    fn firewall_spec(&self) -> Result<DomainSpec> {
+        let plan = &self.plan.firewall;
+        let spec = match &self.kind {
+            Kind::Linux => {
+                let gateway =
+                    self.plan.netvms.first().map(|netvm| netvm.ip.as_str()).unwrap_or_default();
+                DomainSpec::linux(
+                    &plan.name,
+                    Role::LinuxFirewall,
+                    self.plan.kernel,
+                    &[("ip", &plan.ip), ("gw", gateway)],
+                )
+            }
+            Kind::Image(_) => self.image_spec(plan),
+        };
+        Ok(spec)
+    }
+
+    /// A domain of our image, paused for dom0 to fill its QubesDB.
+    fn image_spec(&self, plan: &Firewall) -> DomainSpec {
+        let words = format!("{} {}", plan.cmdline, self.extra_words);
+        let mut spec =
+            DomainSpec::unikernel(&plan.name, "/host/vmlinuz", plan.memory_mib, words.trim());
+        spec.paused = true;
+        spec.cpu = UPLINK_CPU;
+        spec
+    }
+}
