@@ -292,6 +292,24 @@ impl Firewall {
         self.table.len()
     }
 
+    /// Flows that all clients, and one of them, may have now.
+    #[must_use]
+    pub fn flow_limits(&self) -> (u32, u32) {
+        self.table.bounds()
+    }
+
+    /// What the tables were made for.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The vif in a slot.
+    #[must_use]
+    pub fn client_port(&self, id: ClientId) -> Option<&ClientPort> {
+        self.clients.attached(id).map(|client| &client.port)
+    }
+
     /// Flows of one client address.
     #[must_use]
     pub fn flows_of(&self, address: IpAddr) -> usize {

@@ -75,6 +75,7 @@ pub mod log;
 #[cfg(feature = "platform")]
 pub mod platform;
 pub mod qrexec;
+pub mod services;
 
 #[cfg(test)]
 mod testing;

@@ -124,6 +124,10 @@ impl Table {
         (self.most, self.quota) = (most, quota);
     }
 
+    pub(crate) fn bounds(&self) -> (u32, u32) {
+        (self.most, self.quota)
+    }
+
     /// Adds a flow; `None` if there is no room. Neither of its faces may be in the table yet.
     pub(crate) fn insert(&mut self, now: Instant, new: NewFlow) -> Option<FlowId> {
         self.room_for(new.host).ok()?;

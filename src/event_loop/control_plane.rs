@@ -11,6 +11,7 @@ use crate::control::{Action, SourceRules};
 use crate::exposure::Exposure;
 use crate::log::{Sink, Source};
 use crate::qrexec::{self, CallId};
+use crate::services::{Facts, FirewallServices};
 use crate::time::Instant;
 use crate::uplink::NetworkConfig;
 
@@ -199,6 +200,10 @@ impl<S: Sink> EventLoop<S> {
         if let Some(pipe) = machine.agent() {
             has_more = self.serve_agent_control(pipe);
         }
+        if !self.calls.is_empty() {
+            let (wall_us, _) = machine.uptime_us();
+            self.facts = Facts::new(wall_us / 1000, machine.memory(), machine.unsent());
+        }
         for index in 0..qrexec::MAX_CHANNELS {
             let Some(call) = self.calls.get(index).copied() else { break };
             if let Some(pipe) = machine.call(call) {
@@ -228,7 +233,8 @@ impl<S: Sink> EventLoop<S> {
                 }
                 self.agent_input.extend_from_slice(self.buffer.get(..read).unwrap_or_default());
             }
-            let taken = self.agent.control_bytes(self.now, &self.agent_input, &mut self.services);
+            let mut services = FirewallServices::new(&self.firewall, &self.facts);
+            let taken = self.agent.control_bytes(self.now, &self.agent_input, &mut services);
             self.agent_input.drain(..taken.min(self.agent_input.len()));
             if taken == 0 && kept > 0 {
                 // Answers wait for space first; dom0's event tells when there is some.
@@ -260,14 +266,16 @@ impl<S: Sink> EventLoop<S> {
                 return false;
             }
             let bytes = self.buffer.get(..read).unwrap_or_default();
-            self.agent.data_bytes(self.now, call, bytes, &mut self.services);
+            let mut services = FirewallServices::new(&self.firewall, &self.facts);
+            self.agent.data_bytes(self.now, call, bytes, &mut services);
         }
         true
     }
 
     fn transmit_call(&mut self, pipe: &mut dyn Pipe, call: CallId) {
+        let mut services = FirewallServices::new(&self.firewall, &self.facts);
         loop {
-            let bytes = self.agent.data_transmit(call, &mut self.services);
+            let bytes = self.agent.data_transmit(call, &mut services);
             if bytes.is_empty() {
                 return;
             }

@@ -19,7 +19,8 @@ use crate::config::features::LogLevel;
 use crate::control::{self, Control};
 use crate::firewall::Firewall;
 use crate::log::{Log, Sink, Source};
-use crate::qrexec::{self, Agent, CallId, StandardServices, StandardSession};
+use crate::qrexec::{self, Agent, CallId};
+use crate::services::{Facts, Session};
 use crate::time::Instant;
 use machine::{Change, Machine, Stop};
 use report::DropSummary;
@@ -32,8 +33,9 @@ pub struct EventLoop<S: Sink> {
     firewall: Firewall,
     control: Control,
     database: qubesdb::Client,
-    agent: Agent<StandardSession>,
-    services: StandardServices,
+    agent: Agent<Session>,
+    /// What callers are told of the machine.
+    facts: Facts,
     log: Log<S>,
     log_level: LogLevel,
     /// The time of this turn.
@@ -62,7 +64,7 @@ impl<S: Sink> EventLoop<S> {
             control: Control::new(command_line, control::Limits::default()),
             database: qubesdb::Client::new(qubesdb::Limits::for_memory(memory_bytes)),
             agent: Agent::new(),
-            services: StandardServices,
+            facts: Facts::default(),
             log: Log::new(sink),
             log_level: LogLevel::Off,
             now: Instant::default(),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::loads::{Loads, Sample};
 use super::steps::{self, ALICE, BOB, need_both, number};
 use crate::error::Result;
@@ -209,5 +211,38 @@ pub fn qrexec_calls(world: &mut World) -> Result<String> {
         }
     }
     steps::page(world, world.client(ALICE)?, 0)?;
-    Ok(format!("{} known services", known.len()))
+    let told = reports(world)?;
+    Ok(format!("{} known services; {told}", known.len()))
+}
+
+/// What the firewall tells of itself: version, memory, and that A's packets were counted.
+fn reports(world: &World) -> Result<String> {
+    let server = world.dom0d()?;
+    let ask = |service: &str| -> Result<Vec<Value>> {
+        let out = server.call(&world.lab, &format!("QUBESRPC {service}+ dom0"))?;
+        let lines: Option<Vec<Value>> =
+            out.text.lines().map(|line| serde_json::from_str(line).ok()).collect();
+        match lines {
+            Some(lines) if out.success() && !lines.is_empty() => Ok(lines),
+            _ => fail!("{service}: exit status {}: {}", out.status, out.text),
+        }
+    };
+    let of = |lines: &[Value], key: &str| lines.first().and_then(|line| line.get(key)).cloned();
+    let version = of(&ask("firewall.Version")?, "version");
+    let memory = ask("firewall.Memory")?;
+    let stats = ask("firewall.Stats")?;
+    let own = world.client_ip(ALICE)?;
+    let is_alice = |line: &&Value| {
+        line.get("ip").and_then(Value::as_str) == Some(&own) && line.get("counters").is_some()
+    };
+    let alice = stats.iter().find(is_alice).and_then(|line| line.get("counters"));
+    let sent = alice.and_then(|counts| counts.get("received-frames")).and_then(Value::as_u64);
+    let heap = of(&memory, "heap_used").and_then(|used| used.as_u64());
+    let without_accept = of(&stats, "without_accept").and_then(|count| count.as_u64());
+    match (version, heap, sent, without_accept) {
+        (Some(Value::String(version)), Some(heap), Some(sent), Some(0)) if heap > 0 && sent > 0 => {
+            Ok(format!("version {version}, heap {} KiB, {sent} frames of A", heap / 1024))
+        }
+        other => fail!("told: {other:?} in {memory:?} and {stats:?}"),
+    }
 }

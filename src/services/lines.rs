@@ -1,0 +1,200 @@
+//! The lines of the answers.
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use super::{FirewallServices, Kind, SCHEMA};
+use crate::clients::ClientPort;
+use crate::port::ClientId;
+use crate::stats::PortStats;
+
+/// A line that does not fit into what a message of qrexec can hold; tests show that none is so long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooLong;
+
+/// `firewall.Version`.
+#[derive(serde::Serialize)]
+struct Version {
+    schema: u32,
+    name: &'static str,
+    version: &'static str,
+    uptime_ms: u64,
+}
+
+/// `firewall.Memory`: heap in bytes, pages of 4 KiB, and what fills the tables.
+#[derive(serde::Serialize)]
+struct Memory {
+    schema: u32,
+    heap_used: usize,
+    heap_size: usize,
+    pages_used: usize,
+    pages: usize,
+    flows: usize,
+    flows_limit: u32,
+    flows_per_client_limit: u32,
+    clients: usize,
+    clients_limit: u16,
+}
+
+/// The first line of `firewall.Stats`.
+#[derive(serde::Serialize)]
+struct Whole<U: Serialize> {
+    schema: u32,
+    kind: &'static str,
+    uptime_ms: u64,
+    flows: usize,
+    /// Frames that were about to leave without an accept; other than 0 it is a fault of the firewall.
+    without_accept: u64,
+    has_uplink: bool,
+    unsent: U,
+}
+
+/// A line about a port. Each port has two, so that none gets too long.
+struct Port<'a> {
+    kind: &'static str,
+    vif: Option<(ClientId, &'a ClientPort)>,
+    stats: &'a PortStats,
+    half: Half,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Half {
+    /// What passed: every counter.
+    Counters,
+    /// What ended, by reason; those that nothing ended with are left out.
+    Drops,
+}
+
+impl Serialize for Port<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("kind", self.kind)?;
+        if let Some((ClientId(slot), port)) = self.vif {
+            map.serialize_entry("slot", &slot)?;
+            map.serialize_entry("domid", &port.domid)?;
+            map.serialize_entry("ip", &port.ip4)?;
+            map.serialize_entry("ip6", &port.ip6)?;
+        }
+        match self.half {
+            Half::Counters => map.serialize_entry("counters", &Counts(|| self.stats.counters()))?,
+            Half::Drops => {
+                let drops = || {
+                    let named = self.stats.drops().map(|(reason, count)| (reason.name(), count));
+                    named.filter(|(_, count)| *count > 0)
+                };
+                map.serialize_entry("drops", &Counts(drops))?;
+            }
+        }
+        map.end()
+    }
+}
+
+/// Named counts as an object.
+struct Counts<F>(F);
+
+impl<F, I> Serialize for Counts<F>
+where
+    F: Fn() -> I,
+    I: Iterator<Item = (&'static str, u64)>,
+{
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map((self.0)())
+    }
+}
+
+/// Ports that are there always: the uplink, and all clients that are gone.
+const FIXED_PORTS: usize = 2;
+
+impl FirewallServices<'_> {
+    /// Lines that an answer has at most.
+    pub(super) fn most_lines(&self, kind: Kind) -> usize {
+        let clients = usize::from(self.firewall.limits().clients);
+        match kind {
+            Kind::Version | Kind::Memory => 1,
+            Kind::Stats => clients.saturating_add(FIXED_PORTS).saturating_mul(2).saturating_add(1),
+        }
+    }
+
+    /// Writes line `number` of an answer; `None` if there is nothing to say.
+    pub(super) fn line(
+        &self,
+        kind: Kind,
+        number: usize,
+        buffer: &mut [u8],
+    ) -> Option<Result<usize, TooLong>> {
+        match kind {
+            Kind::Version => Some(write(&self.version(), buffer)),
+            Kind::Memory => Some(write(&self.memory(), buffer)),
+            Kind::Stats => match number.checked_sub(1) {
+                None => Some(write(&self.whole(), buffer)),
+                Some(number) => {
+                    let half = if number % 2 == 0 { Half::Counters } else { Half::Drops };
+                    self.port(number / 2, half).map(|port| write(&port, buffer))
+                }
+            },
+        }
+    }
+
+    fn version(&self) -> Version {
+        Version {
+            schema: SCHEMA,
+            name: env!("CARGO_PKG_NAME"),
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_ms: self.facts.uptime_ms,
+        }
+    }
+
+    fn memory(&self) -> Memory {
+        let (memory, limits) = (self.facts.memory, self.firewall.limits());
+        let (flows_limit, flows_per_client_limit) = self.firewall.flow_limits();
+        Memory {
+            schema: SCHEMA,
+            heap_used: memory.heap_used,
+            heap_size: memory.heap_size,
+            pages_used: memory.pages_used,
+            pages: memory.pages,
+            flows: self.firewall.flow_count(),
+            flows_limit,
+            flows_per_client_limit,
+            clients: (0..limits.clients).filter(|id| self.vif(*id).is_some()).count(),
+            clients_limit: limits.clients,
+        }
+    }
+
+    fn whole(&self) -> Whole<impl Serialize> {
+        Whole {
+            schema: SCHEMA,
+            kind: "firewall",
+            uptime_ms: self.facts.uptime_ms,
+            flows: self.firewall.flow_count(),
+            without_accept: self.firewall.stats().without_accept(),
+            has_uplink: self.firewall.has_uplink(),
+            unsent: Counts(|| self.facts.unsent()),
+        }
+    }
+
+    /// Port number `index`: the uplink, the clients that are gone, and the slots.
+    fn port(&self, index: usize, half: Half) -> Option<Port<'_>> {
+        let stats = self.firewall.stats();
+        let fixed = |kind, stats| Some(Port { kind, vif: None, stats, half });
+        match index {
+            0 => fixed("uplink", stats.uplink()),
+            1 => fixed("departed", stats.departed()),
+            _ => {
+                let id = u16::try_from(index.saturating_sub(FIXED_PORTS)).ok()?;
+                let (vif, stats) = (self.vif(id)?, stats.client(ClientId(id))?);
+                Some(Port { kind: "client", vif: Some((ClientId(id), vif)), stats, half })
+            }
+        }
+    }
+
+    fn vif(&self, id: u16) -> Option<&ClientPort> {
+        self.firewall.client_port(ClientId(id))
+    }
+}
+
+/// Bytes of the line, with its end.
+fn write(line: &impl Serialize, buffer: &mut [u8]) -> Result<usize, TooLong> {
+    let length = serde_json_core::to_slice(line, buffer).map_err(|_| TooLong)?;
+    *buffer.get_mut(length).ok_or(TooLong)? = b'\n';
+    Ok(length.saturating_add(1))
+}

@@ -1,0 +1,176 @@
+//! What callers read, and that a line always fits into a message.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::{Ipv4Addr, Ipv6Addr};
+
+use serde_json::Value;
+
+use super::{Facts, FirewallServices, Session};
+use crate::clients::ClientPort;
+use crate::event_loop::machine::MemoryUse;
+use crate::firewall::Firewall;
+use crate::limits::Limits;
+use crate::port::{ClientId, Origin, PortCaps, PortId};
+use crate::qrexec::{ExitCode, NoSuchService, Progress, ServiceCall, Services};
+use crate::stats::Counter;
+use crate::verdict::DropReason;
+use crate::wire::Mac;
+
+/// What a message of qrexec holds.
+const MESSAGE_BYTES: usize = 4096;
+const LIMITS: Limits =
+    Limits { clients: 3, addresses: 8, flows: 64, flows_per_client: 16, fragment_bytes: 4096 };
+const MEMORY: MemoryUse = MemoryUse { heap_used: 1000, heap_size: 2000, pages_used: 3, pages: 9 };
+
+fn firewall() -> Firewall {
+    let mut firewall = Firewall::new(LIMITS, [7; 32]).unwrap();
+    let port = ClientPort {
+        domid: 5,
+        mac: Mac([0, 0x16, 0x3e, 0, 0, 1]),
+        ip4: Some(Ipv4Addr::new(10, 137, 0, 9)),
+        ip6: Some(Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0xa89, 9)),
+        caps: PortCaps::PLAIN,
+    };
+    firewall.attach_client(ClientId(1), port).unwrap();
+    firewall
+}
+
+fn call<'a>(service: &'a str, argument: Option<&'a str>) -> ServiceCall<'a> {
+    ServiceCall { user: "user", is_nogui: false, service, argument, source: "dom0", target: None }
+}
+
+/// All lines of an answer.
+fn answer(firewall: &Firewall, facts: &Facts, service: &str) -> Vec<Value> {
+    let mut services = FirewallServices::new(firewall, facts);
+    let mut session = services.start(&call(service, Some(""))).unwrap();
+    let mut text = String::new();
+    loop {
+        let mut buffer = [0; MESSAGE_BYTES];
+        match services.poll(&mut session, &mut buffer) {
+            Progress::Stdout(bytes) => {
+                text.push_str(core::str::from_utf8(&buffer[..bytes]).unwrap());
+            }
+            Progress::Exit(code) => {
+                assert_eq!(code, ExitCode::SUCCESS);
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(text.ends_with('\n'));
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn version_and_memory_are_one_object_each() {
+    let firewall = firewall();
+    let facts = Facts::new(1234, MEMORY, &[]);
+    let version = answer(&firewall, &facts, "firewall.Version");
+    assert_eq!(version.len(), 1);
+    assert_eq!(version[0]["schema"], 1);
+    assert_eq!(version[0]["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(version[0]["uptime_ms"], 1234);
+    let memory = answer(&firewall, &facts, "firewall.Memory");
+    let expected = serde_json::json!({
+        "schema": 1, "heap_used": 1000, "heap_size": 2000, "pages_used": 3, "pages": 9, "flows": 0,
+        "flows_limit": 64, "flows_per_client_limit": 16, "clients": 1, "clients_limit": 3,
+    });
+    assert_eq!(memory, [expected]);
+}
+
+#[test]
+fn statistics_have_two_lines_for_each_port_that_there_is() {
+    let mut firewall = firewall();
+    firewall.stats.count(PortId::Client(ClientId(1)), Counter::ReceivedFrames, 7);
+    firewall.stats.count_drop(Origin::Client(ClientId(1)), DropReason::SourceSpoofed);
+    firewall.stats.count_drop(Origin::Uplink, DropReason::NoFlow);
+    let facts = Facts::new(5, MEMORY, &[("uplink-full", 4), ("client-gone", 0)]);
+    let lines = answer(&firewall, &facts, "firewall.Stats");
+    let kinds: Vec<&str> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
+    let ports = ["uplink", "uplink", "departed", "departed", "client", "client"];
+    assert_eq!(kinds, [&["firewall"], &ports[..]].concat());
+    assert_eq!(lines[0]["unsent"], serde_json::json!({"uplink-full": 4, "client-gone": 0}));
+    assert_eq!(lines[0]["without_accept"], 0);
+    assert_eq!(lines[2]["drops"], serde_json::json!({"no-flow": 1}));
+    assert_eq!(lines[4]["drops"], serde_json::json!({}));
+    let client = &lines[5];
+    assert_eq!(client["slot"], 1);
+    assert_eq!(client["domid"], 5);
+    assert_eq!(client["ip"], "10.137.0.9");
+    assert_eq!(client["ip6"], "fd09:24ef:4179::a89:9");
+    assert_eq!(client["counters"]["received-frames"], 7);
+    assert_eq!(lines[6]["drops"], serde_json::json!({"source-spoofed": 1}));
+}
+
+#[test]
+fn a_client_without_an_address_of_a_family_has_null_there() {
+    let mut firewall = Firewall::new(LIMITS, [7; 32]).unwrap();
+    let mac = Mac([0, 0x16, 0x3e, 0, 0, 1]);
+    let port = ClientPort { domid: 5, mac, ip4: None, ip6: None, caps: PortCaps::PLAIN };
+    firewall.attach_client(ClientId(0), port).unwrap();
+    let lines = answer(&firewall, &Facts::default(), "firewall.Stats");
+    assert!(lines[5]["ip"].is_null() && lines[5]["ip6"].is_null());
+}
+
+/// With the largest numbers, in every place.
+#[test]
+fn the_longest_lines_fit_into_a_message() {
+    let mut firewall = firewall();
+    let client = PortId::Client(ClientId(1));
+    for counter in Counter::ALL {
+        firewall.stats.count(client, counter, u64::MAX);
+    }
+    let facts = Facts::new(u64::MAX, MEMORY, &[("a-reason-with-a-long-name-indeed", u64::MAX); 16]);
+    let mut longest = 0;
+    let services = FirewallServices::new(&firewall, &facts);
+    for number in 0..services.most_lines(super::Kind::Stats) {
+        let mut buffer = [0; MESSAGE_BYTES];
+        if let Some(written) = services.line(super::Kind::Stats, number, &mut buffer) {
+            longest = longest.max(written.unwrap());
+        }
+    }
+    // Drops cannot be set to the largest number here: room for it in place of the missing digits and names.
+    let names: usize = DropReason::ALL.iter().map(|reason| reason.name().len()).sum();
+    let drops = names + DropReason::COUNT * r#""":18446744073709551615,"#.len();
+    let rest = r#"{"kind":"client","slot":65535,"domid":65535,"ip":"255.255.255.255","ip6":"","drops":{}}"#;
+    assert!(
+        longest <= MESSAGE_BYTES && drops + rest.len() + 46 <= MESSAGE_BYTES,
+        "{longest} {drops}"
+    );
+}
+
+#[test]
+fn a_line_that_does_not_fit_ends_the_call_with_a_code() {
+    let (firewall, facts) = (firewall(), Facts::default());
+    let mut services = FirewallServices::new(&firewall, &facts);
+    for room in [0, 1, 20] {
+        let mut session = services.start(&call("firewall.Stats", None)).unwrap();
+        let end = services.poll(&mut session, &mut [0; MESSAGE_BYTES][..room]);
+        assert_eq!(end, Progress::Exit(ExitCode(1)));
+    }
+}
+
+#[test]
+fn other_services_and_arguments_are_unknown() {
+    let (firewall, facts) = (firewall(), Facts::default());
+    let mut services = FirewallServices::new(&firewall, &facts);
+    for (service, argument) in
+        [("firewall.Nothing", None), ("firewall", None), ("firewall.Stats", Some("x")), ("", None)]
+    {
+        assert_eq!(services.start(&call(service, argument)), Err(NoSuchService), "{service}");
+    }
+}
+
+#[test]
+fn the_standard_calls_are_answered_as_before() {
+    let (firewall, facts) = (firewall(), Facts::default());
+    let mut services = FirewallServices::new(&firewall, &facts);
+    let mut session = services.start(&call("qubes.SetDateTime", None)).unwrap();
+    assert!(matches!(session, Session::Standard(_)));
+    let mut buffer = [0; 16];
+    assert_eq!(services.poll(&mut session, &mut buffer), Progress::Waiting);
+    services.stdin(&mut session, b"2026-01-01\n");
+    services.stdin_end(&mut session);
+    assert_eq!(services.poll(&mut session, &mut buffer), Progress::Exit(ExitCode::SUCCESS));
+}
