@@ -44,15 +44,8 @@ impl Role {
 
     fn modules(self) -> &'static [&'static str] {
         match self {
-            Self::Client => &[
-                "xen-netfront",
-                "xen-evtchn",
-                "xen-gntdev",
-                "xen-gntalloc",
-                "xen-privcmd",
-                "pktgen",
-            ],
-            Self::NetVm => &["xen-netfront", "xen-netback", "dummy", "xen-privcmd"],
+            Self::Client => &["xen-netfront", "pktgen"],
+            Self::NetVm => &["xen-netfront", "xen-netback", "dummy"],
             Self::LinuxFirewall => &[
                 "xen-netfront",
                 "xen-netback",
@@ -65,7 +58,6 @@ impl Role {
                 "nft_reject_inet",
                 "nf_conntrack_netlink",
                 "nft_limit",
-                "xen-privcmd",
             ],
         }
     }

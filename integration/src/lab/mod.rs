@@ -17,7 +17,8 @@ pub mod qemu;
 pub mod shell;
 pub mod world;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -35,9 +36,20 @@ const BOOT_TRIES: u32 = 3;
 /// A booted lab: dom0 answers. Dropped: everything in it is gone, unless the machine was detached.
 pub struct Lab {
     shells: Shells,
-    machine: std::cell::RefCell<Machine>,
+    machine: RefCell<Machine>,
     tsc_khz: Cell<u64>,
+    seen: RefCell<Seen>,
 }
+
+/// The domains as they were seen last.
+#[derive(Default)]
+struct Seen {
+    at: Option<Instant>,
+    states: BTreeMap<String, State>,
+}
+
+/// How old that may be: what ends by itself is waited for, or noted.
+const LATELY: Duration = Duration::from_secs(3);
 
 impl Lab {
     /// Boots a machine. A fault of the emulator is said and tried again, twice.
@@ -72,7 +84,7 @@ impl Lab {
 
     fn over(machine: Machine) -> Self {
         let shells = Shells::new(&machine.dir.join("key"), machine.port());
-        Self { shells, machine: machine.into(), tsc_khz: Cell::new(0) }
+        Self { shells, machine: machine.into(), tsc_khz: Cell::new(0), seen: RefCell::default() }
     }
 
     /// Runs a command in dom0; a minute at most.
@@ -148,6 +160,7 @@ impl Lab {
     /// # Errors
     /// When `xl` refuses.
     pub fn create(&self, spec: &DomainSpec) -> Result<Domain> {
+        self.forget_states();
         let file = format!("cfg/{}.cfg", spec.name);
         let config = spec.config(self.tsc_khz()?);
         fs::write(self.share().join(&file), config)
@@ -182,6 +195,7 @@ impl Lab {
     /// # Errors
     /// When `xl` refuses.
     pub fn unpause(&self, domain: &Domain) -> Result<()> {
+        self.forget_states();
         self.sh(&format!("xl unpause {}", domain.domid)).map(drop)
     }
 
@@ -190,6 +204,7 @@ impl Lab {
     /// # Errors
     /// When `xl` refuses.
     pub fn destroy(&self, name: &str) -> Result<()> {
+        self.forget_states();
         self.sh(&format!("xl destroy {name}")).map(drop)
     }
 
@@ -198,6 +213,7 @@ impl Lab {
     /// # Errors
     /// When it does not end in time.
     pub fn shutdown(&self, name: &str, timeout: Duration) -> Result<f32> {
+        self.forget_states();
         let begun = Instant::now();
         self.sh(&format!("xl shutdown -F {name}"))?;
         while self.state(name)? != State::Gone {
@@ -234,6 +250,30 @@ impl Lab {
         // Without the header and the failure of an unknown name.
         let out = self.exec(&format!("xl list {name} 2>/dev/null | awk 'NR == 2 {{print $5}}'"))?;
         Ok(State::parse(out.text.trim()))
+    }
+
+    /// How a domain is, or was in the last seconds: all are asked for at once, which costs as much as one. For what a
+    /// scenario needs at its start.
+    ///
+    /// # Errors
+    /// When dom0 does not answer.
+    pub fn state_lately(&self, name: &str) -> Result<State> {
+        let mut seen = self.seen.borrow_mut();
+        if seen.at.is_none_or(|at| at.elapsed() > LATELY) {
+            let out = self.exec("xl list")?.text;
+            let read = |line: &str| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                Some(((*words.first()?).to_owned(), State::parse(words.get(4)?)))
+            };
+            *seen =
+                Seen { at: Some(Instant::now()), states: out.lines().filter_map(read).collect() };
+        }
+        Ok(seen.states.get(name).copied().unwrap_or(State::Gone))
+    }
+
+    /// What was seen of the domains no longer holds.
+    pub(crate) fn forget_states(&self) {
+        self.seen.borrow_mut().at = None;
     }
 
     /// Seconds of CPU time that a domain has used (0.1 s steps).

@@ -16,7 +16,7 @@ use crate::lab::world::{ACCEPT_ALL, World};
 /// When something passes that should not, or the other way round.
 pub fn behind_another_firewall(world: &mut World) -> Result<String> {
     let rule = steps::https_only(world);
-    world.set_rules(ALICE, &[&rule])?;
+    world.need_rules(ALICE, &[&rule])?;
     world.need_firewall(Some(1))?;
     world.need_client(ALICE)?;
     world.need_client(BOB)?;
@@ -56,7 +56,7 @@ pub fn behind_another_firewall(world: &mut World) -> Result<String> {
 /// # Errors
 /// When traffic does not come back.
 pub fn other_firewall_restart(world: &mut World) -> Result<String> {
-    world.set_rules(BOB, ACCEPT_ALL)?;
+    world.need_rules(BOB, ACCEPT_ALL)?;
     world.need_firewall(Some(1))?;
     world.need_client(BOB)?;
     let server = world.plan.internet.clone();

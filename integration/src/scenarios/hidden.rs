@@ -100,8 +100,8 @@ pub fn real_address_is_forged_there(world: &mut World) -> Result<String> {
 
 fn need_all(world: &mut World) -> Result<()> {
     let rule = steps::https_only(world);
-    world.set_rules(ALICE, &[&rule])?;
-    world.set_rules(BOB, ACCEPT_ALL)?;
+    world.need_rules(ALICE, &[&rule])?;
+    world.need_rules(BOB, ACCEPT_ALL)?;
     world.need_firewall(Some(1))?;
     for client in [ALICE, BOB, CAROL] {
         world.need_client(client)?;

@@ -207,7 +207,7 @@ fn crash_firewall(world: &World, name: &str) -> Result<()> {
 }
 
 fn firewall_ends(world: &mut World, end: End) -> Result<String> {
-    world.set_rules(BOB, ACCEPT_ALL)?;
+    world.need_rules(BOB, ACCEPT_ALL)?;
     world.need_firewall(Some(0))?;
     world.need_client(BOB)?;
     // One client is enough to show it; another one's vif would stay behind without a backend.

@@ -64,6 +64,8 @@ pub const LONG_ONLY: &[&str] = &[
     "NetVM crashed and restarted while clients run",
     "firewall shut down and restarted while a client runs",
     "firewall crashed and restarted while a client runs",
+    // The harder variant runs: with other ids, addresses and kernel.
+    "netvm change, none, and back while clients run",
     "other ids, addresses, sizes and kernel: accept all",
     "other ids, addresses, sizes and kernel: rule edit",
     "oxenstored: NetVM restart while clients run",

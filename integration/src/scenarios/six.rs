@@ -190,14 +190,12 @@ pub fn forged_source(world: &mut World) -> Result<String> {
 /// Both clients, A with one port of the server in both families, B with everything; the server's address.
 fn need_both(world: &mut World) -> Result<String> {
     let Some(server) = world.plan.internet6.clone() else { fail!("the plan is without IPv6") };
-    steps::need_both(world)?;
-    let both = [
-        steps::https_only(world),
-        format!("action=accept proto=tcp dst6={server}/128 dstports=443-443"),
-    ];
-    if world.rules(ALICE) != both {
-        world.set_rules(ALICE, &[&both[0], &both[1]])?;
-    }
+    let v4 = steps::https_only(world);
+    let v6 = format!("action=accept proto=tcp dst6={server}/128 dstports=443-443");
+    world.need_rules(ALICE, &[&v4, &v6])?;
+    world.need_firewall(Some(0))?;
+    world.need_client(ALICE)?;
+    world.need_client(BOB)?;
     Ok(server)
 }
 

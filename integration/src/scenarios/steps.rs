@@ -39,9 +39,7 @@ pub fn need_both(world: &mut World) -> Result<()> {
 pub fn need_one(world: &mut World) -> Result<()> {
     let rule = https_only(world);
     world.need_firewall(Some(0))?;
-    if world.rules(ALICE) != [rule.clone()] {
-        world.set_rules(ALICE, &[&rule])?;
-    }
+    world.need_rules(ALICE, &[&rule])?;
     world.need_client(ALICE)
 }
 

@@ -8,7 +8,7 @@ use crate::lab::world::{ACCEPT_ALL, World};
 
 /// A client pings the outside; the outside sees the firewall's address.
 pub fn ping_is_masqueraded(world: &mut World) -> Result<String> {
-    world.set_rules(BOB, ACCEPT_ALL)?;
+    world.need_rules(BOB, ACCEPT_ALL)?;
     world.need_firewall(Some(0))?;
     world.need_client(BOB)?;
     let netvm = world.netvm(0)?;
@@ -54,7 +54,7 @@ pub fn one_port_only(world: &mut World) -> Result<String> {
 
 /// Client B: everything.
 pub fn accept_all(world: &mut World) -> Result<String> {
-    world.set_rules(BOB, ACCEPT_ALL)?;
+    world.need_rules(BOB, ACCEPT_ALL)?;
     world.need_firewall(Some(0))?;
     world.need_client(BOB)?;
     let bob = world.client(BOB)?;

@@ -85,6 +85,7 @@ impl World {
 
     /// Takes note of a domain's end.
     pub(super) fn forget(&mut self, name: &str) {
+        self.lab.forget_states();
         self.domains.remove(name);
         if name == self.plan.firewall.name {
             self.dom0d = None;

@@ -154,6 +154,17 @@ impl World {
         }
     }
 
+    /// Makes sure that a client has these rules.
+    ///
+    /// # Errors
+    /// As [`World::set_rules`].
+    pub fn need_rules(&mut self, index: usize, rules: &[&str]) -> Result<()> {
+        if self.rules(index) != rules {
+            self.set_rules(index, rules)?;
+        }
+        Ok(())
+    }
+
     /// The rules that dom0 has for a client.
     pub fn rules(&self, index: usize) -> &[String] {
         self.clients.get(index).map_or(&[], |client| &client.rules)

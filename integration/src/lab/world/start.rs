@@ -144,7 +144,7 @@ impl World {
         if !self.domains.contains_key(name) {
             return Ok(false);
         }
-        let state = self.lab.state(name)?;
+        let state = self.lab.state_lately(name)?;
         if state == State::Running {
             return Ok(true);
         }
