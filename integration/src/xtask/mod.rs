@@ -26,7 +26,7 @@ usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM
        cargo xtask test --long PART   the long form of a part
        cargo xtask fuzz TARGET [--time T]
        cargo xtask diff [v4 SEED SET]  our core against nftables; one set again
-       cargo xtask bench [--json] [engine|lab]
+       cargo xtask bench [--quick] [--json FILE] [engine|lab]
                                       measures; the lab's part against a Linux firewall VM
        cargo xtask image              build target/image/vmlinuz
        cargo xtask lab ...            the lab by hand";

@@ -16,8 +16,9 @@ use crate::scenarios::steps::{self, ALICE};
 use crate::xtask::{image, scenarios};
 use crate::{apt, fail, progress};
 
-/// Turns of each side.
+/// Turns of each side, and when it has to be quick.
 const TURNS: usize = 5;
+const QUICK_TURNS: usize = 2;
 /// A run may take so long on a busy host.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -94,7 +95,7 @@ struct Sample {
     cpu: BTreeMap<String, f64>,
 }
 
-pub(super) fn run(report: &mut Report) -> Result<()> {
+pub(super) fn run(report: &mut Report, is_quick: bool) -> Result<()> {
     apt::ensure(apt::LAB)?;
     let image = image::build()?;
     let images = cache::images(false)?;
@@ -102,14 +103,15 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
     report.figure("image.bytes", image.size as f64);
     let lab = Lab::boot(&images, &MachineOptions { name: "bench".into(), ..Default::default() })?;
     let mut world = World::new(lab, Plan::usual(), Kind::Image(image.path))?;
-    let result = measure(&mut world, report);
+    let turns = if is_quick { QUICK_TURNS } else { TURNS };
+    let result = measure(&mut world, report, turns);
     if result.is_err() {
         scenarios::save_logs(Some(&world), "bench");
     }
     result
 }
 
-fn measure(world: &mut World, report: &mut Report) -> Result<()> {
+fn measure(world: &mut World, report: &mut Report, turns: usize) -> Result<()> {
     progress::step("NetVM", || world.need_netvm(0))?;
     progress::step("our firewall and its client", || {
         world.need_firewall(Some(0))?;
@@ -119,6 +121,10 @@ fn measure(world: &mut World, report: &mut Report) -> Result<()> {
     let ready = world.firewall()?.wait_console(&world.lab, "fw: ready", PATIENCE)?;
     report.figure("boot.ready.vcpu_ms", steps::decimal(&ready, "vcpu_ms")?);
 
+    let servers = [Some(&world.plan.internet), world.plan.internet6.as_ref()];
+    for server in servers.into_iter().flatten() {
+        world.sh(world.netvm(0)?, &format!("iperf3 -s -B {server} -D"))?;
+    }
     let ours =
         Side { name: "ours", firewall: &world.plan.firewall.name, client: world.client(ALICE)? };
     let linux = Side { name: "Linux", firewall: LINUX_FIREWALL.0, client: &linux };
@@ -126,7 +132,7 @@ fn measure(world: &mut World, report: &mut Report) -> Result<()> {
     for workload in WORKLOADS {
         let mut samples = [Vec::new(), Vec::new()];
         progress::step(workload.key, || -> Result<()> {
-            for _ in 0..TURNS {
+            for _ in 0..turns {
                 for (side, samples) in [&ours, &linux].into_iter().zip(&mut samples) {
                     samples.push(side.run(world, workload)?);
                 }
@@ -136,7 +142,7 @@ fn measure(world: &mut World, report: &mut Report) -> Result<()> {
         let [of_ours, of_linux] = &samples;
         let (a, b) = (ours.summary(workload, of_ours), linux.summary(workload, of_linux));
         report.table(
-            format!("{}, median of {TURNS}", workload.key),
+            format!("{}, median of {turns}", workload.key),
             table(workload, [(&ours, of_ours, &a), (&linux, of_linux, &b)]),
         );
         if workload.key == "rtt_idle" {

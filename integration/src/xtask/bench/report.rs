@@ -1,6 +1,7 @@
 //! What was measured: named figures, tables for people, and where they are written.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Map, Number, Value};
 
@@ -56,8 +57,9 @@ impl Report {
         Ok(())
     }
 
-    pub(super) fn print_json(&self) {
-        println!("{}", Value::Object(self.figures.clone()));
+    pub(super) fn write_json(&self, file: &Path) -> Result<()> {
+        let text = Value::Object(self.figures.clone()).to_string();
+        fs::write(file, text + "\n").doing(|| format!("cannot write {}", file.display()))
     }
 
     fn text(&self) -> String {
