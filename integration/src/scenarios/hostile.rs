@@ -70,13 +70,16 @@ pub fn broken_directory(world: &mut World) -> Result<String> {
     let firewall = world.firewall()?.domid;
     let carol = world.client_of_plan(CAROL)?.clone();
     let mut said = Vec::new();
-    for (node, value) in [
+    for (index, (node, value)) in [
         ("ip", None),
         ("ip", Some("10.137.0.999")),
         ("mac", None),
         ("mac", Some("00:16:3e:5e:6c")),
         ("frontend-id", Some("0")),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         // Paused: it comes no further before the node is as it should not be.
         let mut spec = world.plan.client_spec(&carol);
         spec.name = "broken".into();
@@ -89,8 +92,13 @@ pub fn broken_directory(world: &mut World) -> Result<String> {
             Some(value) => format!("xenstore-write {path} '{value}'"),
             None => format!("xenstore-rm {path}"),
         };
+        // The first one's frontend is a Linux that boots. The others say what it would say, which takes no time.
+        let start = match index {
+            0 => format!("xl unpause {}", broken.domid),
+            _ => frontend_connects(broken.domid, carol.devid),
+        };
         let needle = format!("fw: client refused domid={} ", broken.domid);
-        let refused = world.lab.sh(&edit).and_then(|_| world.lab.unpause(&broken)).and_then(|()| {
+        let refused = world.lab.sh(&format!("{edit} && {start}")).and_then(|_| {
             let moment = super::lifecycle::MOMENT;
             world.firewall()?.wait_console_after(&world.lab, mark, &needle, moment)
         });
@@ -107,6 +115,22 @@ pub fn broken_directory(world: &mut World) -> Result<String> {
     }
     said.dedup();
     Ok(said.join("; "))
+}
+
+/// A shell line that writes to xenstore what a frontend does when it connects (Xen public/io/netif.h).
+fn frontend_connects(domid: u32, devid: u32) -> String {
+    let at = format!("/local/domain/{domid}/device/vif/{devid}");
+    let nodes = [
+        ("tx-ring-ref", 8),
+        ("rx-ring-ref", 9),
+        ("event-channel", 5),
+        ("request-rx-copy", 1),
+        ("feature-rx-notify", 1),
+        ("state", 4),
+    ];
+    let words: Vec<String> =
+        nodes.iter().map(|(node, value)| format!("{at}/{node} {value}")).collect();
+    format!("xenstore-write {}", words.join(" "))
 }
 
 /// Writes the frames to the client's eth0 as they are.

@@ -32,7 +32,9 @@ pub fn run(fast: bool) -> Result<()> {
     if let Some(image) = &built {
         report.check("image in plain QEMU", || smoke::run(image));
     }
-    if !fast {
+    if fast {
+        more_sources(&mut report);
+    } else {
         lab(&mut report, built.as_ref(), &patient);
     }
     report.end(begun)
@@ -99,10 +101,6 @@ fn sources(report: &mut Report) {
     report.check("clippy: workspace, the core without platform", || {
         clippy(&["--workspace", "--all-targets"])
     });
-    report.check("clippy: platform on the in-memory hypervisor", || {
-        clippy(&["--lib", "--tests", "--features", "fake"])
-    });
-    report.check("clippy: image", || clippy(&[&["--profile", "image"], image::BINARY].concat()));
     let mut ran = Vec::new();
     report.check("tests", || {
         ran = coverage::ran(&command::output(&mut cargo(&["test", "--workspace"]))?);
@@ -111,6 +109,15 @@ fn sources(report: &mut Report) {
     if !ran.is_empty() {
         report.check("requirements and their tests", || coverage::report(&ran));
     }
+    report.check("licences, dependency directions, unsafe code", audit::run);
+}
+
+/// The same for what has no time limit of its own: the platform, the image, the documentation.
+fn more_sources(report: &mut Report) {
+    report.check("clippy: platform on the in-memory hypervisor", || {
+        clippy(&["--lib", "--tests", "--features", "fake"])
+    });
+    report.check("clippy: image", || clippy(&[&["--profile", "image"], image::BINARY].concat()));
     report.check("tests: platform on the in-memory hypervisor", || {
         let only = ["test", "--quiet", "--lib", "--features", "fake", "platform"];
         command::output(&mut cargo(&only)).map(drop)
@@ -119,19 +126,22 @@ fn sources(report: &mut Report) {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
         command::output(doc.env("RUSTDOCFLAGS", "-D warnings")).map(drop)
     });
-    report.check("licences, dependency directions, unsafe code", audit::run);
+}
+
+/// The lab's own sources, which need its packages.
+fn lab_sources(report: &mut Report) {
+    report.check("clippy: lab", || {
+        clippy(&["-p", "integration", "--features", "lab", "--all-targets"])
+    });
+    report.check("tests: lab", || {
+        let tests = ["test", "-p", "integration", "--features", "lab", "--quiet"];
+        command::output(&mut cargo(&tests)).map(drop)
+    });
 }
 
 /// The scenarios, and `patient` parts beside them: emulation leaves a good part of two cores idle.
 fn lab(report: &mut Report, image: Option<&Image>, patient: &[&Part]) {
-    let is_ready = report.check("lab: packages", || apt::ensure(apt::LAB))
-        && report.check("clippy: lab", || {
-            clippy(&["-p", "integration", "--features", "lab", "--all-targets"])
-        })
-        && report.check("tests: lab", || {
-            let tests = ["test", "-p", "integration", "--features", "lab", "--quiet"];
-            command::output(&mut cargo(&tests)).map(drop)
-        });
+    let is_ready = report.check("lab: packages", || apt::ensure(apt::LAB));
     // What Cargo builds for the scenarios is there before others ask for it.
     let mut images = None;
     if is_ready {
@@ -144,7 +154,13 @@ fn lab(report: &mut Report, image: Option<&Image>, patient: &[&Part]) {
         let patient = scope.spawn(|| {
             let mut report = Report::default();
             match give_way() {
-                Ok(()) => report.parts(patient),
+                Ok(()) => {
+                    more_sources(&mut report);
+                    if is_ready {
+                        lab_sources(&mut report);
+                    }
+                    report.parts(patient);
+                }
                 Err(error) => drop(report.check("priority", || Err(error))),
             }
             report

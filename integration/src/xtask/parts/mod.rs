@@ -42,7 +42,7 @@ impl Part {
 pub const ALL: &[Part] = &[
     Part::new("diff", crate::diff::short, crate::diff::long, netns::refusal),
     Part::new("stacks", crate::stacks::run, crate::stacks::run, netns::refusal),
-    Part::new("first-packet", first_packet::run, first_packet::run, runs_anywhere),
+    Part::new("first-packet", first_packet::run, first_packet::run, runs_anywhere).patient(),
     Part::new("fuzz", fuzz::short, fuzz::long, runs_anywhere).patient(),
     planned("sim"),
     Part::new("mutants", mutants::short, mutants::long, runs_anywhere).patient(),
