@@ -42,34 +42,10 @@ struct Workload {
 }
 
 const WORKLOADS: &[Workload] = &[
-    Workload {
-        key: "tcp4_up",
-        line: "iperf3 -f k -n 8M -c SERVER",
-        read: bytes,
-        per: (1e9, "GB"),
-        unit: (1e6, "MB/s"),
-    },
-    Workload {
-        key: "tcp4_down",
-        line: "iperf3 -f k -n 8M -R -c SERVER",
-        read: bytes,
-        per: (1e9, "GB"),
-        unit: (1e6, "MB/s"),
-    },
-    Workload {
-        key: "tcp6_up",
-        line: "iperf3 -f k -n 8M -c SERVER6",
-        read: bytes,
-        per: (1e9, "GB"),
-        unit: (1e6, "MB/s"),
-    },
-    Workload {
-        key: "tcp6_down",
-        line: "iperf3 -f k -n 8M -R -c SERVER6",
-        read: bytes,
-        per: (1e9, "GB"),
-        unit: (1e6, "MB/s"),
-    },
+    tcp("tcp4_up", "iperf3 -f k -n 8M -c SERVER"),
+    tcp("tcp4_down", "iperf3 -f k -n 8M -R -c SERVER"),
+    tcp("tcp6_up", "iperf3 -f k -n 8M -c SERVER6"),
+    tcp("tcp6_down", "iperf3 -f k -n 8M -R -c SERVER6"),
     Workload {
         key: "udp64",
         line: "iperf3 -f k -u -l 64 -b 0 -t 5 -c SERVER",
@@ -85,6 +61,10 @@ const WORKLOADS: &[Workload] = &[
         unit: (1.0, "ms"),
     },
 ];
+
+const fn tcp(key: &'static str, line: &'static str) -> Workload {
+    Workload { key, line, read: bytes, per: (1e9, "GB"), unit: (1e6, "MB/s") }
+}
 
 /// One run.
 struct Sample {
