@@ -77,6 +77,7 @@ pub struct TooManyAddresses;
 pub(crate) struct HostId(pub(crate) u32);
 
 /// What is known about one client address.
+#[cfg_attr(test, derive(Clone))]
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) address: IpAddr,
@@ -92,6 +93,7 @@ pub(crate) struct Host {
 }
 
 /// An attached vif.
+#[cfg_attr(test, derive(Clone))]
 #[derive(Debug)]
 pub(crate) struct Attached {
     pub(crate) port: ClientPort,
@@ -113,7 +115,17 @@ impl Attached {
     }
 }
 
+impl Host {
+    /// Notes that a vif sent a packet from this address.
+    #[inline]
+    pub(crate) fn heard(&mut self, id: ClientId) {
+        self.last_sender = Some(id);
+        self.port = Some(id);
+    }
+}
+
 /// The two tables.
+#[cfg_attr(test, derive(Clone))]
 #[derive(Debug)]
 pub(crate) struct Clients {
     slots: Box<[Option<Attached>]>,
@@ -172,6 +184,11 @@ impl Clients {
         self.hosts.get(id.0)
     }
 
+    #[inline]
+    pub(crate) fn host_mut(&mut self, id: HostId) -> Option<&mut Host> {
+        self.hosts.get_mut(id.0)
+    }
+
     /// Whether rules were committed for the address, understood or not.
     pub(crate) fn has_rules(&self, id: HostId) -> bool {
         self.host(id).is_some_and(|host| !matches!(host.rules, RulesState::None))
@@ -223,9 +240,8 @@ impl Clients {
 
     /// Notes that the vif sent a packet from its own address, so answers go there.
     pub(crate) fn heard(&mut self, id: ClientId, host: HostId) {
-        if let Some(host) = self.hosts.get_mut(host.0) {
-            host.last_sender = Some(id);
-            host.port = Some(id);
+        if let Some(host) = self.host_mut(host) {
+            host.heard(id);
         }
     }
 

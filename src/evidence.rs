@@ -35,6 +35,11 @@ impl Accept {
     }
 }
 
+/// The evidence of what `flow` sends now; `host` is its client.
+pub(crate) fn of(flow: &Flow, host: &Host) -> Option<Evidence> {
+    Accept::of(flow, host).map(Evidence::Accepted)
+}
+
 impl Frame<'_> {
     /// Whether it may be forwarded.
     pub(crate) fn is_accepted(&self) -> bool {
@@ -50,11 +55,12 @@ impl Frame<'_> {
 impl Firewall {
     /// The evidence of what `flow` sends now.
     pub(crate) fn evidence_of(&self, flow: &Flow) -> Option<Evidence> {
-        Accept::of(flow, self.clients.host(flow.host)?).map(Evidence::Accepted)
+        of(flow, self.clients.host(flow.host)?)
     }
 
     /// Has all flows judged again: no evidence of theirs counts any more.
     pub(crate) fn start_generation(&mut self) {
+        self.epoch.advance();
         self.clients.start_generation_for_all();
         self.fragments.forget_accepted();
     }

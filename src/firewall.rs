@@ -14,6 +14,7 @@ use crate::conntrack::table::Table;
 use crate::conntrack::tcp::Tracker;
 use crate::dns::{self, Dns};
 use crate::exposure::Exposure;
+use crate::fast::Epoch;
 use crate::fragments::Fragments;
 use crate::frame::Frame;
 use crate::icmp::TokenBucket;
@@ -34,7 +35,7 @@ use crate::wire::protocol;
 
 /// Flows that one call of [`Firewall::on_timer`] reclaims.
 const RECLAIM_PER_TIMER: usize = 256;
-const DNS_PORT: u16 = 53;
+pub(crate) const DNS_PORT: u16 = 53;
 /// DHCP client: what Windows and others broadcast for before they believe their configuration.
 const DHCP_CLIENT_PORT: u16 = 68;
 const ECHO_REQUEST: u8 = 8;
@@ -72,6 +73,7 @@ pub struct Firewall {
     pub(crate) stats: Stats,
     /// What in the rules decided about the flow that the latest frame would open.
     pub(crate) decided_by: Option<DecidedBy>,
+    pub(crate) epoch: Epoch,
     limits: Limits,
     pub(crate) uplink_answers: TokenBucket,
 }
@@ -102,6 +104,7 @@ impl Firewall {
             fragments: Fragments::new(limits.fragment_bytes as usize, limits.clients, key)?,
             stats: Stats::new(limits.clients)?,
             decided_by: None,
+            epoch: Epoch::FIRST,
             limits,
             uplink_answers: TokenBucket::default(),
         })
@@ -138,6 +141,7 @@ impl Firewall {
         if self.clients.attached(id).is_some() || self.netvm.contains(id) {
             return Err(AttachError::SlotTaken);
         }
+        self.epoch.advance();
         self.clients.attach(id, port)?;
         self.stats.retire(id);
         Ok(())
@@ -146,6 +150,7 @@ impl Firewall {
     /// Detaches a vif. With the last vif of an address its flows end, those of other clients to it too. An id that is
     /// not attached has no effect.
     pub fn detach_client(&mut self, id: ClientId) {
+        self.epoch.advance();
         if self.detach_netvm(id) {
             self.fragments.forget(Origin::Uplink);
             return;
@@ -170,6 +175,7 @@ impl Firewall {
         address: IpAddr,
         rules: RulesState,
     ) -> Result<Generation, TooManyAddresses> {
+        self.epoch.advance();
         let generation = self.clients.set_rules(now, address, rules)?;
         self.fragments.forget_accepted();
         self.register_names(now, address);
@@ -181,6 +187,7 @@ impl Firewall {
     /// # Errors
     /// If there is no room for the connected addresses; the configuration stays what it was.
     pub fn set_network(&mut self, config: NetworkConfig) -> Result<(), TooManyAddresses> {
+        self.epoch.advance();
         self.clients.set_connected(&config.connected)?;
         self.clients.set_mapped(&config.mapped);
         let old = core::mem::replace(&mut self.network, config);
@@ -208,6 +215,7 @@ impl Firewall {
 
     /// Attaches or detaches the uplink. Flows stay: a NetVM that restarts finds them again.
     pub fn set_uplink(&mut self, now: Instant, uplink: Option<UplinkPort>) {
+        self.epoch.advance();
         self.uplink = uplink.map(|port| Uplink::new(now, port));
         self.fragments.forget(Origin::Uplink);
     }

@@ -22,6 +22,11 @@ impl NetvmVifs {
         self.vifs.iter().flatten().any(|(known, _)| *known == id)
     }
 
+    /// Whether there is none: the uplink is no client.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.vifs.iter().all(Option::is_none)
+    }
+
     /// The vif that is used.
     pub(crate) fn in_use(&self) -> Option<(ClientId, ClientPort)> {
         self.vifs.get(self.in_use).copied().flatten()
@@ -73,6 +78,7 @@ impl Firewall {
         if !self.clients.has_slot(id) {
             return Err(AttachError::NoSuchSlot);
         }
+        self.epoch.advance();
         let is_taken = self.clients.attached(id).is_some() || self.netvm.contains(id);
         if is_taken || !self.netvm.add(id, *port) {
             return Err(AttachError::SlotTaken);

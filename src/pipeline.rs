@@ -22,6 +22,18 @@ impl Firewall {
     pub fn handle(&mut self, now: Instant, origin: Origin, frame: &mut Frame<'_>) -> Fate {
         self.decided_by = None;
         (frame.evidence, frame.segments) = (None, None);
+        self.fast_path(now, origin, frame)
+            .unwrap_or_else(|| self.handle_in_stages(now, origin, frame))
+    }
+
+    /// The same for a frame that is not one for the fast path.
+    #[inline(never)]
+    pub(crate) fn handle_in_stages(
+        &mut self,
+        now: Instant,
+        origin: Origin,
+        frame: &mut Frame<'_>,
+    ) -> Fate {
         let Some(side) = self.side_of(origin) else { return self.no_such_port(origin) };
         self.count_received(side, frame);
         let verdict = match frame.check_head() {
@@ -86,6 +98,9 @@ impl Firewall {
         self.translate_outbound(flow, packet, frame)?;
         self.clamp_mss(packet, exit.caps.mtu, frame);
         egress::finish(frame, packet, &exit, manner);
+        if way == Way::Uplink {
+            self.note_passed_up(flow, packet);
+        }
         Ok(Verdict::Forward(port))
     }
 
@@ -124,6 +139,7 @@ impl Firewall {
         self.translate_inbound(flow, packet, frame)?;
         self.clamp_mss(packet, exit.caps.mtu, frame);
         egress::finish(frame, packet, &exit, manner);
+        self.note_passed_down(flow, packet);
         Ok(Verdict::Forward(port))
     }
 }

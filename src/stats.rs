@@ -99,6 +99,7 @@ impl PortStats {
 }
 
 /// The counters of all ports.
+#[cfg_attr(test, derive(Clone))]
 #[derive(Debug)]
 pub struct Stats {
     uplink: PortStats,
@@ -172,6 +173,23 @@ impl Stats {
         self.port_mut(port).add(counter, amount);
     }
 
+    /// Counts a frame that came in through `port`.
+    #[inline]
+    pub(crate) fn received(&mut self, port: PortId, bytes: u64) {
+        let port = self.port_mut(port);
+        port.add(Counter::ReceivedFrames, 1);
+        port.add(Counter::ReceivedBytes, bytes);
+    }
+
+    /// Counts a frame that goes out through `port`.
+    #[inline]
+    pub(crate) fn sent(&mut self, port: PortId, bytes: u64) {
+        let port = self.port_mut(port);
+        port.add(Counter::SentFrames, 1);
+        port.add(Counter::SentBytes, bytes);
+    }
+
+    #[inline]
     fn port_mut(&mut self, port: PortId) -> &mut PortStats {
         match port {
             PortId::Uplink => &mut self.uplink,

@@ -6,6 +6,7 @@ pub(crate) mod v6;
 
 use core::net::{IpAddr, Ipv4Addr};
 use core::time::Duration;
+use std::sync::LazyLock;
 
 use rules::{CompiledSet, Family, RuleSet};
 
@@ -41,6 +42,14 @@ pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const RST: u8 = 0x04;
 pub(crate) const ACK: u8 = 0x10;
+
+/// Whether the fast path is to stay closed: `cargo xtask test` sets this where it breaks one of the stages, whose tests have
+/// to notice.
+pub(crate) fn is_fast_path_closed() -> bool {
+    static IS_CLOSED: LazyLock<bool> =
+        LazyLock::new(|| std::env::var_os("FIREWALL_TESTS_STAGES_ALONE").is_some());
+    *IS_CLOSED
+}
 
 /// RFC 1071, section 2.
 pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
@@ -321,6 +330,10 @@ pub(crate) struct Kit {
     pub(crate) fw: Firewall,
     pub(crate) now: Instant,
     page: Vec<u8>,
+    /// Frames that took the fast path.
+    pub(crate) fast: u32,
+    /// Whether the state behind a frame that did not take it is compared, too.
+    pub(crate) is_thorough: bool,
 }
 
 pub(crate) const CAPS: PortCaps =
@@ -367,7 +380,8 @@ impl Kit {
         fw.set_uplink(Instant::from_nanos(0), Some(UplinkPort { mac: MAC_UP, caps: CAPS }));
         fw.attach_client(ID_A, vif(10, MAC_A, A)).unwrap();
         fw.attach_client(ID_B, vif(11, MAC_B, B)).unwrap();
-        Self { fw, now: Instant::from_nanos(1_000_000_000), page: vec![0; 4096] }
+        let now = Instant::from_nanos(1_000_000_000);
+        Self { fw, now, page: vec![0; 4096], fast: 0, is_thorough: false }
     }
 
     /// Both clients may do everything.
@@ -405,6 +419,7 @@ impl Kit {
     pub(crate) fn bytes(&mut self, origin: Origin, bytes: &[u8], offload: Offload) -> Out {
         self.page[..bytes.len()].copy_from_slice(bytes);
         self.page[bytes.len()..].fill(0xdd);
+        self.check_fast_path(origin, bytes, bytes.len(), offload);
         let mut frame = Frame::new(&mut self.page, bytes.len(), offload).unwrap();
         let fate = self.fw.handle(self.now, origin, &mut frame);
         assert_accepted(&self.fw);
@@ -420,6 +435,7 @@ impl Kit {
         head: usize,
         offload: Offload,
     ) -> Vec<Out> {
+        self.check_fast_path(origin, &bytes[..head], bytes.len(), offload);
         let (mut page, tail) = (vec![0xdd; 4096.max(head)], &bytes[head..]);
         page[..head].copy_from_slice(&bytes[..head]);
         let mut frame = Frame::with_tail(&mut page, head, bytes.len(), offload).unwrap();
@@ -440,6 +456,45 @@ impl Kit {
             all.push(Out { fate, bytes: out.whole().unwrap().to_vec(), offload: out.offload });
         }
         all
+    }
+
+    /// Hands a frame to the fast path and to the stages, and leaves the firewall as it was: what comes out is the same, the
+    /// state behind it too. What the fast path leaves to the stages it has not touched; of the state that is looked at only
+    /// where [`Kit::is_thorough`] is set, as it takes long. Not with large tables: the tests that fill them would take minutes.
+    #[track_caller]
+    fn check_fast_path(&mut self, origin: Origin, head: &[u8], len: usize, offload: Offload) {
+        if self.fw.limits().flows > LIMITS.flows || is_fast_path_closed() {
+            return;
+        }
+        let before = self.fw.packet_state();
+        let original = self.fw.replace_packet_state(before.clone());
+        let mut after = |is_fast: bool| {
+            let mut page = [head, &vec![0xdd; 4096_usize.saturating_sub(head.len())]].concat();
+            let mut frame = Frame::with_tail(&mut page, head.len(), len, offload).unwrap();
+            let fate = match is_fast {
+                true => self.fw.fast_path(self.now, origin, &mut frame),
+                false => Some(self.fw.handle_in_stages(self.now, origin, &mut frame)),
+            };
+            let of_frame = (frame.offload, frame.len(), frame.evidence, frame.segments());
+            let accepted = frame.is_accepted();
+            if fate.is_none() && !self.is_thorough {
+                return (fate, accepted, String::new(), page);
+            }
+            let state = self.fw.replace_packet_state(before.clone());
+            (fate, accepted, format!("{of_frame:?} {state:?}"), page)
+        };
+        let fast = after(true);
+        if let (Some(_), is_accepted, ..) = fast {
+            assert!(is_accepted, "the fast path sends what was not accepted");
+            assert!(fast == after(false), "the fast path and the stages differ: {fast:?}");
+            self.fast += 1;
+        } else {
+            let (_, _, state, page) = fast;
+            assert_eq!(page[..head.len()], *head, "the fast path wrote into a frame and left it");
+            let is_same = !self.is_thorough || state.ends_with(&format!("{before:?}"));
+            assert!(is_same, "the fast path left traces");
+        }
+        self.fw.replace_packet_state(original);
     }
 
     pub(crate) fn send(&mut self, origin: Origin, build: &Build) -> Out {

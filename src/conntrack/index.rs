@@ -1,7 +1,8 @@
 //! Hash index from a key to a slab slot: open addressing, linear probing, backward-shift deletion.
 //!
-//! The keys themselves stay in the slab, so the caller compares. Hashes are SipHash-1-3 under a key drawn at boot: a
-//! peer that chooses addresses and ports cannot aim at one chain.
+//! The keys themselves stay in the slab, so the caller compares. Hashes are secret: a peer that chooses addresses and ports
+//! cannot aim at one chain. They are SipHash-1-3 under a key drawn at boot; for flows, which are looked up for every packet,
+//! [`FlowKey`] has a cheaper one.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -36,6 +37,46 @@ impl HashKey {
     }
 }
 
+/// The secret of the flow table.
+///
+/// Each step multiplies two words, secret words added to both, and folds the 128 bits of the product (as wyhash and its kin
+/// do). That costs a tenth of SipHash and is no such cipher: what keeps chains short is that nobody outside sees a hash or
+/// knows one of six secret words. A client that found out by timing could make one chain as long as its quota of flows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FlowKey([u64; 6]);
+
+impl FlowKey {
+    /// Secret words from a key that other tables have, too.
+    pub(crate) fn derived(key: HashKey) -> Self {
+        Self(core::array::from_fn(|number| {
+            let mut hasher = SipHasher13::new_with_keys(key.0, key.1);
+            hasher.write(b"flows");
+            hasher.write_usize(number);
+            hasher.finish()
+        }))
+    }
+
+    /// Hashes the two addresses of an IPv4 flow and its ports.
+    #[inline(always)]
+    pub(crate) fn hash_v4(self, addresses: u64, ports: u64) -> u32 {
+        let [a, b, .., last] = self.0;
+        fold(fold(addresses ^ a, ports ^ b), last) as u32
+    }
+
+    /// Hashes the halves of both addresses of an IPv6 flow and its ports.
+    #[inline(always)]
+    pub(crate) fn hash_v6(self, local: [u64; 2], remote: [u64; 2], ports: u64) -> u32 {
+        let ([a, b, c, d, e, last], [l0, l1], [r0, r1]) = (self.0, local, remote);
+        let addresses = fold(l0 ^ a, l1 ^ b) ^ fold(r0 ^ c, r1 ^ d);
+        fold(fold(addresses, ports ^ e), last) as u32
+    }
+}
+
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Cell {
     hash: u32,
@@ -43,6 +84,7 @@ struct Cell {
 }
 
 /// The index. At most half full, so a probe ends soon.
+#[cfg_attr(test, derive(Clone))]
 #[derive(Debug)]
 pub(crate) struct Index {
     cells: Box<[Cell]>,
@@ -65,18 +107,13 @@ impl Index {
 
     /// The slot with this hash that `is_match` confirms.
     pub(crate) fn find(&self, hash: u32, mut is_match: impl FnMut(u32) -> bool) -> Option<u32> {
-        let mut at = self.home(hash);
-        for _ in 0..self.cells.len() {
-            let cell = self.cell(at);
-            if cell.slot == EMPTY {
-                return None;
-            }
-            if cell.hash == hash && is_match(cell.slot) {
-                return Some(cell.slot);
-            }
-            at = self.next(at);
-        }
-        None
+        self.candidates(hash).find(|slot| is_match(*slot))
+    }
+
+    /// The slots with this hash. Mostly one or none.
+    #[inline(always)]
+    pub(crate) fn candidates(&self, hash: u32) -> Candidates<'_> {
+        Candidates { index: self, hash, at: self.home(hash), left: self.cells.len() }
     }
 
     /// Adds a slot. The owner's slab bounds the number of entries, so that a free cell always exists.
@@ -121,18 +158,21 @@ impl Index {
         self.set(hole, Cell { hash: 0, slot: EMPTY });
     }
 
+    #[inline(always)]
     fn home(&self, hash: u32) -> usize {
-        hash as usize & (self.cells.len() - 1)
+        hash as usize & self.cells.len().wrapping_sub(1)
     }
 
+    #[inline(always)]
     fn next(&self, at: usize) -> usize {
-        (at + 1) & (self.cells.len() - 1)
+        at.wrapping_add(1) & self.cells.len().wrapping_sub(1)
     }
 
     fn distance(&self, from: usize, to: usize) -> usize {
         to.wrapping_sub(from) & (self.cells.len() - 1)
     }
 
+    #[inline(always)]
     fn cell(&self, at: usize) -> Cell {
         self.cells.get(at).copied().unwrap_or(Cell { hash: 0, slot: EMPTY })
     }
@@ -141,6 +181,35 @@ impl Index {
         if let Some(place) = self.cells.get_mut(at) {
             *place = cell;
         }
+    }
+}
+
+/// Slots of one hash, along its chain.
+#[derive(Debug)]
+pub(crate) struct Candidates<'a> {
+    index: &'a Index,
+    hash: u32,
+    at: usize,
+    left: usize,
+}
+
+impl Iterator for Candidates<'_> {
+    type Item = u32;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<u32> {
+        while self.left > 0 {
+            let cell = self.index.cell(self.at);
+            if cell.slot == EMPTY {
+                return None;
+            }
+            self.at = self.index.next(self.at);
+            self.left = self.left.wrapping_sub(1);
+            if cell.hash == self.hash {
+                return Some(cell.slot);
+            }
+        }
+        None
     }
 }
 
@@ -174,8 +243,34 @@ mod tests {
         }
     }
 
+    /// Neighbours in every field: what a client that counts up its ports or addresses makes.
+    #[test]
+    fn hashes_of_flows_spread() {
+        let key = FlowKey::derived(HashKey(1, 2));
+        let spread = |hash: &dyn Fn(u64) -> u32| {
+            let mut used = [0u8; 4096];
+            (0..4096).for_each(|n| used[hash(n) as usize % 4096] += 1);
+            (used.iter().filter(|count| **count > 0).count(), used.into_iter().max())
+        };
+        let base = 0x0a89_000a_c633_6407_u64;
+        for shift in [0, 8, 16, 20, 32, 48] {
+            let by_port = spread(&|n| key.hash_v4(base, 6 ^ n << shift));
+            let by_address = spread(&|n| key.hash_v4(base ^ n << shift, 0x9c40_01bb_0006));
+            let by_port6 = spread(&|n| key.hash_v6([base, 1], [base, 2], 6 ^ n << shift));
+            let by_far = spread(&|n| key.hash_v6([base, 1], [base, n << shift], 6));
+            let by_near = spread(&|n| key.hash_v6([base ^ n << shift, 1], [base, 1], 6));
+            for (cells, longest) in [by_port, by_address, by_port6, by_far, by_near] {
+                // Chance fills 63 of 100 cells, and no cell with more than eight.
+                assert!((2450..2750).contains(&cells), "{cells} cells, shift {shift}");
+                assert!(longest <= Some(10), "{longest:?}, shift {shift}");
+            }
+        }
+    }
+
     #[test]
     fn different_keys_give_different_hashes() {
+        let hash = |key| FlowKey::derived(key).hash_v4(1, 2);
+        assert_ne!(hash(HashKey(1, 2)), hash(HashKey(1, 3)));
         let words = [1, 2, 3];
         assert_ne!(HashKey(1, 2).hash(&words), HashKey(1, 3).hash(&words));
     }

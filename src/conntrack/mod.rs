@@ -14,6 +14,7 @@ use core::time::Duration;
 
 use crate::clients::{Generation, HostId};
 use crate::dns::Held;
+use crate::fast::Passed;
 use crate::nat::MappingId;
 use crate::nat::peers::PeerId;
 use crate::time::Instant;
@@ -101,6 +102,7 @@ pub(crate) enum Hold {
 }
 
 /// One flow and both its faces.
+#[cfg_attr(test, derive(Clone))]
 #[derive(Debug)]
 pub(crate) struct Flow {
     /// As the client sees it, before any DNS redirection.
@@ -124,6 +126,10 @@ pub(crate) struct Flow {
     pub(crate) tcp: Option<tcp::Tracker>,
     /// Not usable from then on.
     pub(crate) deadline: Instant,
+    /// Its deadline when it got its place in the list of its class.
+    listed: Instant,
+    /// For the fast path.
+    pub(crate) passed: Passed,
     links: list::Links,
 }
 

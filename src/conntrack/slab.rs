@@ -6,6 +6,7 @@ use crate::limits::OutOfMemory;
 
 const NONE: u32 = u32::MAX;
 
+#[cfg_attr(test, derive(Clone))]
 #[derive(Debug)]
 enum Slot<T> {
     Used(T),
@@ -13,6 +14,7 @@ enum Slot<T> {
 }
 
 /// Values in numbered slots. Never grows beyond its capacity.
+#[cfg_attr(test, derive(Clone))]
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
     slots: Vec<Slot<T>>,

@@ -6,14 +6,20 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::net::IpAddr;
+use core::time::Duration;
 
 use crate::clients::HostId;
-use crate::conntrack::index::{HashKey, Index};
+use crate::conntrack::index::{FlowKey, HashKey, Index};
 use crate::conntrack::list::{Chain, Links, List};
 use crate::conntrack::slab::Slab;
 use crate::conntrack::{Class, Flow, Hold, NewFlow, Standing, Tuple};
+use crate::fast::Passed;
 use crate::limits::{Limits, OutOfMemory};
 use crate::time::Instant;
+
+/// A flow that is renewed again and again moves in the list of its class at most once in this time, so that the head of a
+/// list may be up to that much further from its end than one behind it.
+const RELIST: Duration = Duration::from_secs(1);
 
 /// Slot of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +51,7 @@ impl Owner {
 }
 
 /// All flows.
+#[cfg_attr(test, derive(Clone))]
 #[derive(Debug)]
 pub(crate) struct Table {
     flows: Slab<Flow>,
@@ -57,7 +64,7 @@ pub(crate) struct Table {
     /// Flows of all owners, and of one; no more than there are slots.
     most: u32,
     quota: u32,
-    key: HashKey,
+    key: FlowKey,
 }
 
 impl Table {
@@ -78,7 +85,7 @@ impl Table {
             allowed: 0,
             most: limits.flows,
             quota: limits.flows_per_client,
-            key,
+            key: FlowKey::derived(key),
         })
     }
 
@@ -100,14 +107,42 @@ impl Table {
         self.flows.get_mut(id.0)
     }
 
+    #[inline]
     pub(crate) fn find_inside(&self, tuple: &Tuple) -> Option<FlowId> {
-        let is_match = |slot| self.flows.get(slot).is_some_and(|flow| flow.inside == *tuple);
-        self.by_inside.find(hash(self.key, tuple), is_match).map(FlowId)
+        let mut slots = self.by_inside.candidates(hash(self.key, tuple));
+        slots
+            .find(|slot| self.flows.get(*slot).is_some_and(|flow| flow.inside == *tuple))
+            .map(FlowId)
     }
 
+    #[inline]
     pub(crate) fn find_outside(&self, tuple: &Tuple) -> Option<FlowId> {
-        let is_match = |slot| self.flows.get(slot).is_some_and(|flow| flow.outside == *tuple);
-        self.by_outside.find(hash(self.key, tuple), is_match).map(FlowId)
+        let mut slots = self.by_outside.candidates(hash(self.key, tuple));
+        slots
+            .find(|slot| self.flows.get(*slot).is_some_and(|flow| flow.outside == *tuple))
+            .map(FlowId)
+    }
+
+    /// [`Table::find_inside`] as a part of the fast path, which knows the family.
+    #[inline(always)]
+    pub(crate) fn inside(&mut self, tuple: &Tuple) -> Option<(FlowId, &mut Flow)> {
+        for slot in self.by_inside.candidates(hash(self.key, tuple)) {
+            if self.flows.get(slot)?.inside == *tuple {
+                return Some((FlowId(slot), self.flows.get_mut(slot)?));
+            }
+        }
+        None
+    }
+
+    /// [`Table::find_outside`] as a part of the fast path.
+    #[inline(always)]
+    pub(crate) fn outside(&mut self, tuple: &Tuple) -> Option<&mut Flow> {
+        for slot in self.by_outside.candidates(hash(self.key, tuple)) {
+            if self.flows.get(slot)?.outside == *tuple {
+                return self.flows.get_mut(slot);
+            }
+        }
+        None
     }
 
     /// Whether `host` may open one more flow.
@@ -147,6 +182,8 @@ impl Table {
             hold: Hold::Loose,
             tcp: new.tcp,
             deadline: now.after(class.lifetime()),
+            listed: now.after(class.lifetime()),
+            passed: Passed::default(),
             links: Links::default(),
         })?;
         self.allowed += u32::from(new.basis.is_allowed());
@@ -177,11 +214,15 @@ impl Table {
     }
 
     /// Starts the lifetime of `class` anew.
+    #[inline(always)]
     pub(crate) fn renew(&mut self, now: Instant, id: FlowId, class: Class) {
         let Some(flow) = self.flows.get_mut(id.0) else { return };
-        let old = flow.class;
-        flow.class = class;
+        let old = core::mem::replace(&mut flow.class, class);
         flow.deadline = now.after(class.lifetime());
+        if old == class && flow.deadline.since(flow.listed) < RELIST {
+            return;
+        }
+        flow.listed = flow.deadline;
         self.class_list(old).remove_timer(id.0);
         self.class_list(class).push_back_timer(id.0);
     }
@@ -192,6 +233,7 @@ impl Table {
         let old = core::mem::replace(&mut flow.class, class);
         let longer = class.lifetime().saturating_sub(old.lifetime());
         flow.deadline = flow.deadline.after(longer);
+        flow.listed = flow.deadline;
         self.class_list(old).remove_timer(id.0);
         self.class_list(class).push_back_timer(id.0);
     }
@@ -220,7 +262,7 @@ impl Table {
         self.heads().find(|id| self.is_due(now, *id))
     }
 
-    /// When [`Table::next_due`] will find something, at the latest.
+    /// When [`Table::next_due`] will find something, or up to [`RELIST`] earlier.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.heads().filter_map(|id| Some(self.get(id)?.deadline)).min()
     }
@@ -280,19 +322,18 @@ impl ClassList<'_> {
     }
 }
 
-fn hash(key: HashKey, tuple: &Tuple) -> u32 {
+#[inline(always)]
+fn hash(key: FlowKey, tuple: &Tuple) -> u32 {
     let ports = u64::from(tuple.local_port) << 32
         | u64::from(tuple.remote_port) << 16
         | u64::from(tuple.protocol);
     match (tuple.local, tuple.remote) {
         (IpAddr::V4(local), IpAddr::V4(remote)) => {
-            key.hash(&[u64::from(u32::from(local)) << 32 | u64::from(u32::from(remote)), ports])
+            key.hash_v4(u64::from(u32::from(local)) << 32 | u64::from(u32::from(remote)), ports)
         }
         (local, remote) => {
-            let (local, remote) = (bits(local), bits(remote));
-            let halves = [local >> 64, local, remote >> 64, remote].map(|half| half as u64);
-            let [a, b, c, d] = halves;
-            key.hash(&[a, b, c, d, ports])
+            let halves = |bits: u128| [(bits >> 64) as u64, bits as u64];
+            key.hash_v6(halves(bits(local)), halves(bits(remote)), ports)
         }
     }
 }

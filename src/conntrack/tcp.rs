@@ -201,6 +201,21 @@ impl Tracker {
         }
     }
 
+    /// The next segment of a connection that stands, which has ACK and neither SYN nor FIN nor RST: the same as
+    /// [`Tracker::step`]. `None`, and no change, if the connection does not stand or the segment is not to pass.
+    #[inline(always)]
+    pub(crate) fn go_on(&mut self, sender: Sender, segment: &Segment) -> Option<()> {
+        if self.state != State::Established {
+            return None;
+        }
+        match sender {
+            Sender::Client => self.note_client(segment),
+            Sender::Remote if self.is_in_window(segment) => self.note_remote(segment),
+            Sender::Remote => return None,
+        }
+        Some(())
+    }
+
     /// Whether a segment of the client with this number can be on its way: not beyond what it sent, and not further back
     /// than what the far side may not have acknowledged yet.
     pub(crate) fn has_sent_lately(&self, sequence: u32) -> bool {
@@ -338,6 +353,7 @@ impl Tracker {
         Step::Pass
     }
 
+    #[inline(always)]
     fn note_client(&mut self, segment: &Segment) {
         let window = u32::from(segment.window) << self.client.scale.min(MAX_SCALE);
         self.client.window = self.client.window.max(window);
@@ -358,16 +374,21 @@ impl Tracker {
         if !self.is_in_window(segment) {
             return Step::OutOfWindow;
         }
-        let window = u32::from(segment.window) << self.remote.scale.min(MAX_SCALE);
-        self.remote.window = self.remote.window.max(window);
-        self.remote.end = max(self.remote.end, segment.end());
-        self.client.limit =
-            max(self.client.limit, segment.acknowledgement.wrapping_add(window.max(1)));
+        self.note_remote(segment);
         self.remote.is_finished |= segment.has(flags::FIN);
         if self.client.is_finished && self.remote.is_finished {
             self.state = State::Closing;
         }
         Step::Pass
+    }
+
+    #[inline(always)]
+    fn note_remote(&mut self, segment: &Segment) {
+        let window = u32::from(segment.window) << self.remote.scale.min(MAX_SCALE);
+        self.remote.window = self.remote.window.max(window);
+        self.remote.end = max(self.remote.end, segment.end());
+        let limit = segment.acknowledgement.wrapping_add(window.max(1));
+        self.client.limit = max(self.client.limit, limit);
     }
 
     /// A reset counts only where the client would take it: in its window, or as the answer to its SYN.
@@ -392,6 +413,7 @@ impl Tracker {
             && at_most(segment.acknowledgement, self.client.end)
     }
 
+    #[inline(always)]
     fn is_in_window(&self, segment: &Segment) -> bool {
         let oldest = self.client_acked.wrapping_sub(self.client.window.max(1));
         at_most(segment.sequence, self.remote.limit)

@@ -82,7 +82,8 @@ pub(super) fn set_identifier(bytes: &mut [u8], l4: usize, identifier: u16, addre
 }
 
 /// A complete UDP checksum of zero means that there is none, and stays so (RFC 768).
-pub(super) fn update_udp(field: u16, state: Checksum, addresses: Sum, ports: Sum) -> u16 {
+#[inline(always)]
+pub(crate) fn update_udp(field: u16, state: Checksum, addresses: Sum, ports: Sum) -> u16 {
     match state {
         Checksum::Blank => update_transport(field, state, addresses, ports),
         Checksum::Full | Checksum::Validated if field == 0 => 0,
@@ -97,7 +98,9 @@ pub(super) fn update_field(bytes: &mut [u8], at: usize, update: impl FnOnce(u16)
     write_u16(bytes, at, update(field));
 }
 
-fn set_word(bytes: &mut [u8], at: usize, new: u16) -> Sum {
+/// Replaces a word; returns what changed.
+#[inline(always)]
+pub(crate) fn set_word(bytes: &mut [u8], at: usize, new: u16) -> Sum {
     let old = read_u16(bytes, at);
     if old == new {
         return Sum::default();

@@ -5,6 +5,7 @@ mod edits;
 mod evidence;
 mod exposed;
 mod exposed6;
+mod fast;
 pub(crate) mod fragments;
 mod ipv6;
 mod mapped;

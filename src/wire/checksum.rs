@@ -14,28 +14,28 @@ pub(crate) struct Sum(u64);
 
 impl Sum {
     /// Adds bytes that start at an even offset of what is summed; an odd last byte counts as a high byte.
-    pub(crate) fn bytes(mut self, bytes: &[u8]) -> Self {
+    #[inline(always)]
+    pub(crate) fn bytes(self, bytes: &[u8]) -> Self {
         let (quads, rest) = bytes.as_chunks::<4>();
-        for quad in quads {
-            self.0 += u64::from(u32::from_be_bytes(*quad));
-        }
+        let sum = quads.iter().fold(self, |sum, quad| sum.add(u32::from_be_bytes(*quad).into()));
         let (words, odd) = rest.as_chunks::<2>();
-        for word in words {
-            self.0 += u64::from(u16::from_be_bytes(*word));
-        }
-        for high in odd {
-            self.0 += u64::from(*high) << 8;
-        }
-        self
+        let sum = words.iter().fold(sum, |sum, word| sum.word(u16::from_be_bytes(*word)));
+        odd.iter().fold(sum, |sum, high| sum.add(u64::from(*high) << 8))
     }
 
     /// Adds one word.
-    pub(crate) fn word(mut self, word: u16) -> Self {
-        self.0 += u64::from(word);
-        self
+    pub(crate) fn word(self, word: u16) -> Self {
+        self.add(word.into())
+    }
+
+    /// Wraps only after 2^32 terms, more than any packet has.
+    #[inline(always)]
+    fn add(self, term: u64) -> Self {
+        Self(self.0.wrapping_add(term))
     }
 
     /// Adds an address.
+    #[inline(always)]
     pub(crate) fn address(self, address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => self.bytes(&v4.octets()),
@@ -60,26 +60,39 @@ impl Sum {
     }
 
     /// Replaces an address of the same family.
+    #[inline(always)]
     pub(crate) fn replace_address(self, old: IpAddr, new: IpAddr) -> Self {
-        // The complement of the folded sum stands for the complements of all words: both are minus the sum modulo
+        // The complement of a whole address stands for the complements of its words: both are minus their sum modulo
         // 0xffff. The extra 0xffff is zero in this arithmetic and keeps the change from being the number zero, which
         // would turn a field's 0xffff into another form of the same value.
-        self.address(new).word(!Self::default().address(old).fold()).word(0xffff)
+        let sum = self.address(new).word(0xffff);
+        match old {
+            IpAddr::V4(v4) => sum.bytes(&(!v4.to_bits()).to_be_bytes()),
+            IpAddr::V6(v6) => sum.bytes(&(!v6.to_bits()).to_be_bytes()),
+        }
     }
 
     /// Joins two sums over data that start at even offsets.
-    pub(crate) fn plus(mut self, other: Self) -> Self {
-        self.0 += other.0;
-        self
+    pub(crate) fn plus(self, other: Self) -> Self {
+        self.add(other.0)
     }
 
     /// Folds to 16 bits.
+    #[inline(always)]
     pub(crate) fn fold(self) -> u16 {
-        let mut sum = self.0;
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        sum as u16
+        // The carry out of a half goes into its lowest bit, as if the other half stood on both sides of it.
+        let (sum, carry) = (self.0 as u32).overflowing_add((self.0 >> 32) as u32);
+        let sum = sum.wrapping_add(carry.into());
+        (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
+    }
+
+    /// Whether bytes of an even number, their checksum among them, are as they were sent. Their order within a word does
+    /// not matter for that (RFC 1071, 2 B).
+    #[inline(always)]
+    pub(crate) fn is_right<const N: usize>(bytes: &[u8; N]) -> bool {
+        let (quads, rest) = bytes.as_chunks::<4>();
+        let sum = quads.iter().fold(Self(0), |sum, quad| sum.add(u32::from_ne_bytes(*quad).into()));
+        sum.bytes(rest).fold() == 0xffff
     }
 
     /// The value of a complete checksum field.
@@ -110,6 +123,7 @@ pub(crate) fn update_blank(field: u16, change: Sum) -> u16 {
 
 /// Updates the checksum field of TCP or UDP: `addresses` is what changed in the pseudo header, `ports` in the header,
 /// which a partial checksum does not cover.
+#[inline(always)]
 pub(crate) fn update_transport(field: u16, state: Checksum, addresses: Sum, ports: Sum) -> u16 {
     match state {
         Checksum::Blank => update_blank(field, addresses),
@@ -143,6 +157,14 @@ mod tests {
     }
 
     #[test]
+    fn only_nothing_folds_to_zero() {
+        for sum in [0xffff, 0xffff_0000, 0xffff_ffff, 0x1_0000, 0xffff_ffff_0000_0000, u64::MAX] {
+            assert_eq!(Sum(sum).fold(), by_the_book(&sum.to_be_bytes()), "{sum:#x}");
+        }
+        assert_eq!((Sum(0).fold(), Sum(u64::MAX).fold()), (0, 0xffff));
+    }
+
+    #[test]
     fn rfc_1071_example() {
         let sum = Sum::default().bytes(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
         assert_eq!(sum.fold(), 0xddf2);
@@ -169,6 +191,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn right_bytes_sum_to_ones(mut header: [u8; 20], at in 0usize..20, other: u8) {
+            header[10..12].fill(0);
+            let field = Sum::default().bytes(&header).complete();
+            header[10..12].copy_from_slice(&field.to_be_bytes());
+            prop_assert!(Sum::is_right(&header));
+            header[at] = other;
+            prop_assert_eq!(Sum::is_right(&header), by_the_book(&header) == 0xffff);
+        }
+
+        #[test]
+        fn every_sum_folds_to_its_words(sum: u64) {
+            prop_assert_eq!(Sum(sum).fold(), by_the_book(&sum.to_be_bytes()));
+        }
+
         #[test]
         fn sum_equals_the_plain_algorithm(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert_eq!(Sum::default().bytes(&bytes).fold(), by_the_book(&bytes));

@@ -29,6 +29,24 @@ pub(crate) fn set_address(bytes: &mut [u8], header: usize, side: Side, address: 
     change
 }
 
+/// Replaces an address and takes one off the time to live, which the caller knows to be above one; the same as
+/// [`set_address`] and [`decrement_ttl`], with one update of the checksum.
+#[inline(always)]
+pub(crate) fn hand_on(bytes: &mut [u8], header: usize, side: Side, address: Ipv4Addr) -> Sum {
+    let at = header + if side == Side::Source { SOURCE } else { DESTINATION };
+    let old = Ipv4Addr::from(read::<4>(bytes, at));
+    write(bytes, at, address.octets());
+    let change = match old == address {
+        true => Sum::default(),
+        false => Sum::default().replace_address(old.into(), address.into()),
+    };
+    let word = read_u16(bytes, header + TTL);
+    let less = word.wrapping_sub(1 << 8);
+    write_u16(bytes, header + TTL, less);
+    update_checksum(bytes, header, change.replace(word, less));
+    change
+}
+
 /// Takes one off the time to live. The caller knows that it is above one.
 pub(crate) fn decrement_ttl(bytes: &mut [u8], header: usize) {
     let [ttl] = read(bytes, header + TTL);
@@ -62,6 +80,7 @@ pub(crate) fn write_header(
     write_u16(bytes, header + CHECKSUM, sum.complete());
 }
 
+#[inline(always)]
 fn update_checksum(bytes: &mut [u8], header: usize, change: Sum) {
     let field = read_u16(bytes, header + CHECKSUM);
     write_u16(bytes, header + CHECKSUM, checksum::update_full(field, change));
@@ -81,6 +100,11 @@ mod tests {
             set_address(&mut bytes, 4, Side::Source, new.into());
             set_address(&mut bytes, 4, Side::Destination, from.into());
             decrement_ttl(&mut bytes, 4);
+            let mut at_once = [0u8; 24];
+            write_header(&mut at_once, 4, len, protocol, from.into(), to.into());
+            set_address(&mut at_once, 4, Side::Destination, from.into());
+            hand_on(&mut at_once, 4, Side::Source, new.into());
+            prop_assert_eq!(at_once, bytes);
             prop_assert_eq!(&bytes[16..20], &new);
             prop_assert_eq!(&bytes[20..24], &from);
             prop_assert_eq!(bytes[4 + TTL], OWN_TTL - 1);

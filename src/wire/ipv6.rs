@@ -17,6 +17,7 @@ const SOURCE: usize = 8;
 const DESTINATION: usize = 24;
 
 /// Replaces an address in the header at `header`; returns what changed, for the pseudo header of the layer above.
+#[inline(always)]
 pub(crate) fn set_address(bytes: &mut [u8], header: usize, side: Side, address: Ipv6Addr) -> Sum {
     let at = header + if side == Side::Source { SOURCE } else { DESTINATION };
     let old = Ipv6Addr::from(read::<16>(bytes, at));
@@ -28,6 +29,7 @@ pub(crate) fn set_address(bytes: &mut [u8], header: usize, side: Side, address: 
 }
 
 /// Takes one off the hop limit. The caller knows that it is above one.
+#[inline(always)]
 pub(crate) fn decrement_hop_limit(bytes: &mut [u8], header: usize) {
     let [limit] = read(bytes, header + HOP_LIMIT);
     set_hop_limit(bytes, header, u8::saturating_sub(limit, 1));

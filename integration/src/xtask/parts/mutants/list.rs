@@ -4,7 +4,8 @@
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flip {
     pub(super) name: &'static str,
-    /// The requirements that it breaks.
+    /// The requirements that it breaks. None if it breaks the fast path, which has to do what the stages do: any test may
+    /// notice that it does not.
     pub(super) ids: &'static [&'static str],
     pub(super) file: &'static str,
     /// Exactly once in the file.
@@ -29,7 +30,83 @@ const fn quick(flip: Flip) -> Flip {
     Flip { is_quick: true, ..flip }
 }
 
+/// One that breaks the fast path.
+const fn fast(
+    name: &'static str,
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+) -> Flip {
+    flip(name, &[], file, from, to)
+}
+
 pub(super) const FLIPS: &[Flip] = &[
+    fast(
+        "fast path: whatever dom0 changes",
+        "src/fast/epoch.rs",
+        "self.0 = self.0.saturating_add(1);",
+        "",
+    ),
+    fast(
+        "fast path: a flow that is over",
+        "src/fast/mod.rs",
+        "now >= flow.deadline || flow.host != host",
+        "flow.host != host",
+    ),
+    fast(
+        "fast path: source of clients not checked",
+        "src/fast/mod.rs",
+        "client.visible.is_some() || address != packet.source",
+        "client.visible.is_some() || address.is_ipv4() != packet.source.is_ipv4()",
+    ),
+    fast(
+        "fast path: a client that is told other addresses",
+        "src/fast/mod.rs",
+        "if !is_usable || client.visible.is_some() {",
+        "if !is_usable {",
+    ),
+    fast(
+        "fast path: the end of the time to live",
+        "src/fast/mod.rs",
+        "if !is_whole || ip.ttl <= 1 {",
+        "if !is_whole {",
+    ),
+    fast(
+        "fast path: fragments",
+        "src/fast/family.rs",
+        "first == NO_OPTIONS && read_u16(header, 6) & FRAGMENT == 0",
+        "first == NO_OPTIONS",
+    ),
+    fast(
+        "fast path: the header's checksum",
+        "src/fast/family.rs",
+        "!is_plain || !Sum::is_right(header)",
+        "!is_plain",
+    ),
+    fast(
+        "fast path: resets of anybody",
+        "src/fast/transport.rs",
+        "flags & (SYN | FIN | RST | ACK | URG) == ACK &&",
+        "flags & (SYN | FIN | ACK | URG) == ACK &&",
+    ),
+    fast(
+        "fast path: the client's window",
+        "src/conntrack/tcp.rs",
+        "Sender::Remote if self.is_in_window(segment) => self.note_remote(segment),\n            Sender::Remote => return None,",
+        "Sender::Remote => self.note_remote(segment),",
+    ),
+    fast(
+        "fast path: what the port takes",
+        "src/fast/mod.rs",
+        "None => self.total_len <= caps.mtu && (!is_blank || F::takes(caps).0),",
+        "None => self.total_len <= caps.mtu,",
+    ),
+    fast(
+        "fast path: answers of resolvers",
+        "src/fast/mod.rs",
+        " && packet.source_port != DNS_PORT {",
+        " {",
+    ),
     quick(flip(
         "endpoint-independence off",
         &["U1", "T1", "I1", "U7"],
