@@ -94,8 +94,8 @@ impl<S: Sink> EventLoop<S> {
         }
     }
 
-    /// One turn, the wait at its end included.
-    pub(crate) fn turn<M: Machine>(&mut self, machine: &mut M) -> Option<Stop> {
+    /// One turn, the wait at its end included: for who drives the loop himself, as simulations do.
+    pub fn turn<M: Machine>(&mut self, machine: &mut M) -> Option<Stop> {
         machine.advance();
         self.now = machine.now();
         while let Some(change) = machine.next_change() {

@@ -93,6 +93,9 @@ pub(crate) fn grant_unmap(ops: &mut [UnmapGrantRef]) {
 }
 
 pub(crate) fn grant_copy(ops: &mut [GrantCopy]) {
+    if let Some(action) = with(|xen| xen.before_copy.take()) {
+        action();
+    }
     with(|xen| {
         for op in ops {
             op.status = xen.copy(op).err().unwrap_or(GrantStatus::OKAY);

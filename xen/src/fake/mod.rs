@@ -102,6 +102,7 @@ struct Hypervisor {
     /// Readers and writers that peers have on our grants.
     pins: BTreeMap<u32, Pins>,
     shutdown: Option<u32>,
+    before_copy: Option<Box<dyn FnOnce()>>,
 }
 
 /// A port of ours.
@@ -179,6 +180,7 @@ impl Hypervisor {
             next_handle: 1,
             pins: BTreeMap::new(),
             shutdown: None,
+            before_copy: None,
         }
     }
 
@@ -275,6 +277,17 @@ pub fn at(ns: u64, action: impl FnOnce() + 'static) {
         xen.agenda_serial += 1;
         xen.agenda.insert((ns, xen.agenda_serial), Box::new(action));
     });
+}
+
+/// Runs `action` when the code under test asks for its next grant copies, before Xen looks at any: what a peer can do between
+/// our check and the copy.
+pub fn before_copy(action: impl FnOnce() + 'static) {
+    with(|xen| xen.before_copy = Some(Box::new(action)));
+}
+
+/// Whether what [`before_copy`] has planned is still to come.
+pub fn is_copy_awaited() -> bool {
+    with(|xen| xen.before_copy.is_some())
 }
 
 /// Lowers the number of frames that our grant table may grow to (512 grants each; 64 at first).

@@ -1,0 +1,195 @@
+//! What a hostile NetVM does to our uplink. Each act ends with another NetVM in its place.
+
+use xen::fake::vif::NetVm;
+use xen::grant::Access;
+use xen::netif::{RxFlags, RxResponse};
+
+use crate::world::{Effect, HONEST_MARK, World};
+
+/// An act, and what it did.
+pub(crate) type Act = fn(&mut World) -> Effect;
+
+pub(crate) const ACTS: &[(&str, Act)] = &[
+    ("R2 a response of a wrong length or offset", bad_response),
+    ("R3 the uplink's response index jumps", index_jumps),
+    ("R4 a response twice", twice),
+    ("R4 a response to nothing", unknown),
+    ("R4 a page is kept after its response", kept_page),
+    ("R6 an extra info that nobody knows", bad_extra),
+    ("R8 our frame is answered with an error", refused),
+    ("R10 states of the backend in any order", states),
+    ("R11 the backend restarts with responses outstanding", restart),
+    ("R12 all bytes of what we grant are read", reads_all),
+];
+
+/// Turns in which a device closes.
+const PATIENCE: usize = 40;
+
+fn is_up(world: &World) -> bool {
+    world.store.read("device/vif/0/state").as_deref() == Some("4")
+}
+
+/// Whether the uplink goes down, in some turns.
+fn is_closed(world: &mut World) -> Effect {
+    for _ in 0..PATIENCE {
+        if !is_up(world) {
+            return Ok(true);
+        }
+        world.turns(1)?;
+    }
+    Ok(false)
+}
+
+fn netvm(world: &mut World) -> Result<&mut NetVm, String> {
+    world.netvm.as_mut().ok_or_else(|| "no NetVM".into())
+}
+
+fn fill(world: &mut World) -> Effect {
+    Ok(world.random.bool())
+}
+
+fn bad_response(world: &mut World) -> Effect {
+    let values = [(4096, 60), (0, 5000), (4000, 200), (0, 0), (u16::MAX, 1)];
+    let (offset, status) = values[world.random.usize(0..values.len())];
+    let netvm = netvm(world)?;
+    let Some(buffer) = netvm.take_buffer() else { return Ok(false) };
+    netvm.respond_rx(RxResponse { id: buffer.id, offset, flags: RxFlags(0), status });
+    world.turns(6)?;
+    Ok(true)
+}
+
+fn index_jumps(world: &mut World) -> Effect {
+    let by = world.random.u32(300..u32::MAX / 2);
+    let is_tx = fill(world)?;
+    let netvm = netvm(world)?;
+    let page = if is_tx { &netvm.tx_page } else { &netvm.rx_page };
+    // Where Xen's ring.h has the producer index of responses.
+    page.copy_in(8, &by.to_le_bytes());
+    let (peer, port) = (netvm.peer, netvm.port);
+    peer.notify(port);
+    is_closed(world)
+}
+
+fn twice(world: &mut World) -> Effect {
+    let id = outstanding(world)?;
+    let Some(id) = id else { return Ok(false) };
+    let netvm = netvm(world)?;
+    netvm.respond(id, 0);
+    netvm.respond(id, 0);
+    is_closed(world)
+}
+
+fn unknown(world: &mut World) -> Effect {
+    let (id, status) = (world.random.u16(..), world.random.i16(-3..3));
+    if outstanding(world)?.is_none_or(|known| known == id) {
+        return Ok(false);
+    }
+    netvm(world)?.respond(id, status);
+    is_closed(world)
+}
+
+fn kept_page(world: &mut World) -> Effect {
+    let is_rx = fill(world)?;
+    let held = if is_rx {
+        let netvm = netvm(world)?;
+        let Some(buffer) = netvm.take_buffer() else { return Ok(false) };
+        let held = netvm.peer.map(buffer.gref, Access::ReadWrite);
+        netvm.respond_rx(RxResponse { id: buffer.id, offset: 0, flags: RxFlags(0), status: 60 });
+        held
+    } else {
+        send(world)?;
+        let netvm = netvm(world)?;
+        let Some(request) = netvm.take_requests().first().copied() else { return Ok(false) };
+        let held = netvm.peer.map(request.gref, Access::ReadOnly);
+        netvm.respond(request.id, 0);
+        held
+    };
+    world.turns(6)?;
+    let was_held = held.is_ok();
+    drop(held);
+    world.turns(6)?;
+    Ok(was_held)
+}
+
+fn bad_extra(world: &mut World) -> Effect {
+    let netvm = netvm(world)?;
+    let Some(buffer) = netvm.take_buffer() else { return Ok(false) };
+    let flags = RxFlags(RxFlags::EXTRA_INFO);
+    netvm.respond_rx(RxResponse { id: buffer.id, offset: 0, flags, status: 60 });
+    if netvm.take_buffer().is_none() {
+        return Ok(false);
+    }
+    netvm.rx.respond(&netvm.rx_page, &[9, 0, 0, 0, 0, 0, 0, 0]);
+    let _ = netvm.rx.push(&netvm.rx_page);
+    let (peer, port) = (netvm.peer, netvm.port);
+    peer.notify(port);
+    is_closed(world)
+}
+
+fn refused(world: &mut World) -> Effect {
+    let id = outstanding(world)?;
+    let Some(id) = id else { return Ok(false) };
+    netvm(world)?.respond(id, -1);
+    world.turns(6)?;
+    Ok(is_up(world))
+}
+
+fn states(world: &mut World) -> Effect {
+    let directory = netvm(world)?.directory.clone();
+    for _ in 0..world.random.usize(1..6) {
+        let states = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "x", ""];
+        let state = states[world.random.usize(0..states.len())];
+        world.store.write(&format!("{directory}/state"), state);
+        let turns = world.random.usize(0..4);
+        world.turns(turns)?;
+    }
+    world.store.write(&format!("{directory}/state"), "6");
+    is_closed(world)
+}
+
+fn restart(world: &mut World) -> Effect {
+    let id = outstanding(world)?;
+    let _ = send(world);
+    world.turns(2)?;
+    Ok(id.is_some())
+}
+
+/// Nothing but the frame, and nothing at all in a receive buffer.
+fn reads_all(world: &mut World) -> Effect {
+    send(world)?;
+    let netvm = netvm(world)?;
+    let mut all = [0; 4096];
+    let requests = netvm.take_requests();
+    for request in &requests {
+        netvm.peer.read(request.gref, 0, &mut all).map_err(|status| format!("{status:?}"))?;
+        let (from, to) = (usize::from(request.offset), usize::from(request.offset + request.size));
+        let rest = all[..from].iter().chain(&all[to..]);
+        if rest.into_iter().any(|byte| *byte != 0) {
+            return Err("old bytes beside a frame".into());
+        }
+    }
+    let mut buffers = 0;
+    while let Some(buffer) = netvm.take_buffer() {
+        netvm.peer.read(buffer.gref, 0, &mut all).map_err(|status| format!("{status:?}"))?;
+        if all.iter().any(|byte| *byte != 0) {
+            return Err("old bytes in a receive buffer".into());
+        }
+        buffers += 1;
+    }
+    Ok(!requests.is_empty() && buffers > 0)
+}
+
+/// The honest client sends; nobody answers the slot.
+fn send(world: &mut World) -> Result<(), String> {
+    let payload = world.payload(HONEST_MARK);
+    world.honest_sends_only(&payload)?;
+    world.turns(4)
+}
+
+/// The id of a frame of ours that waits for its answer.
+fn outstanding(world: &mut World) -> Result<Option<u16>, String> {
+    send(world)?;
+    send(world)?;
+    let requests = netvm(world)?.take_requests();
+    Ok(requests.first().map(|request| request.id).filter(|_| requests.len() > 1))
+}
