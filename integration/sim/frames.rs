@@ -54,10 +54,7 @@ pub(crate) fn read(frame: &[u8]) -> Option<(Ends, &[u8])> {
     let udp = ip.get(IP..)?;
     let word = |at: usize| Some(u16::from_be_bytes([*udp.get(at)?, *udp.get(at + 1)?]));
     let address = |at: usize| ip.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-    let ends = Ends {
-        source: (address(12)?, word(0)?),
-        destination: (address(16)?, word(2)?),
-    };
+    let ends = Ends { source: (address(12)?, word(0)?), destination: (address(16)?, word(2)?) };
     let is_whole = usize::from(word(4)?) == udp.len();
     let is_right = word(6)? == 0 || sum(&[&pseudo(ends, word(4)?), udp]) == 0xffff;
     (is_whole && is_right).then_some((ends, udp.get(UDP..)?))
@@ -71,8 +68,9 @@ fn pseudo(ends: Ends, udp_len: u16) -> Vec<u8> {
 /// RFC 1071, section 2.
 fn sum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2));
-    let mut sum: u32 =
-        words.map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low))).sum();
+    let mut sum: u32 = words
+        .map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low)))
+        .sum();
     while sum >> 16 != 0 {
         sum = (sum & 0xffff) + (sum >> 16);
     }

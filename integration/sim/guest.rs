@@ -1,7 +1,7 @@
 //! What a hostile guest does to its vif. The letters are those of the requirements that it tests.
 
-use xen::fake::vif::{Guest, attach_client, detach_client};
 use xen::fake;
+use xen::fake::vif::{Guest, attach_client, detach_client};
 use xen::netif::{TxFlags, TxRequest};
 use xen::{DomId, GrantRef};
 
@@ -160,10 +160,8 @@ fn slot_changes(world: &mut World, visit: &mut Visit) -> Effect {
     let payload = world.payload(HOSTILE_MARK);
     let at = 64 + (producer(visit) as usize % 256) * 12;
     visit.guest.send(&visit.frame(&payload), TxFlags(0));
-    let (ring, other) = (
-        visit.guest.peer.page(visit.guest.tx_page.0),
-        request(GrantRef(511), 4000, 4000).encode(),
-    );
+    let (ring, other) =
+        (visit.guest.peer.page(visit.guest.tx_page.0), request(GrantRef(511), 4000, 4000).encode());
     fake::before_copy(move || ring.copy_in(at, &other));
     visit.guest.peer.notify(visit.guest.port);
     let left = left(world)?;
@@ -294,7 +292,8 @@ fn blank_without_ports(world: &mut World, visit: &mut Visit) -> Effect {
     // ICMP of no known type, with a header checksum that is right.
     let (old, new) = (17u16, 1u16);
     frame[23] = 1;
-    let sum = u32::from(!u16::from_be_bytes([frame[24], frame[25]])) + u32::from(!old) + u32::from(new);
+    let sum =
+        u32::from(!u16::from_be_bytes([frame[24], frame[25]])) + u32::from(!old) + u32::from(new);
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
@@ -362,10 +361,8 @@ fn revoked_buffer(world: &mut World, visit: &mut Visit) -> Effect {
     for gref in visit.guest.posted_refs() {
         visit.guest.peer.revoke(gref);
     }
-    let ends = Ends {
-        source: (frames::SERVER, frames::SERVER_PORT),
-        destination: (frames::OWN, port),
-    };
+    let ends =
+        Ends { source: (frames::SERVER, frames::SERVER_PORT), destination: (frames::OWN, port) };
     let frame = frames::datagram((frames::UPLINK_MAC, frames::GATEWAY_MAC), ends, b"answer");
     let Some(netvm) = &mut world.netvm else { return Ok(false) };
     netvm.deliver(&frame, xen::netif::RxFlags(0));
@@ -453,6 +450,8 @@ fn spoofed(world: &mut World, visit: &mut Visit) -> Effect {
     let statuses = visit.statuses();
     match left.is_empty() && statuses.len() == 1 {
         true => Ok(true),
-        false => Err(format!("{} left of a forged source, slots answered {statuses:?}", left.len())),
+        false => {
+            Err(format!("{} left of a forged source, slots answered {statuses:?}", left.len()))
+        }
     }
 }

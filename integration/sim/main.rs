@@ -88,9 +88,8 @@ fn run(order: &Order) -> Result<(), String> {
         let effect = effects.get(act).copied().unwrap_or(0);
         println!("{act:<52} {count:>8} tried, {effect:>8} took effect");
     }
-    let idle: Vec<&str> = world::acts()
-        .filter(|act| effects.get(act).copied().unwrap_or(0) < order.least)
-        .collect();
+    let idle: Vec<&str> =
+        world::acts().filter(|act| effects.get(act).copied().unwrap_or(0) < order.least).collect();
     if idle.is_empty() {
         return Ok(());
     }

@@ -302,7 +302,8 @@ impl World {
             if frame.get(26..30) != Some(&frames::OWN[..]) && !is_neighbour {
                 return Err(format!("a frame left with a source that is not ours: {frame:02x?}"));
             }
-            if request.flags.has(TxFlags::DATA_VALIDATED) && !request.flags.has(TxFlags::CSUM_BLANK) {
+            if request.flags.has(TxFlags::DATA_VALIDATED) && !request.flags.has(TxFlags::CSUM_BLANK)
+            {
                 return Err("the uplink is told to trust a checksum".into());
             }
         }
@@ -319,7 +320,9 @@ impl World {
         for _ in 0..PATIENCE {
             self.turns(1)?;
             for sent in self.take_sent()? {
-                found.extend(frames::read(&sent).filter(|(_, bytes)| *bytes == payload).map(|(e, _)| e));
+                found.extend(
+                    frames::read(&sent).filter(|(_, bytes)| *bytes == payload).map(|(e, _)| e),
+                );
             }
             if !found.is_empty() {
                 break;
@@ -462,6 +465,10 @@ impl World {
     fn expect_quiet(&mut self, after: &str) -> Result<(), String> {
         self.settle()?;
         let now = self.ledger();
-        if now == self.quiet { Ok(()) } else { Err(format!("after {after}: {now:?}, before {:?}", self.quiet)) }
+        if now == self.quiet {
+            Ok(())
+        } else {
+            Err(format!("after {after}: {now:?}, before {:?}", self.quiet))
+        }
     }
 }

@@ -26,6 +26,7 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
         "rm -f /tmp/bytes; mkfifo /tmp/bytes; exec 3<>/tmp/bytes; nc {server} 443 <&3; echo ended"
     );
     let alice_waits = world.client(ALICE)?.spawn(&world.lab, &quiet)?;
+    until_both_open(world, &server)?;
     let bob_loads = Loads::start(world, BOB)?;
     let bob_first = bob_loads.sample(world)?;
     std::thread::sleep(Duration::from_secs(2));
@@ -56,8 +57,8 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
         fail!("A's new rule does not let ping through");
     }
     let alice = world.client(ALICE)?;
-    if alice_waits.poll(&world.lab, alice)?.is_some() {
-        fail!("A's quiet connection ended without a packet of A");
+    if let Some(end) = alice_waits.poll(&world.lab, alice)? {
+        fail!("A's quiet connection ended without a packet of A: {}", end.text);
     }
     world.sh(alice, "echo x >/tmp/bytes")?;
     alice_waits.finish(&world.lab, alice, Duration::from_secs(60))?;
@@ -91,6 +92,22 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
         ms(all),
         ms(inside)
     ))
+}
+
+/// Waits until A's download and its quiet connection are open: what opens after the edit is refused, as it should be.
+fn until_both_open(world: &World, server: &str) -> Result<()> {
+    let begun = std::time::Instant::now();
+    let is_open =
+        |line: &str| line.contains("ESTABLISHED") && line.contains(&format!("{server}:443"));
+    loop {
+        let connections = world.sh(world.client(ALICE)?, "netstat -tn")?;
+        if connections.lines().filter(|line| is_open(line)).count() > 1 {
+            return Ok(());
+        }
+        if begun.elapsed() > Duration::from_secs(60) {
+            fail!("A's download and its quiet connection do not open: {connections}");
+        }
+    }
 }
 
 /// B must have received as much per second around A's edit as before it (at least half: A's share of the emulated
