@@ -2,13 +2,13 @@
 
 use xen::fake;
 use xen::fake::vif::{Guest, attach_client, detach_client};
-use xen::netif::{TxFlags, TxRequest};
+use xen::netif::{RxFlags, RxResponse, TxFlags, TxRequest};
 use xen::{DomId, GrantRef};
 
 use crate::frames::{self, Ends};
 use crate::world::{Effect, HOSTILE_ADDRESS, HOSTILE_MARK, World};
 
-/// A visit from coming to going.
+/// The name of a whole visit, from coming to going.
 pub(crate) const VISIT: &str = "R13 a hostile guest comes and goes";
 
 /// Turns in which a device closes.
@@ -365,12 +365,16 @@ fn revoked_buffer(world: &mut World, visit: &mut Visit) -> Effect {
         Ends { source: (frames::SERVER, frames::SERVER_PORT), destination: (frames::OWN, port) };
     let frame = frames::datagram((frames::UPLINK_MAC, frames::GATEWAY_MAC), ends, b"answer");
     let Some(netvm) = &mut world.netvm else { return Ok(false) };
-    netvm.deliver(&frame, xen::netif::RxFlags(0));
+    netvm.deliver(&frame, RxFlags(0));
     world.turns(4)?;
+    let ring = &visit.guest.rx_page.1;
+    let waiting = visit.guest.rx.unconsumed(ring).map_err(|_| "its ring is broken")?;
+    let answers = (0..waiting).filter_map(|_| visit.guest.rx.take(ring));
+    let statuses: Vec<i16> = answers.map(|(_, slot)| RxResponse::decode(&slot).status).collect();
     // Its ring is of no use any more; it goes.
     visit.guest.set(&mut world.store, "state", "6");
     world.turns(4)?;
-    Ok(true)
+    Ok(!statuses.is_empty() && statuses.iter().all(|status| *status < 0))
 }
 
 fn storm(world: &mut World, visit: &mut Visit) -> Effect {
@@ -418,8 +422,7 @@ fn other_references(world: &mut World, visit: &mut Visit) -> Effect {
 
 fn directory_vanishes(world: &mut World, visit: &mut Visit) -> Effect {
     world.store.remove(&format!("/local/domain/{}/device/vif/0", visit.domain.0));
-    world.turns(6)?;
-    Ok(true)
+    visit.is_closed(world)
 }
 
 fn watch_flood(world: &mut World, visit: &mut Visit) -> Effect {

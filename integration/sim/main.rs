@@ -3,9 +3,10 @@
 //!
 //! A step is one thing that reaches the appliance: a frame, a ring index, an event, a xenstore node, time. After each step
 //! what must always hold is checked (`world`); after each visit of a hostile peer everything that it cost must be back. A
-//! seed decides everything: a run that failed is replayed with it.
+//! seed decides everything: a run that failed is replayed with it. What was done is printed in lines of tab-separated fields.
 
 #![forbid(unsafe_code)]
+#![expect(clippy::indexing_slicing, reason = "a mistake of a test ends it, as it should")]
 
 mod frames;
 mod guest;
@@ -26,8 +27,6 @@ struct Order {
     seed: u64,
     steps: u64,
     per_seed: u64,
-    /// Each kind of hostile act must have taken effect so often.
-    least: u64,
 }
 
 fn main() -> ExitCode {
@@ -41,18 +40,15 @@ fn main() -> ExitCode {
 }
 
 fn order() -> Result<Order, String> {
-    let mut order = Order { seed: 1, steps: 1000, per_seed: STEPS_PER_SEED, least: 0 };
+    let mut order = Order { seed: 1, steps: 1000, per_seed: STEPS_PER_SEED };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let place = match word.as_str() {
             "--seed" => &mut order.seed,
             "--steps" => &mut order.steps,
             "--per-seed" => &mut order.per_seed,
-            "--least" => &mut order.least,
             other => {
-                return Err(format!(
-                    "sim [--seed S] [--steps N] [--per-seed N] [--least N], not {other:?}"
-                ));
+                return Err(format!("sim [--seed S] [--steps N] [--per-seed N], not {other:?}"));
             }
         };
         let number = words.next().and_then(|value| value.parse().ok());
@@ -65,7 +61,7 @@ fn run(order: &Order) -> Result<(), String> {
     let (mut effects, mut tried) = (BTreeMap::new(), BTreeMap::new());
     let (mut steps, mut seed, mut told, mut answered) = (0, order.seed, 0, 0);
     while steps < order.steps {
-        let count = order.per_seed.min(order.steps - steps);
+        let count = order.per_seed.clamp(1, order.steps - steps);
         let done = catch_unwind(AssertUnwindSafe(|| one(seed, count)));
         let world = match done {
             Ok(Ok(outcome)) => outcome,
@@ -79,21 +75,13 @@ fn run(order: &Order) -> Result<(), String> {
         steps += count;
         seed += 1;
     }
-    println!(
-        "{steps} steps under {} seeds from {}; the honest client sent {told} packets and got {answered} answers, none was lost",
-        seed - order.seed,
-        order.seed
-    );
-    for (act, count) in &tried {
-        let effect = effects.get(act).copied().unwrap_or(0);
-        println!("{act:<52} {count:>8} tried, {effect:>8} took effect");
+    println!("steps\t{steps}\nseeds\t{}", seed - order.seed);
+    println!("honest packets\t{told}\nhonest answers\t{answered}");
+    for act in world::acts() {
+        let count = |counts: &BTreeMap<_, _>| counts.get(act).copied().unwrap_or(0);
+        println!("act\t{act}\t{}\t{}", count(&tried), count(&effects));
     }
-    let idle: Vec<&str> =
-        world::acts().filter(|act| effects.get(act).copied().unwrap_or(0) < order.least).collect();
-    if idle.is_empty() {
-        return Ok(());
-    }
-    Err(format!("less than {} times in effect: {}", order.least, idle.join(", ")))
+    Ok(())
 }
 
 /// What a run under one seed showed.

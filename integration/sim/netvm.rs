@@ -54,8 +54,7 @@ fn bad_response(world: &mut World) -> Effect {
     let netvm = netvm(world)?;
     let Some(buffer) = netvm.take_buffer() else { return Ok(false) };
     netvm.respond_rx(RxResponse { id: buffer.id, offset, flags: RxFlags(0), status });
-    world.turns(6)?;
-    Ok(true)
+    is_closed(world)
 }
 
 fn index_jumps(world: &mut World) -> Effect {

@@ -25,6 +25,7 @@ usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM
        cargo xtask test [--fast]      every check; --fast leaves the lab out
        cargo xtask test --long PART   the long form of a part
        cargo xtask fuzz TARGET [--time T]
+       cargo xtask sim [--seed S] [--steps N]
        cargo xtask diff [v4 SEED SET]  our core against nftables; one set again
        cargo xtask bench [--quick] [--json FILE] [engine|lab]
                                       measures; the lab's part against a Linux firewall VM
@@ -54,6 +55,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test", "--long"] => parts::long(None),
         ["test", "--long", part] => parts::long(Some(part)),
         ["fuzz", rest @ ..] => parts::fuzz::run(rest),
+        ["sim", rest @ ..] => parts::sim::run(rest),
         ["diff"] => crate::diff::short(),
         ["diff", family, seed, set] => crate::diff::replay(family, seed, set),
         ["bench", rest @ ..] => bench::run(rest),

@@ -5,6 +5,7 @@ pub mod first_packet;
 pub mod fuzz;
 pub mod mutants;
 pub mod record;
+pub mod sim;
 
 use crate::error::Result;
 use crate::{fail, netns, progress};
@@ -44,7 +45,7 @@ pub const ALL: &[Part] = &[
     Part::new("stacks", crate::stacks::run, crate::stacks::run, netns::refusal),
     Part::new("first-packet", first_packet::run, first_packet::run, runs_anywhere).patient(),
     Part::new("fuzz", fuzz::short, fuzz::long, runs_anywhere).patient(),
-    planned("sim"),
+    Part::new("sim", sim::short, sim::long, runs_anywhere).patient(),
     Part::new("mutants", mutants::short, mutants::long, runs_anywhere).patient(),
     planned("lifecycle"),
     planned("abuse"),
