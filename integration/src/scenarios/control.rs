@@ -21,15 +21,17 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
         "while wget -q -O /dev/null http://{server}:443/big; do echo again; done; echo ended"
     );
     let alice_loads = world.client(ALICE)?.spawn(&world.lab, &endless)?;
-    // A second connection, quiet for now: its next byte after the edit is what the reset answers.
+    let bob_loads = Loads::start(world, BOB)?;
+    let bob_first = bob_loads.sample(world)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let bob_before = bob_loads.sample(world)?;
+    // A second connection, quiet for now: its next byte after the edit is what the reset answers. Opened late, as the
+    // server waits for a request for 60 s only.
     let quiet = format!(
         "rm -f /tmp/bytes; mkfifo /tmp/bytes; exec 3<>/tmp/bytes; nc {server} 443 <&3; echo ended"
     );
     let alice_waits = world.client(ALICE)?.spawn(&world.lab, &quiet)?;
     until_both_open(world, &server)?;
-    let bob_loads = Loads::start(world, BOB)?;
-    let bob_first = bob_loads.sample(world)?;
-    std::thread::sleep(Duration::from_secs(2));
     if let Some(end) = alice_loads.poll(&world.lab, world.client(ALICE)?)? {
         fail!("A's download ended before the edit: {}", end.text);
     }
@@ -38,7 +40,6 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
     }
 
     let mark = world.firewall()?.console_mark();
-    let bob_before = bob_loads.sample(world)?;
     let edit = world.set_rules(ALICE, &["action=accept proto=icmp"])?;
     let Some(edit) = edit else { fail!("no dom0 to edit rules in") };
     let needle = format!("fw: rule edit ip={} ", world.client_ip(ALICE)?);
@@ -50,11 +51,6 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
     let inside = judged.saturating_sub(committed);
     if judged < edit.trigger_ns || all >= EDIT_LIMIT_NS {
         fail!("written at {} ns, first packet judged at {judged} ns: {all} ns", edit.trigger_ns);
-    }
-    let bob_after = bob_loads.sample(world)?;
-    let refusal = steps::refused_port(world, world.client(ALICE)?, &server, 443)?;
-    if steps::ping(world, world.client(ALICE)?, 3, &server)? == 0 {
-        fail!("A's new rule does not let ping through");
     }
     let alice = world.client(ALICE)?;
     if let Some(end) = alice_waits.poll(&world.lab, alice)? {
@@ -69,6 +65,11 @@ pub fn rule_edit(world: &mut World) -> Result<String> {
         |line: &str| line.contains("ESTABLISHED") && line.contains(&format!("{server}:443"));
     if !far.lines().any(|line| is_open(line) && line.contains(&format!("{own}:"))) {
         fail!("no connection is open any more on the server's side: {far}");
+    }
+    let bob_after = bob_loads.sample(world)?;
+    let refusal = steps::refused_port(world, alice, &server, 443)?;
+    if steps::ping(world, alice, 3, &server)? == 0 {
+        fail!("A's new rule does not let ping through");
     }
     // What the far side sends is dropped without a word: the download stalls (or ended, if it was about to).
     let count = "cat /sys/class/net/eth0/statistics/rx_bytes";
