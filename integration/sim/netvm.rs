@@ -44,10 +44,6 @@ fn netvm(world: &mut World) -> Result<&mut NetVm, String> {
     world.netvm.as_mut().ok_or_else(|| "no NetVM".into())
 }
 
-fn fill(world: &mut World) -> Effect {
-    Ok(world.random.bool())
-}
-
 fn bad_response(world: &mut World) -> Effect {
     let values = [(4096, 60), (0, 5000), (4000, 200), (0, 0), (u16::MAX, 1)];
     let (offset, status) = values[world.random.usize(0..values.len())];
@@ -59,7 +55,7 @@ fn bad_response(world: &mut World) -> Effect {
 
 fn index_jumps(world: &mut World) -> Effect {
     let by = world.random.u32(300..u32::MAX / 2);
-    let is_tx = fill(world)?;
+    let is_tx = world.random.bool();
     let netvm = netvm(world)?;
     let page = if is_tx { &netvm.tx_page } else { &netvm.rx_page };
     // Where Xen's ring.h has the producer index of responses.
@@ -88,7 +84,7 @@ fn unknown(world: &mut World) -> Effect {
 }
 
 fn kept_page(world: &mut World) -> Effect {
-    let is_rx = fill(world)?;
+    let is_rx = world.random.bool();
     let held = if is_rx {
         let netvm = netvm(world)?;
         let Some(buffer) = netvm.take_buffer() else { return Ok(false) };

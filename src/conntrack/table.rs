@@ -262,7 +262,7 @@ impl Table {
         self.heads().find(|id| self.is_due(now, *id))
     }
 
-    /// When [`Table::next_due`] will find something, or up to [`RELIST`] earlier.
+    /// When [`Table::next_due`] will find something, at the latest.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.heads().filter_map(|id| Some(self.get(id)?.deadline)).min()
     }

@@ -7,7 +7,8 @@
 //! a stage decide otherwise starts a new epoch. What changes from one packet to the next is looked at each time: headers,
 //! lengths and checksums, the flow's deadline, what the rules say of it now, TCP windows, the ports at both ends.
 //!
-//! The tests of the whole crate hand every packet to both ways and compare what comes out, state included.
+//! The tests of the whole crate hand each frame to both ways, where the tables are small, and compare what comes out; the
+//! state behind a frame that was taken, too. Behind one that was not, only `tests::fast` looks at the state.
 //!
 //! Not here, by design: fragments, options and extension headers, padding, ICMP, SYN, FIN and reset, DNS (its answers are
 //! read on the way), clients that are told other addresses, flows between clients, a NetVM that is a client.
