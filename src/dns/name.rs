@@ -81,7 +81,8 @@ impl NameText {
         core::str::from_utf8(self.bytes.get(..self.len).unwrap_or_default()).unwrap_or_default()
     }
 
-    /// Appends a label; `None` if it does not fit or has a character that names in rules cannot have.
+    /// Appends a label; `None` if it has a character that names in rules cannot have, or if the name becomes longer
+    /// than DNS allows. The parser below does not look at the length, and the dot at the end keeps its place.
     pub(crate) fn push_label(&mut self, label: &[u8]) -> Option<()> {
         if self.len > 0 {
             self.push(b'.')?;
@@ -89,7 +90,8 @@ impl NameText {
         label.iter().try_for_each(|byte| match byte.to_ascii_lowercase() {
             byte @ (b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_') => self.push(byte),
             _ => None,
-        })
+        })?;
+        (self.len < MAX_TEXT_BYTES).then_some(())
     }
 
     /// The same name spelled with a dot at its end.
@@ -151,5 +153,19 @@ mod tests {
         assert_eq!(text.as_str(), "www.a_b-0");
         assert_eq!(text.push_label(b"a.b"), None);
         assert_eq!(text.push_label("ä".as_bytes()), None);
+    }
+
+    #[test]
+    fn the_longest_name_leaves_room_for_the_dot_at_its_end() {
+        let name = |last: usize| {
+            let mut text = NameText::EMPTY;
+            [63, 63, 63, last].iter().try_for_each(|len| text.push_label(&[b'a'; 63][..*len]))?;
+            Some(text)
+        };
+        let longest = name(61).unwrap();
+        assert_eq!(longest.as_str().len(), 253);
+        assert_eq!(longest.with_root().as_str(), format!("{}.", longest.as_str()));
+        assert!(WireName::of(longest.as_str()).is_some());
+        assert!(name(62).is_none() && name(63).is_none());
     }
 }
