@@ -480,6 +480,9 @@ fn on_frontend_event(event: netfront::Event) -> Change {
             port: UplinkPort { mac: Mac(mac), caps: caps(capabilities, mtu) },
             backend: backend.0,
         },
+        netfront::Event::Silent { .. } => Change::Note(Reason::new(format_args!(
+            "uplink does not react to what it was sent: telling it again"
+        ))),
         netfront::Event::Down { reason, .. } => {
             Change::UplinkDown { reason: Reason::new(format_args!("{reason}")) }
         }

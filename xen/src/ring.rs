@@ -225,6 +225,22 @@ impl<const E: usize> FrontRing<E> {
         publish(page, REQ_PROD, REQ_EVENT, old, self.req_prod)
     }
 
+    /// The index at which the peer wants to be told, as it stands in the page: any number at all.
+    pub fn event_wanted(&self, page: &SharedPage) -> u32 {
+        page.load_acquire_u32(REQ_EVENT)
+    }
+
+    /// Whether a request is without a response although the peer was told of it: the index at which it wants an event
+    /// lies among those that are published and not answered.
+    pub fn is_unheard(&self, event: u32) -> bool {
+        passes_event(self.rsp_cons, self.req_published, event)
+    }
+
+    /// Responses taken so far, modulo the width of the index.
+    pub fn answered(&self) -> u32 {
+        self.rsp_cons
+    }
+
     /// Responses that the peer has published and that were not taken yet.
     pub fn unconsumed(&mut self, page: &SharedPage) -> Result<u32, RingBroken> {
         let claimed = page.load_acquire_u32(RSP_PROD);

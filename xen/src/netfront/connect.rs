@@ -6,7 +6,9 @@
 use alloc::vec::Vec;
 
 use super::device::{BackNode, Device, Feature, OwnLook, OwnNode, Peer, ROOT, Watch, Work};
-use super::{DownReason, Frontend};
+use super::link::Link;
+use super::unheard::Remedy;
+use super::{DownReason, Event, Frontend};
 use crate::xenbus::{FrontendView, Online, State, frontend_action};
 use crate::xenstore::{
     Client, Owner, Reply, Request, StoreError, Token, WatchEvent, children, decimal_u32,
@@ -98,6 +100,7 @@ impl Frontend {
                 device.dirty = true;
             }
         }
+        self.listen(now);
         self.store_full = !store.has_room(REQUESTS_PER_STEP);
         if self.store_full {
             return;
@@ -112,6 +115,17 @@ impl Frontend {
         self.look(store);
     }
 
+    /// Helps a backend that does not look at our requests.
+    fn listen(&mut self, now: u64) {
+        let Some(link) = self.link_mut() else { return };
+        let (remedy, uplink) = (link.listen(now), link.id);
+        match remedy {
+            Remedy::None | Remedy::Repeat { is_first: false } => {}
+            Remedy::Repeat { is_first: true } => self.events.push_back(Event::Silent { uplink }),
+            Remedy::GiveUp => self.give_up(DownReason::Deaf),
+        }
+    }
+
     /// When [`Frontend::advance`] has to be called at the latest, in ns.
     pub fn next_deadline(&self) -> Option<u64> {
         let device = self.device.as_ref();
@@ -121,7 +135,8 @@ impl Frontend {
         let at_once = (marked && !self.store_full).then_some(self.now);
         let look = device.and_then(Device::deadline);
         let gate = self.link().and_then(|link| link.gate.deadline());
-        [at_once, look, gate, self.retry_at].into_iter().flatten().min()
+        let unheard = self.link().and_then(Link::unheard_deadline);
+        [at_once, look, gate, unheard, self.retry_at].into_iter().flatten().min()
     }
 
     fn ask(&mut self, store: &mut Client, target: Target, request: Request<'_>) -> bool {

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use super::unheard::{Progress, Remedy, Unheard};
 use super::{Config, Counters, DownReason, UplinkId};
 use crate::abi::{DomId, EventPort, GrantRef};
 use crate::event::Channel;
@@ -65,6 +66,7 @@ pub(super) struct Link {
     /// Responses may wait.
     pub(super) ready: bool,
     pub(super) gate: EventGate,
+    unheard: Unheard,
     pub(super) counters: Counters,
 }
 
@@ -94,6 +96,7 @@ impl Link {
             up: false,
             ready: false,
             gate: EventGate::default(),
+            unheard: Unheard::default(),
             counters: Counters::default(),
         })
     }
@@ -113,7 +116,7 @@ impl Link {
     }
 
     /// Publishes new requests of both rings, and tells the backend if it asked for it.
-    pub(super) fn push(&mut self) {
+    pub(super) fn push(&mut self, now: u64) {
         let (ring, page) = self.tx.parts();
         let tx = ring.push(page);
         let (ring, page) = self.rx.parts();
@@ -121,6 +124,33 @@ impl Link {
         if tx == Notify::Needed || rx == Notify::Needed {
             self.channel.notify();
         }
+        let progress = self.progress();
+        self.unheard.note(progress, now);
+    }
+
+    fn progress(&mut self) -> Progress {
+        let (ring, page) = self.tx.parts();
+        let event = ring.event_wanted(page);
+        Progress { is_due: ring.is_unheard(event), event, answered: ring.answered() }
+    }
+
+    /// When [`Link::listen`] is due, in ns.
+    pub(super) fn unheard_deadline(&self) -> Option<u64> {
+        self.unheard.deadline().filter(|_| self.up)
+    }
+
+    /// Tells the backend again of what it does not look at.
+    pub(super) fn listen(&mut self, now: u64) -> Remedy {
+        if self.unheard_deadline().is_none_or(|due| due > now) {
+            return Remedy::None;
+        }
+        let progress = self.progress();
+        let remedy = self.unheard.check(progress, now);
+        if let Remedy::Repeat { .. } = remedy {
+            self.counters.repeated_events = self.counters.repeated_events.saturating_add(1);
+            self.channel.notify();
+        }
+        remedy
     }
 
     /// Both rings are drained: asks for the next events. `true`: something arrived meanwhile.

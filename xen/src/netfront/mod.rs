@@ -7,6 +7,7 @@
 //!   (`xenbus::frontend_action`) and deed
 //! * `link`: rings, event channel and every page that the backend may access
 //! * `to_backend`, `from_backend`: the two directions
+//! * `unheard`: what is done about a backend that does not look at what it was told of
 //!
 //! The backend is not trusted. It sees a frame only between [`Frontend::send`] and its response, and a receive buffer
 //! only until its response; a page that it does not let go is never used again, and the uplink is closed.
@@ -32,6 +33,7 @@ mod from_backend;
 mod link;
 mod to_backend;
 mod types;
+mod unheard;
 
 use alloc::collections::{BTreeMap, VecDeque};
 
@@ -162,7 +164,7 @@ impl Frontend {
         let target = self.config.rx_buffers;
         if let Some(link) = self.link_mut().filter(|link| link.up) {
             from_backend::refill(link, target);
-            link.push();
+            link.push(now);
         }
     }
 
@@ -200,6 +202,11 @@ impl Frontend {
     /// Gives up a connection whose backend broke the protocol; xenstore follows with the next `advance`.
     fn break_link(&mut self, reason: DownReason) {
         self.totals.violations = self.totals.violations.saturating_add(1);
+        self.give_up(reason);
+    }
+
+    /// Ends a connection of our own accord; xenstore follows with the next `advance`, and the backend may start again.
+    fn give_up(&mut self, reason: DownReason) {
         self.disconnect(reason);
         if let Some(device) = &mut self.device {
             device.dirty = true;

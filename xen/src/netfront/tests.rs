@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 mod chains;
+mod unheard;
 
 const NETVM: DomId = DomId(2);
 const OTHER: DomId = DomId(11);

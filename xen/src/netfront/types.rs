@@ -73,6 +73,9 @@ pub enum DownReason {
     /// The backend answered but still uses the page.
     #[error("the backend still uses a page that it gave back")]
     StillInUse,
+    /// The backend does not look at the TX ring, however often it is told to.
+    #[error("the backend does not react to events")]
+    Deaf,
 }
 
 /// What happened to the uplink.
@@ -90,6 +93,11 @@ pub enum Event {
         mtu: u16,
         /// What the backend accepts.
         capabilities: Capabilities,
+    },
+    /// The backend does not look at our requests. It is told again, a few times; then the connection is made anew.
+    Silent {
+        /// The connection.
+        uplink: UplinkId,
     },
     /// The connection is over.
     Down {
@@ -153,6 +161,8 @@ pub struct Counters {
     pub no_page: u64,
     /// Events of the channel.
     pub events: u64,
+    /// Events sent again because the backend did not react.
+    pub repeated_events: u64,
 }
 
 /// The uplink as it is now.
