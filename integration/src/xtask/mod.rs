@@ -26,6 +26,7 @@ usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM
        cargo xtask test --long PART   the long form of a part
        cargo xtask fuzz TARGET [--time T]
        cargo xtask sim [--seed S] [--steps N]
+       cargo xtask mutants            three ways to break the core, which its tests notice
        cargo xtask diff [v4 SEED SET]  our core against nftables; one set again
        cargo xtask bench [--quick] [--json FILE] [engine|lab]
                                       measures; the lab's part against a Linux firewall VM
@@ -56,6 +57,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test", "--long", part] => parts::long(Some(part)),
         ["fuzz", rest @ ..] => parts::fuzz::run(rest),
         ["sim", rest @ ..] => parts::sim::run(rest),
+        ["mutants"] => parts::mutants::short(),
         ["diff"] => crate::diff::short(),
         ["diff", family, seed, set] => crate::diff::replay(family, seed, set),
         ["bench", rest @ ..] => bench::run(rest),

@@ -14,6 +14,7 @@ mod list;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::json;
 
@@ -28,12 +29,24 @@ use crate::{command, fail, paths, progress};
 const SECONDS_PER_FLIP: &str = "300";
 const SECONDS_UNBROKEN: &str = "1800";
 
-/// In `test`: the quick ones.
+/// Which tests a copy runs.
+#[derive(Clone, Debug)]
+enum Which {
+    All,
+    /// Those of the fast path.
+    Fast,
+    /// Those whose names carry an ID, by name: the others prove nothing about a flip, and take most of the time.
+    WithIds(Vec<String>),
+}
+
+/// In `test`: the quick ones, and of the tests those with an ID.
 ///
 /// # Errors
 /// When a flip is not found as it must be.
 pub fn short() -> Result<()> {
-    let tree = Tree::new()?;
+    let mut tree = Tree::copied()?;
+    tree.stages = Which::WithIds(tree.with_ids()?);
+    tree.runs_unbroken()?;
     for flip in FLIPS.iter().filter(|flip| flip.is_quick) {
         progress::say(verdict(flip, &tree.try_flip(flip)?)?);
     }
@@ -46,7 +59,8 @@ pub fn short() -> Result<()> {
 /// Names every flip that is not found as it must be.
 pub fn long() -> Result<()> {
     let mut record = Record::open("mutants")?;
-    let tree = Tree::new()?;
+    let tree = Tree::copied()?;
+    tree.runs_unbroken()?;
     let mut faults = Vec::new();
     for flip in FLIPS {
         if record.get(flip.name).is_some() {
@@ -111,12 +125,14 @@ fn verdict(flip: &Flip, tests: &[Ran]) -> Result<String> {
 /// A copy of the sources to be broken.
 struct Tree {
     root: PathBuf,
+    /// What runs for a flip of a stage.
+    stages: Which,
 }
 
 impl Tree {
-    /// Copies what git knows, and builds and runs it unbroken.
-    fn new() -> Result<Self> {
-        let tree = Self { root: paths::target().join("mutants/tree") };
+    /// Copies what git knows.
+    fn copied() -> Result<Self> {
+        let tree = Self { root: paths::target().join("mutants/tree"), stages: Which::All };
         let mut git =
             command::new("git", &["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
         let files = command::output(git.current_dir(paths::root()))?;
@@ -129,12 +145,33 @@ impl Tree {
         for flip in FLIPS {
             replaced(flip, &fs::read_to_string(tree.root.join(flip.file)).unwrap_or_default())?;
         }
-        let tests =
-            progress::step("flips: the unbroken copy", || tree.test(SECONDS_UNBROKEN, false))?;
-        if let Some(test) = failed(&tests).next() {
-            fail!("{} fails without any flip", test.name);
-        }
         Ok(tree)
+    }
+
+    /// Builds the copy and runs it unbroken.
+    fn runs_unbroken(&self) -> Result<()> {
+        let tests = progress::step("flips: the unbroken copy", || {
+            self.test(SECONDS_UNBROKEN, &self.stages)
+        })?;
+        match failed(&tests).next() {
+            Some(test) => fail!("{} fails without any flip", test.name),
+            None => Ok(()),
+        }
+    }
+
+    /// Builds the copy and names the tests that carry an ID.
+    fn with_ids(&self) -> Result<Vec<String>> {
+        let mut line = self.cargo_test(SECONDS_UNBROKEN);
+        let out = progress::step("flips: building a copy", || {
+            command::output(line.args(["--", "--list"]))
+        })?;
+        let names = out.lines().filter_map(|line| line.strip_suffix(": test"));
+        let names: Vec<String> =
+            names.filter(|name| !coverage::ids(name).is_empty()).map(str::to_owned).collect();
+        if names.is_empty() {
+            fail!("no test carries an ID");
+        }
+        Ok(names)
     }
 
     fn try_flip(&self, flip: &Flip) -> Result<Vec<Ran>> {
@@ -145,31 +182,23 @@ impl Tree {
             fs::write(&path, text).doing(|| format!("cannot write {}", path.display()))
         };
         write(&replaced(flip, &whole)?)?;
-        let tests = self.test(SECONDS_PER_FLIP, flip.ids.is_empty());
+        let which = if flip.ids.is_empty() { &Which::Fast } else { &self.stages };
+        let tests = self.test(SECONDS_PER_FLIP, which);
         write(&whole)?;
         tests.map_err(|error| crate::error::Error::Failed(format!("{}: {error}", flip.name)))
     }
 
-    /// Runs the tests of the core and of the rules. The dependencies are those that the tree itself has built.
-    fn test(&self, seconds: &str, is_fast_path_open: bool) -> Result<Vec<Ran>> {
-        let inner = cargo(&[]);
-        let mut line = command::new("timeout", &[seconds]);
-        line.arg(inner.get_program());
-        line.args(["test", "--lib", "--no-fail-fast", "-p", "qubes-rust-firewall", "-p", "rules"]);
-        if !is_fast_path_open {
-            line.args(["--", "--skip", "tests::fast::"]).env("FIREWALL_TESTS_STAGES_ALONE", "1");
-        } else {
+    /// Runs tests of the core and of the rules.
+    fn test(&self, seconds: &str, which: &Which) -> Result<Vec<Ran>> {
+        let mut line = self.cargo_test(seconds);
+        if let Which::Fast = which {
             line.arg("fast::");
+        } else {
+            line.args(["--", "--skip", "tests::fast::"]).env("FIREWALL_TESTS_STAGES_ALONE", "1");
         }
-        for (name, value) in inner.get_envs() {
-            match value {
-                Some(value) => line.env(name, value),
-                None => line.env_remove(name),
-            };
+        if let Which::WithIds(names) = which {
+            line.arg("--exact").args(names);
         }
-        line.current_dir(&self.root).env("CARGO_TARGET_DIR", paths::target());
-        // Cases that a property test once failed with belong to the tree, not to a broken copy.
-        line.env("PROPTEST_FAILURE_PERSISTENCE", "off");
         let out = line.output().doing(|| "cannot run timeout and cargo")?;
         let text = String::from_utf8_lossy(&out.stdout);
         let tests = coverage::ran(&text);
@@ -180,6 +209,24 @@ impl Tree {
             );
         }
         Ok(tests)
+    }
+
+    /// `cargo test` in the copy. The dependencies are those that the tree itself has built.
+    fn cargo_test(&self, seconds: &str) -> Command {
+        let inner = cargo(&[]);
+        let mut line = command::new("timeout", &[seconds]);
+        line.arg(inner.get_program());
+        line.args(["test", "--lib", "--no-fail-fast", "-p", "qubes-rust-firewall", "-p", "rules"]);
+        for (name, value) in inner.get_envs() {
+            match value {
+                Some(value) => line.env(name, value),
+                None => line.env_remove(name),
+            };
+        }
+        line.current_dir(&self.root).env("CARGO_TARGET_DIR", paths::target());
+        // Cases that a property test once failed with belong to the tree, not to a broken copy.
+        line.env("PROPTEST_FAILURE_PERSISTENCE", "off");
+        line
     }
 }
 
