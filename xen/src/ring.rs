@@ -185,11 +185,21 @@ pub struct FrontRing<const E: usize> {
 impl<const E: usize> FrontRing<E> {
     /// Initialises a zeroed page of ours as an empty ring.
     pub fn init(page: &SharedPage) -> FrontRing<E> {
-        page.write_u32(REQ_PROD, 0);
-        page.write_u32(REQ_EVENT, 1);
-        page.write_u32(RSP_PROD, 0);
-        page.store_release_u32(RSP_EVENT, 1);
-        FrontRing { req_prod: 0, req_published: 0, rsp_cons: 0, rsp_seen: 0 }
+        FrontRing::starting_at(page, 0)
+    }
+
+    /// The same with another first index, so that tests reach the wrap of the indices at once.
+    #[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
+    pub fn init_at(page: &SharedPage, start: u32) -> FrontRing<E> {
+        FrontRing::starting_at(page, start)
+    }
+
+    fn starting_at(page: &SharedPage, start: u32) -> FrontRing<E> {
+        page.write_u32(REQ_PROD, start);
+        page.write_u32(REQ_EVENT, start.wrapping_add(1));
+        page.write_u32(RSP_PROD, start);
+        page.store_release_u32(RSP_EVENT, start.wrapping_add(1));
+        FrontRing { req_prod: start, req_published: start, rsp_cons: start, rsp_seen: start }
     }
 
     /// Slots that neither hold a request nor an unread response.
@@ -324,18 +334,7 @@ mod tests {
     fn pair() -> (SharedPage, FrontRing<12>, BackRing<12>) {
         let page = host::foreign_page();
         page.clear();
-        let mut front = FrontRing::init(&page);
-        let start = u32::MAX - 100;
-        front.req_prod = start;
-        front.req_published = start;
-        front.rsp_cons = start;
-        front.rsp_seen = start;
-        for at in [REQ_PROD, RSP_PROD] {
-            page.write_u32(at, start);
-        }
-        for at in [REQ_EVENT, RSP_EVENT] {
-            page.write_u32(at, start.wrapping_add(1));
-        }
+        let front = FrontRing::init_at(&page, u32::MAX - 100);
         let back = BackRing::attach(&page).unwrap();
         (page, front, back)
     }
