@@ -1,4 +1,4 @@
-//! What the fuzzer runs: one function per parser that sees bytes from outside, with the checks that a finding breaks.
+//! What the fuzzer runs: one function per parser or consumer of what others write, with the checks that a finding breaks.
 //!
 //! A target turns any bytes into input of the code under test, through [`source::Source`], and panics when an
 //! invariant does not hold. The fuzzer (`runner/`, run by `cargo xtask fuzz`) looks for such bytes; the tests of this
@@ -15,8 +15,11 @@ pub mod frames;
 pub mod netif;
 pub mod qrexec;
 pub mod qubesdb;
+pub mod ring;
 pub mod rules;
 pub mod source;
+pub mod vchan;
+pub mod xenbus;
 pub mod xenstore;
 
 /// One function to be fuzzed.
@@ -35,7 +38,10 @@ pub const TARGETS: &[Target] = &[
     Target { name: "netif", run: netif::run },
     Target { name: "qrexec", run: qrexec::run },
     Target { name: "qubesdb", run: qubesdb::run },
+    Target { name: "ring", run: ring::run },
     Target { name: "rules", run: rules::run },
+    Target { name: "vchan", run: vchan::run },
+    Target { name: "xenbus", run: xenbus::run },
     Target { name: "xenstore", run: xenstore::run },
 ];
 

@@ -1,7 +1,10 @@
 //! The slots of a frontend's TX ring, and the indices of rings: whatever a peer writes, nothing leaves its bounds and
-//! each slot is taken and answered once.
+//! each slot is taken and answered once. A second reading of the slots, rule by rule, says what must come of them.
 
-use xen::netif::{Assembled, Assembler, Limits, TxPacket};
+use xen::netif::{
+    Assembled, Assembler, Checksum, DropReason, ExtraInfo, GsoKind, Limits, MAX_FRAGMENTS, TxFlags,
+    TxPacket, TxRequest,
+};
 use xen::ring;
 
 use crate::source::Source;
@@ -30,6 +33,13 @@ pub fn run(data: &[u8]) {
             slot
         });
         let used = taken + 1;
+        let expected = judge(&limits, rest);
+        let got = match &result {
+            Err(_) => Verdict::Broken,
+            Ok(Assembled::Drop(_, reason)) => Verdict::Refused(*reason, used),
+            Ok(Assembled::Packet(_)) => Verdict::Taken(used),
+        };
+        assert_eq!(got, expected);
         match result {
             // The device is closed: nothing of the ring is read any more.
             Err(_) => return,
@@ -41,6 +51,73 @@ pub fn run(data: &[u8]) {
         }
         rest = &rest[used..];
     }
+}
+
+/// What must come of the first packet in a row of slots; with the slots that it takes.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Broken,
+    Refused(DropReason, usize),
+    Taken(usize),
+}
+
+/// The rules of the assembler's documentation, all applied to the whole packet.
+fn judge(limits: &Limits, slots: &[[u8; 12]]) -> Verdict {
+    let head = TxRequest::decode(&slots[0]);
+    let mut used = 1;
+    let mut extras = Vec::new();
+    let mut more = head.flags.has(TxFlags::EXTRA_INFO);
+    while more {
+        let Some(slot) = slots.get(used) else { return Verdict::Broken };
+        let (info, further) = ExtraInfo::decode(slot.first_chunk().unwrap());
+        extras.push(info);
+        used += 1;
+        more = further;
+    }
+    let mut rest = Vec::new();
+    let mut more = head.flags.has(TxFlags::MORE_DATA);
+    while more {
+        let Some(slot) = slots.get(used) else { return Verdict::Broken };
+        rest.push(TxRequest::decode(slot));
+        used += 1;
+        more = rest.last().is_some_and(|request| request.flags.has(TxFlags::MORE_DATA));
+    }
+    let further: usize = rest.iter().map(|request| usize::from(request.size)).sum();
+    let total = usize::from(head.size);
+    // One extra info of each type that exists; 20 data slots, as Linux.
+    let is_endless = extras.len() > 5 || rest.len() >= 20;
+    let is_unknown =
+        |info: &ExtraInfo| matches!(info, ExtraInfo::Unknown(_) | ExtraInfo::Gso(Err(_)));
+    let crosses = |offset: u16, len: usize| len == 0 || usize::from(offset) + len > 4096;
+    if is_endless
+        || extras.iter().any(is_unknown)
+        || further >= total
+        || crosses(head.offset, total - further)
+        || rest.iter().any(|request| crosses(request.offset, request.size.into()))
+    {
+        return Verdict::Broken;
+    }
+    let wishes: Vec<_> = extras
+        .iter()
+        .filter_map(|info| match info {
+            ExtraInfo::Gso(wish) => wish.ok(),
+            _ => None,
+        })
+        .collect();
+    let is_offered = |kind: GsoKind| match kind {
+        GsoKind::TcpV4 => limits.gso_tcpv4,
+        GsoKind::TcpV6 => limits.gso_tcpv6,
+    };
+    let is_blank = head.flags.checksum() == Checksum::Blank;
+    let refusal = match wishes.as_slice() {
+        _ if 1 + rest.len() > MAX_FRAGMENTS => Some(DropReason::TooManyFragments),
+        _ if total < 14 => Some(DropReason::TooShort),
+        [] => (total > limits.max_frame_bytes.into()).then_some(DropReason::TooLong),
+        [.., last] if !is_offered(last.kind) || !is_blank => Some(DropReason::GsoNotOffered),
+        [one] => (usize::from(one.size) >= total).then_some(DropReason::GsoUnusable),
+        _ => Some(DropReason::GsoUnusable),
+    };
+    refusal.map_or(Verdict::Taken(used), |reason| Verdict::Refused(reason, used))
 }
 
 /// Every slot has one answer, with the id that it came with.
@@ -66,7 +143,10 @@ fn whole(packet: &TxPacket, limits: &Limits) {
     }
     match packet.offload().gso {
         None => assert!(packet.len() <= limits.max_frame_bytes),
-        Some(gso) => assert!(gso.size > 0 && (limits.gso_tcpv4 || limits.gso_tcpv6)),
+        Some(gso) => {
+            assert!(gso.size > 0 && gso.size < packet.len());
+            assert_eq!(packet.offload().checksum, Checksum::Blank);
+        }
     }
 }
 
