@@ -50,7 +50,7 @@ pub(crate) fn grant_frame(index: u32) -> Option<SharedPage> {
             return None;
         }
         assert_eq!(index as usize, xen.grant_frames.len(), "grant frames are added in order");
-        let frame = host::foreign_page();
+        let frame = xen.pages.take();
         let view = frame.alias();
         xen.grant_frames.push(frame);
         Some(view)

@@ -82,10 +82,11 @@ const START_NS: u64 = 1_000_000_000;
 
 std::thread_local! {
     // Never dropped: values of other thread-locals may use it while the thread ends.
-    static XEN: ManuallyDrop<RefCell<Hypervisor>> = ManuallyDrop::new(RefCell::new(Hypervisor::new()));
+    static XEN: ManuallyDrop<RefCell<Hypervisor>> = ManuallyDrop::new(RefCell::new(Hypervisor::new(Vec::new())));
 }
 
 struct Hypervisor {
+    pages: Pages,
     shared_info: SharedPage,
     grant_frames: Vec<SharedPage>,
     max_grant_frames: u32,
@@ -103,6 +104,31 @@ struct Hypervisor {
     pins: BTreeMap<u32, Pins>,
     shutdown: Option<u32>,
     before_copy: Option<Box<dyn FnOnce()>>,
+}
+
+/// Pages of Xen and of the peers. The memory behind them is never freed, so that each reset hands them on: many thousand
+/// cases must not take more of it each.
+struct Pages {
+    given: Vec<SharedPage>,
+    /// Of earlier cases, whose views of them are of no use any more.
+    spare: Vec<SharedPage>,
+}
+
+impl Pages {
+    /// A zeroed page.
+    fn take(&mut self) -> SharedPage {
+        let page = self.spare.pop().unwrap_or_else(host::foreign_page);
+        page.clear();
+        self.given.push(page.alias());
+        page
+    }
+
+    /// All of them, for the next case.
+    fn reclaim(&mut self) -> Vec<SharedPage> {
+        let mut all = core::mem::take(&mut self.spare);
+        all.append(&mut self.given);
+        all
+    }
 }
 
 /// A port of ours.
@@ -150,8 +176,9 @@ struct Pins {
 }
 
 impl Hypervisor {
-    fn new() -> Hypervisor {
-        let shared_info = host::foreign_page();
+    fn new(spare: Vec<SharedPage>) -> Hypervisor {
+        let mut pages = Pages { given: Vec::new(), spare };
+        let shared_info = pages.take();
         // What start-up code does on Xen.
         for word in 0..64 {
             shared_info.write_u64(EVTCHN_MASK + word * 8, u64::MAX);
@@ -161,12 +188,14 @@ impl Hypervisor {
         for (theirs, ours) in [(STORE_PORT_DOM0, STORE_PORT), (CONSOLE_PORT_DOM0, CONSOLE_PORT)] {
             dom0.ports.insert(theirs.0, PeerPort { local: Some(ours), pending: false });
         }
+        let (store, console) = (pages.take(), pages.take());
         Hypervisor {
+            pages,
             shared_info,
             grant_frames: Vec::new(),
             max_grant_frames: 64,
-            store: host::foreign_page(),
-            console: host::foreign_page(),
+            store,
+            console,
             clock_ns: START_NS,
             timer_ns: None,
             agenda: BTreeMap::new(),
@@ -219,7 +248,8 @@ fn with<R>(action: impl FnOnce(&mut Hypervisor) -> R) -> R {
     XEN.with(|xen| action(&mut xen.borrow_mut()))
 }
 
-/// A fresh hypervisor, clock and page pool, once nothing of the last one is in use.
+/// A fresh hypervisor, clock and page pool, once nothing of the last one is in use. Views of its peers' pages must not be
+/// used any more: the pages are handed out again.
 pub fn reset() {
     reset_with_pages(mem::total_pages());
 }
@@ -232,7 +262,11 @@ pub fn reset_with_pages(pages: usize) {
     event::reset();
     time::reset();
     host::reset(pages);
-    XEN.with(|xen| *xen.borrow_mut() = Hypervisor::new());
+    XEN.with(|xen| {
+        let mut xen = xen.borrow_mut();
+        let spare = xen.pages.reclaim();
+        *xen = Hypervisor::new(spare);
+    });
 }
 
 /// Panics if the code under test still has a page, a grant (quarantine included), a mapping, or an event channel

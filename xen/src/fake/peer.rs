@@ -65,10 +65,10 @@ impl Peer {
 
     /// A new zeroed page of the peer, granted to us; with the peer's own view of it.
     pub fn grant_page(self, access: Access) -> (GrantRef, SharedPage) {
+        let page = with(|xen| xen.pages.take());
         self.with(|state| {
             let gref = (8..PEER_GRANTS).find(|gref| !state.grants.contains_key(gref));
             let gref = gref.expect("the peer's grant table is full");
-            let page = host::foreign_page();
             let view = page.alias();
             state.grants.insert(gref, PeerGrant { page, access, mappings: 0, failure: None });
             (GrantRef(gref), view)

@@ -19,6 +19,8 @@ const REQ_PROD: usize = 2052;
 const RSP_CONS: usize = 2056;
 const RSP_PROD: usize = 2060;
 const RING: u32 = 1024;
+/// Where the response ring begins.
+const RSP: usize = 1024;
 const WATCH_EVENT: u32 = 15;
 const ERROR: u32 = 16;
 
@@ -323,10 +325,11 @@ impl Store {
         let (cons, prod) = (self.page.read_u32(REQ_CONS), self.page.load_acquire_u32(REQ_PROD));
         let count = prod.wrapping_sub(cons);
         assert!(count <= RING, "the client overran the request ring");
-        for step in 0..count {
-            let at = cons.wrapping_add(step) % RING;
-            self.inbox.push(self.page.read_u8(at as usize));
-        }
+        let mut bytes = std::vec![0; count as usize];
+        let (first, second) = bytes.split_at_mut((count.min(RING - cons % RING)) as usize);
+        self.page.copy_out((cons % RING) as usize, first);
+        self.page.copy_out(0, second);
+        self.inbox.append(&mut bytes);
         self.page.store_release_u32(REQ_CONS, prod);
         count > 0
     }
@@ -336,10 +339,10 @@ impl Store {
         let (cons, prod) = (self.page.load_acquire_u32(RSP_CONS), self.page.read_u32(RSP_PROD));
         let room = RING - prod.wrapping_sub(cons);
         let count = self.outbox.len().min(room as usize);
-        for (step, byte) in self.outbox.drain(..count).enumerate() {
-            let at = prod.wrapping_add(step as u32) % RING;
-            self.page.write_u8(1024 + at as usize, byte);
-        }
+        let bytes: Vec<u8> = self.outbox.drain(..count).collect();
+        let (first, second) = bytes.split_at(count.min((RING - prod % RING) as usize));
+        self.page.copy_in(RSP + (prod % RING) as usize, first);
+        self.page.copy_in(RSP, second);
         self.page.store_release_u32(RSP_PROD, prod.wrapping_add(count as u32));
         if count > 0 {
             peer(DomId::DOM0).notify(STORE_PORT_DOM0);
