@@ -12,6 +12,7 @@
 
 pub mod dns;
 pub mod frames;
+pub mod netback;
 pub mod netif;
 pub mod qrexec;
 pub mod qubesdb;
@@ -35,6 +36,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "dns", run: dns::run },
     Target { name: "frames", run: frames::run },
+    Target { name: "netback", run: netback::run },
     Target { name: "netif", run: netif::run },
     Target { name: "qrexec", run: qrexec::run },
     Target { name: "qubesdb", run: qubesdb::run },
