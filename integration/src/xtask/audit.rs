@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::image::cargo;
+use super::unsafe_table;
 use crate::error::{Attempt, Error, Result};
 use crate::{command, fail, paths};
 
@@ -100,6 +101,7 @@ pub fn run() -> Result<()> {
     licences_of_fuzzer(&fuzzer, &mut faults)?;
     directions(&all, &mut faults)?;
     unsafe_code(&mut faults)?;
+    table_of_unsafe_code(&mut faults)?;
     packages_of_image(&mut faults)?;
     match faults.as_slice() {
         [] => Ok(()),
@@ -251,6 +253,14 @@ fn unsafe_code(faults: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
+/// What the crate `xen` says about its `unsafe` blocks and the tests that cover them.
+fn table_of_unsafe_code(faults: &mut Vec<String>) -> Result<()> {
+    let xen = paths::root().join("xen/src");
+    let mut files = Vec::new();
+    rust_files(&xen, &mut files)?;
+    unsafe_table::check(&xen, &files, faults)
+}
+
 /// Whether a line of code (not a comment, not a string) lowers the lint.
 fn opts_in(source: &str) -> bool {
     source.lines().map(str::trim_start).any(|line| {
@@ -263,7 +273,7 @@ fn opts_in(source: &str) -> bool {
     })
 }
 
-fn rust_files(dir: &Path, found: &mut Vec<std::path::PathBuf>) -> Result<()> {
+pub(super) fn rust_files(dir: &Path, found: &mut Vec<std::path::PathBuf>) -> Result<()> {
     for entry in fs::read_dir(dir).doing(|| format!("cannot list {}", dir.display()))?.flatten() {
         let path = entry.path();
         if path.is_dir() {

@@ -14,6 +14,7 @@ pub mod scenarios;
 pub mod smoke;
 pub mod story;
 pub mod test;
+mod unsafe_table;
 
 use std::process::ExitCode;
 
