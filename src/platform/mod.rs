@@ -86,12 +86,12 @@ struct Vif {
 
 /// The pages of a frame behind its first one.
 #[derive(Debug)]
-pub struct Tail(Vec<Piece>);
+pub struct Tail(netif::Tail);
 
 impl Payload for Tail {
     fn copy(&self, offset: usize, to: &mut [u8]) -> Option<()> {
         let (mut skip, mut rest) = (offset, to);
-        for piece in &self.0 {
+        for piece in self.0.iter() {
             let Some(bytes) = piece.bytes().get(skip..) else {
                 skip -= piece.bytes().len();
                 continue;
@@ -525,8 +525,8 @@ fn caps(capabilities: netif::Capabilities, mtu: u16) -> PortCaps {
 fn chained(frame: Paged<Page, Tail>) -> Option<Chain> {
     let Paged { page, head, len, tail, .. } = frame;
     let head = u16::try_from(head).ok().filter(|head| usize::from(*head) <= PAGE_SIZE)?;
-    let tail = tail.map_or_else(Vec::new, |tail| tail.0);
-    Chain::from_parts(Piece::new(page, head), tail).filter(|chain| chain.len() == len)
+    let tail = tail.map_or(netif::Tail::EMPTY, |tail| tail.0);
+    Some(Chain::from_parts(Piece::new(page, head), tail)).filter(|chain| chain.len() == len)
 }
 
 fn from_driver(offload: netif::Offload) -> Offload {

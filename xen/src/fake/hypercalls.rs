@@ -94,6 +94,7 @@ pub(crate) fn grant_unmap(ops: &mut [UnmapGrantRef]) {
 
 pub(crate) fn grant_copy(ops: &mut [GrantCopy]) {
     if let Some(action) = with(|xen| xen.before_copy.take()) {
+        let _booked = crate::mem::ledger::enter(crate::mem::ledger::Part::Tables);
         action();
     }
     with(|xen| {

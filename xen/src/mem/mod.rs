@@ -9,6 +9,7 @@
 mod functions;
 mod global;
 mod heap;
+pub mod ledger;
 mod pool;
 
 use core::cell::RefCell;
@@ -20,8 +21,9 @@ use crate::shared::SharedPage;
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
 pub(crate) use global::Global;
 pub(crate) use global::global;
-#[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
 pub use heap::Heap;
+#[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
+pub use heap::inject;
 use pool::{FreePage, Pool};
 
 /// Bytes in a page.
@@ -153,17 +155,18 @@ pub fn total_pages() -> usize {
     with_pool(|pool| pool.total())
 }
 
-/// Bytes of the heap that are allocated now. On the host, where the heap is not ours: 0.
+/// Bytes of the heap that are allocated now. On the host: those of programs that install [`Heap`], without what is booked
+/// on the start.
 pub fn heap_used() -> usize {
     heap::used()
 }
 
-/// Most bytes of the heap that were allocated at one time; 0 on the host.
+/// Most bytes of the heap that were allocated at one time.
 pub fn heap_peak() -> usize {
     heap::peak()
 }
 
-/// Bytes that the heap manages, overhead included; 0 on the host.
+/// Bytes that the heap manages, overhead included; on the host its limit, or 0.
 pub fn heap_size() -> usize {
     heap::size()
 }
@@ -267,6 +270,11 @@ pub(crate) mod host {
         unsafe { SharedPage::from_raw(allocate_pages(1)) }
     }
 }
+
+/// Also the crate's own tests run on the heap of the image, as far as that is the host's.
+#[cfg(test)]
+#[global_allocator]
+static HEAP: Heap = Heap;
 
 #[cfg(test)]
 mod tests {

@@ -92,6 +92,7 @@ pub struct Backend {
 impl Backend {
     /// A backend without vifs; see [`Backend::start`].
     pub fn new(config: Config) -> Backend {
+        crate::netif::prepare_tails(crate::mem::total_pages());
         Backend {
             config,
             vifs: Vifs::new(config.max_vifs),

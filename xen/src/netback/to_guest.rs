@@ -170,8 +170,8 @@ impl ToGuest {
         let mut buffer = take_request(link);
         let mut at = 0u16;
         let mut has_extra = offload.gso.is_some();
-        let (head, tail) = chain.into_parts();
-        for piece in core::iter::once(head).chain(tail) {
+        let (head, mut tail) = chain.into_parts();
+        for piece in core::iter::once(head).chain(tail.take()) {
             let (page, mut left) = piece.into_page();
             let mut from = 0u16;
             self.batch.begin(page, tag);

@@ -76,6 +76,7 @@ pub struct Frontend {
 impl Frontend {
     /// A frontend without a device; see [`Frontend::start`].
     pub fn new(config: Config) -> Frontend {
+        crate::netif::prepare_tails(crate::mem::total_pages());
         let config = Config {
             rx_buffers: config.rx_buffers.min(256),
             tx_in_flight: config.tx_in_flight.min(256),

@@ -26,9 +26,9 @@ pub(super) fn send(link: &mut Link, chain: Chain, offload: Offload) -> Result<()
     if link.free_ids.len() < pages || ring_free < pages.saturating_add(extras) {
         return Err(SendError::Full);
     }
-    let (head, tail) = chain.into_parts();
+    let (head, mut tail) = chain.into_parts();
     let (head, _) = grant_piece(link.peer, head)?;
-    for piece in tail {
+    for piece in tail.take() {
         match grant_piece(link.peer, piece) {
             Ok(granted) => link.granting.push(granted),
             Err(error) => {

@@ -1,11 +1,10 @@
 //! One frame in private pages: a head, and further pages where it is a super-frame larger than one page.
 //!
-//! A frame of one page allocates nothing. The list of the further pages of a super-frame comes from the heap, once for
-//! each of them; where the heap is exhausted the frame is refused.
+//! No frame allocates: see [`Tail`].
 
-use alloc::vec::Vec;
-
-use super::{Capabilities, Checksum, MAX_FRAGMENTS, MAX_FRAME_BYTES, MIN_FRAME_BYTES, Offload};
+use super::{
+    Capabilities, Checksum, MAX_FRAGMENTS, MAX_FRAME_BYTES, MIN_FRAME_BYTES, Offload, Tail,
+};
 use crate::mem::{PAGE_SIZE, Page};
 
 /// Most pages of one frame: as many as the slots that a peer may use for it.
@@ -72,7 +71,7 @@ impl Piece {
 #[derive(Debug)]
 pub struct Chain {
     head: Piece,
-    tail: Vec<Piece>,
+    tail: Tail,
 }
 
 impl Chain {
@@ -86,31 +85,22 @@ impl Chain {
 
     /// A frame of one piece.
     pub fn of(head: Piece) -> Chain {
-        Chain { head, tail: Vec::new() }
+        Chain { head, tail: Tail::EMPTY }
     }
 
-    /// Puts together again what [`Chain::into_parts`] took apart; `None` if it is too long.
-    pub fn from_parts(head: Piece, tail: Vec<Piece>) -> Option<Chain> {
-        (tail.len() < MAX_CHAIN_PAGES).then_some(Chain { head, tail })
+    /// Puts together again what [`Chain::into_parts`] took apart.
+    pub fn from_parts(head: Piece, tail: Tail) -> Chain {
+        Chain { head, tail }
     }
 
     /// The first piece and the further ones.
-    pub fn into_parts(self) -> (Piece, Vec<Piece>) {
+    pub fn into_parts(self) -> (Piece, Tail) {
         (self.head, self.tail)
     }
 
-    /// Adds a piece. `false`, and the piece is gone: the chain is full, or the heap is.
+    /// Adds a piece. `false`, and the piece is gone: the chain is full, or no list for it is left.
     pub fn push(&mut self, piece: Piece) -> bool {
-        if self.pages() >= MAX_CHAIN_PAGES {
-            return false;
-        }
-        if self.tail.capacity() == 0
-            && self.tail.try_reserve_exact(MAX_CHAIN_PAGES.saturating_sub(1)).is_err()
-        {
-            return false;
-        }
-        self.tail.push(piece);
-        true
+        self.tail.push(piece)
     }
 
     /// Length of the frame in bytes.
@@ -146,7 +136,7 @@ impl Chain {
 
     /// All pieces in order.
     pub fn pieces(&self) -> impl Iterator<Item = &Piece> {
-        core::iter::once(&self.head).chain(&self.tail)
+        core::iter::once(&self.head).chain(self.tail.iter())
     }
 
     /// Ring slots that the frame takes where each holds one page of it, full but for the last.
@@ -176,7 +166,7 @@ impl Chain {
             self.head.len = u16::try_from(end).unwrap_or(u16::MAX);
             next.cut_front(count);
             if next.is_empty() {
-                self.tail.remove(0);
+                self.tail.remove_first();
             }
         }
     }
@@ -220,11 +210,13 @@ pub(crate) enum Fault {
 mod tests {
     use super::*;
     use crate::netif::{Gso, GsoKind};
+    use alloc::vec::Vec;
 
     const GSO: Offload =
         Offload { checksum: Checksum::Blank, gso: Some(Gso { kind: GsoKind::TcpV4, size: 1448 }) };
 
     fn page(len: usize, seed: usize) -> Piece {
+        crate::netif::prepare_tails(64);
         let mut page = Page::alloc().unwrap();
         for (at, byte) in page.prefix_mut(len).iter_mut().enumerate() {
             *byte = (at + seed) as u8;

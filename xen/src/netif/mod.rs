@@ -11,6 +11,7 @@ mod assemble;
 mod chain;
 mod gate;
 mod slot;
+mod tail;
 
 pub use assemble::{
     Assembled, Assembler, DropReason, Fragment, Limits, MAX_FRAGMENTS, TxPacket, Violation,
@@ -23,6 +24,7 @@ pub use slot::{
     ExtraInfo, RX_SLOT_BYTES, RxFlags, RxRequest, RxResponse, STATUS_DROPPED, STATUS_ERROR,
     STATUS_NULL, STATUS_OKAY, TX_SLOT_BYTES, TxFlags, TxRequest, TxResponse,
 };
+pub use tail::{Tail, prepare as prepare_tails};
 
 /// Shortest frame that has an Ethernet header, in bytes.
 pub const MIN_FRAME_BYTES: u16 = 14;
