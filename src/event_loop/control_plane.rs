@@ -5,7 +5,7 @@ use core::net::IpAddr;
 use qubesdb::Closing;
 
 use super::EventLoop;
-use super::machine::{Machine, Pipe};
+use super::machine::{Machine, Pipe, Work};
 use crate::config::features::{Features, LogLevel};
 use crate::control::{Action, SourceRules};
 use crate::exposure::Exposure;
@@ -25,6 +25,7 @@ impl<S: Sink> EventLoop<S> {
     pub(super) fn serve_database<M: Machine>(&mut self, machine: &mut M) -> bool {
         for _ in 0..READS_PER_TURN {
             self.take_events(machine);
+            let Some(_scope) = machine.begin(Work::Database) else { return false };
             let Some(pipe) = machine.database() else { return false };
             transmit_database(&mut self.database, pipe);
             let room = self.database.input_room().min(self.buffer.len());
@@ -76,7 +77,8 @@ impl<S: Sink> EventLoop<S> {
     }
 
     fn take_events<M: Machine>(&mut self, machine: &mut M) {
-        while let Some(event) = self.database.poll_event() {
+        while let Some(_scope) = machine.begin(Work::Rules) {
+            let Some(event) = self.database.poll_event() else { return };
             if matches!(event, qubesdb::Event::Dumped) {
                 self.has_database = true;
                 let entries = self.database.store().len();
@@ -195,6 +197,7 @@ impl<S: Sink> EventLoop<S> {
 
     /// Serves the qrexec agent. Says whether there is more to do at once.
     pub(super) fn serve_agent<M: Machine>(&mut self, machine: &mut M) -> bool {
+        let Some(_scope) = machine.begin(Work::Calls) else { return false };
         self.agent.on_timer(self.now);
         let mut has_more = false;
         if let Some(pipe) = machine.agent() {

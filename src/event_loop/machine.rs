@@ -168,17 +168,70 @@ pub struct Arrival<P, T> {
     pub frame: Paged<P, T>,
 }
 
-/// Memory in use, for the log.
+/// Parts of the program whose memory is kept apart, at most.
+pub const MAX_PARTS: usize = 12;
+
+/// What one part of the program has of the heap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PartUse {
+    /// Its name; empty: there is no such part.
+    pub name: &'static str,
+    /// Bytes now.
+    pub live: usize,
+    /// Most bytes at one time.
+    pub peak: usize,
+    /// Bytes that it may have; as many as there are: `usize::MAX`.
+    pub budget: usize,
+    /// Blocks now.
+    pub blocks: usize,
+    /// Blocks given out since the start.
+    pub count: u64,
+    /// Requests that were refused.
+    pub failures: u64,
+}
+
+/// Memory and what else the hypervisor lends, in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryUse {
     /// Heap in use, bytes.
     pub heap_used: usize,
+    /// Most of it at one time, bytes.
+    pub heap_peak: usize,
     /// Heap, bytes.
     pub heap_size: usize,
     /// Pages of the pool in use.
     pub pages_used: usize,
     /// Pages of the pool.
     pub pages: usize,
+    /// Pages that other domains may access.
+    pub grants: usize,
+    /// Of the pages in use, those that another domain does not let go.
+    pub quarantined: usize,
+    /// Event channels.
+    pub ports: usize,
+    /// Watches in xenstore.
+    pub watches: usize,
+    /// Most bytes that one operation of the control plane has asked for.
+    pub largest_operation: usize,
+    /// Operations that had to wait for memory.
+    pub operations_refused: u64,
+    /// Clients and connections that left memory behind.
+    pub leaks: u64,
+    /// The heap by part.
+    pub parts: [PartUse; MAX_PARTS],
+}
+
+/// What the loop is about to do, for the books about memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Take frames through the packet path, and time: allocates nothing, and is never refused.
+    Packets,
+    /// Take in what QubesDB says.
+    Database,
+    /// Put rules and configuration in force, or what devices and links say.
+    Rules,
+    /// Serve calls over qrexec.
+    Calls,
 }
 
 /// The machine.
@@ -188,6 +241,12 @@ pub trait Machine {
     /// Private pages with what is behind the head of a super-frame. The loop hands them on as they are, or reads them to
     /// cut the frame up.
     type Tail: Payload;
+    /// Work that has begun; it ends when this is dropped.
+    type Scope;
+
+    /// Begins a piece of work of the control plane that allocates no more than is sure to be there; `None` while memory is
+    /// short: the loop comes back to it after the next [`Self::sleep`], which then is a short one.
+    fn begin(&mut self, work: Work) -> Option<Self::Scope>;
 
     /// A monotonic clock without pauses of the domain.
     fn now(&self) -> Instant;

@@ -22,7 +22,7 @@ use crate::log::{Log, Sink, Source};
 use crate::qrexec::{self, Agent, CallId};
 use crate::services::{Facts, Session};
 use crate::time::Instant;
-use machine::{Change, Machine, Stop};
+use machine::{Change, Machine, Stop, Work};
 use report::DropSummary;
 
 /// Bytes read from a link at once.
@@ -98,19 +98,27 @@ impl<S: Sink> EventLoop<S> {
     pub fn turn<M: Machine>(&mut self, machine: &mut M) -> Option<Stop> {
         machine.advance();
         self.now = machine.now();
-        while let Some(change) = machine.next_change() {
+        while let Some(scope) = machine.begin(Work::Rules) {
+            let Some(change) = machine.next_change() else { break };
             if let Some(stop) = self.on_change(machine, change) {
                 return Some(stop);
             }
+            drop(scope);
         }
 
+        let scope = machine.begin(Work::Packets);
         self.forward(machine);
+        drop(scope);
         let database_has_more = self.serve_database(machine);
         let agent_has_more = self.serve_agent(machine);
+        let scope = machine.begin(Work::Packets);
         self.firewall.on_timer(self.now);
         self.generate(machine);
+        drop(scope);
         self.publish_names(machine);
+        let scope = machine.begin(Work::Packets);
         machine.flush();
+        drop(scope);
 
         self.report_turn(machine);
         let deadline = if database_has_more || agent_has_more {

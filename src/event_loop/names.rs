@@ -4,7 +4,7 @@ use core::net::IpAddr;
 use core::time::Duration;
 
 use super::EventLoop;
-use super::machine::Machine;
+use super::machine::{Machine, Work};
 use crate::log::{Sink, Source};
 use crate::time::Instant;
 
@@ -21,6 +21,7 @@ impl<S: Sink> EventLoop<S> {
         if !self.may_publish() || self.now < self.publish_at {
             return;
         }
+        let Some(_scope) = machine.begin(Work::Rules) else { return };
         for _ in 0..PER_INTERVAL {
             let Some((client, name)) = self.firewall.take_name_change() else { break };
             let addresses = self.firewall.addresses_of(self.now, client, &name);

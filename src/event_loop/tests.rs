@@ -75,6 +75,8 @@ struct TestMachine {
     database_closes: usize,
     agent_resets: usize,
     has_no_pages: bool,
+    /// Memory is short.
+    is_short: bool,
     /// Spare pages of this turn; as many as are asked for if nothing is said.
     pages: Option<usize>,
     unsent: Vec<(&'static str, u64)>,
@@ -100,6 +102,11 @@ impl Payload for TestTail {
 impl Machine for TestMachine {
     type Page = Vec<u8>;
     type Tail = TestTail;
+    type Scope = ();
+
+    fn begin(&mut self, work: Work) -> Option<()> {
+        (work == Work::Packets || !self.is_short).then_some(())
+    }
 
     fn now(&self) -> Instant {
         Instant::from_nanos(self.now_ns)
@@ -111,7 +118,8 @@ impl Machine for TestMachine {
         (self.now_ns / 1000, 42_000)
     }
     fn memory(&self) -> MemoryUse {
-        MemoryUse { heap_used: 1024, heap_size: 4096, pages_used: 3, pages: 9 }
+        let memory = MemoryUse::default();
+        MemoryUse { heap_used: 1024, heap_size: 4096, pages_used: 3, pages: 9, ..memory }
     }
     fn sleep(&mut self, until: Option<Instant>) {
         self.deadlines.push(until);
@@ -637,6 +645,24 @@ fn a_request_to_stop_ends_the_loop_with_statistics() {
         assert!(rig.has_line("fw: stats clients"));
         assert!(rig.has_line(&format!("fw: shutdown reason={}", stop.name())));
     }
+}
+
+#[test]
+fn without_memory_for_it_an_edit_waits_and_packets_do_not() {
+    let mut rig = Rig::up();
+    rig.machine.is_short = true;
+    rig.write("/qubes-firewall/10.137.0.10/0000", "action=drop");
+    rig.write("/qubes-firewall/10.137.0.10", "");
+    rig.machine.changes.push_back(Change::Note(Reason::new(format_args!("a note"))));
+    assert_eq!(rig.client_sends(&syn(443)).len(), 1, "the rules that are in force");
+    let unread = rig.machine.database.as_ref().unwrap().unread();
+    assert!(unread > 0 && rig.machine.changes.len() == 1, "nothing was taken");
+    rig.machine.is_short = false;
+    rig.turn();
+    assert!(rig.machine.changes.is_empty());
+    assert!(rig.has_line("fw: rules ip=10.137.0.10 generation=3"));
+    let sent = rig.client_sends(&syn(443));
+    assert!(sent.iter().all(|(to, _)| *to != PortId::Uplink), "and then the new ones");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use xen::mem::ledger::{self, Part};
 use xen::vchan::{Connector, Link, LinkState, Outcome, Server, ServerOutcome, Sizes};
 use xen::xenstore::{self, Owner, ReqId, Token, WatchEvent};
 use xen::{DomId, EventPort, time};
@@ -121,6 +122,17 @@ struct Call {
     client: Client,
 }
 
+impl Call {
+    fn owner(&self) -> ledger::Owner {
+        owner_of(self.watch)
+    }
+}
+
+/// Where the memory of the call with this watch is booked.
+fn owner_of(watch: u32) -> ledger::Owner {
+    ledger::Owner::Link(watch.saturating_sub(FIRST_CALL_WATCH) as usize)
+}
+
 /// The control channel.
 #[derive(Default)]
 struct Agent {
@@ -209,7 +221,9 @@ impl Links {
         }
         self.database.ask(store);
         for call in &mut self.calls {
+            let booked = ledger::enter_for(Part::Links, call.owner());
             let step = call.client.on_reply(reply);
+            drop(booked);
             call.client.ask(store);
             let (Some(step), Some(id)) = (step, call.id) else { continue };
             match step {
@@ -261,8 +275,24 @@ impl Links {
             }
             call.client.ask(store);
         }
-        self.calls.retain(|call| call.id.is_some() || !call.client.connector.is_stopped());
+        self.forget_ended_calls(changes);
         self.advance_agent(store, changes);
+    }
+
+    /// Calls whose last trace in xenstore is gone. What one leaves behind is a fault of ours.
+    fn forget_ended_calls(&mut self, changes: &mut Changes) {
+        let has_ended = |call: &Call| call.id.is_none() && call.client.connector.is_stopped();
+        while let Some(at) = self.calls.iter().position(has_ended) {
+            let call = self.calls.swap_remove(at);
+            let (owner, watch) = (call.owner(), call.watch);
+            drop(call);
+            if let Some((part, bytes)) = ledger::take_leak(owner) {
+                changes.push_back(Change::Note(Reason::new(format_args!(
+                    "leak call={watch} part={} bytes={bytes}",
+                    part.name()
+                ))));
+            }
+        }
     }
 
     fn advance_agent(&mut self, store: &mut xenstore::Client, changes: &mut Changes) {
@@ -357,8 +387,10 @@ impl Links {
         // There are fewer calls than numbers.
         let watch = (FIRST_CALL_WATCH..).find(|watch| !used(*watch)).unwrap_or(FIRST_CALL_WATCH);
         let token = Token { owner: Owner::Platform, id: watch, generation: self.generation };
+        let booked = ledger::enter_for(Part::Links, owner_of(watch));
         let connector = Connector::new(domain, self.own, port, token);
         let mut client = Client::new(connector);
+        drop(booked);
         client.ask(store);
         self.calls.push(Call { id: Some(id), watch, generation: self.generation, client });
     }

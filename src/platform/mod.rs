@@ -1,10 +1,11 @@
 //! The machine of the image: Xen's devices and links behind the loop's [`Machine`] trait. Adapters only, no policy.
 //!
-//! `links` are the vchans (QubesDB, qrexec), `requests` what dom0 asks for through xenstore (stop, suspend), `clock`
+//! `links` are the vchans (QubesDB, qrexec), `memory` the budgets and what is told of them, `requests` what dom0 asks for through xenstore (stop, suspend), `clock`
 //! the time without pauses.
 
 mod clock;
 mod links;
+mod memory;
 mod requests;
 #[cfg(test)]
 #[cfg(feature = "fake")]
@@ -16,6 +17,7 @@ use core::fmt;
 use core::net::IpAddr;
 
 use xen::boot::BootInfo;
+use xen::mem::ledger::{self, Booked, Operation, Part};
 use xen::mem::{PAGE_SIZE, Page};
 use xen::netback::{self, Backend, Budget, VifId};
 use xen::netfront::{self, Frontend};
@@ -24,7 +26,9 @@ use xen::xenstore::{self, Owner};
 use xen::{DomId, console, event, mem, netif, time};
 
 use crate::clients::ClientPort;
-use crate::event_loop::machine::{Arrival, Change, Machine, MemoryUse, Paged, Pipe, Reason, Stop};
+use crate::event_loop::machine::{
+    Arrival, Change, Machine, MemoryUse, Paged, Pipe, Reason, Stop, Work,
+};
 use crate::frame::{Checksum, Gso, GsoKind, Offload};
 use crate::limits::Limits;
 use crate::log::Sink;
@@ -52,6 +56,10 @@ const FRAMES_WITHOUT_UPLINK: usize = 64;
 const ANSWER_BYTES: usize = 14 + 576;
 /// Pause until memory is looked for again when clients' frames wait for want of it, in nanoseconds.
 const NO_PAGES_PAUSE_NS: u64 = 1_000_000;
+/// Pause until work is tried again that could not begin for want of memory, in nanoseconds.
+const SHORT_PAUSE_NS: u64 = 10_000_000;
+/// What happened to devices and links and is not handled yet, at most in one turn: two for each of their slots.
+const CHANGES_PER_TURN: usize = 384;
 /// Pages that stay free for control: rings and links of devices to come.
 const RESERVED_PAGES: usize = 64;
 
@@ -104,6 +112,15 @@ impl Payload for Tail {
     }
 }
 
+/// Work that has begun.
+#[derive(Debug)]
+pub enum Scope {
+    /// Whose small blocks are sure.
+    Operation(Operation),
+    /// That is kept apart in the books only.
+    Booked(Booked),
+}
+
 /// The devices and links of this domain.
 pub struct XenMachine {
     boot: BootInfo,
@@ -118,6 +135,8 @@ pub struct XenMachine {
     changes: VecDeque<Change>,
     /// No page was free for clients' frames in this turn.
     is_starved: bool,
+    /// Work could not begin for want of memory in this turn.
+    is_short: bool,
     /// By [`Unsent`].
     unsent: [(&'static str, u64); Unsent::NAMES.len()],
 }
@@ -195,8 +214,9 @@ impl XenMachine {
             vifs: alloc::vec![None; slots],
             links: Links::new(own),
             requests: Requests::new(),
-            changes: VecDeque::new(),
+            changes: VecDeque::with_capacity(CHANGES_PER_TURN),
             is_starved: false,
+            is_short: false,
             unsent: Unsent::NAMES.map(|name| (name, 0)),
             store,
         };
@@ -205,7 +225,15 @@ impl XenMachine {
         machine.front.start(&mut machine.store);
         machine.back.start(&mut machine.store);
         machine.store.flush();
+        memory::set_budgets();
         Ok(machine)
+    }
+
+    /// Begins work of a part, and remembers if it may not.
+    fn operation(&mut self, part: Part) -> Option<Operation> {
+        let operation = ledger::begin(part);
+        self.is_short |= operation.is_none();
+        operation
     }
 
     fn take_port_events(&mut self) {
@@ -220,13 +248,20 @@ impl XenMachine {
 
     fn take_store_messages(&mut self, now: u64) {
         for _ in 0..STORE_MESSAGES_PER_TURN {
-            match self.store.poll() {
-                Some(xenstore::Event::Reply(reply)) => match reply.owner {
+            let Some(_operation) = self.operation(Part::Store) else { return };
+            let Some(event) = self.store.poll() else { return };
+            let owner = match &event {
+                xenstore::Event::Reply(reply) => reply.owner,
+                xenstore::Event::Watch(watch) => watch.token.owner,
+            };
+            let _booked = ledger::enter(part_of(owner));
+            match event {
+                xenstore::Event::Reply(reply) => match owner {
                     Owner::Netback => self.back.on_reply(reply, &mut self.store, now),
                     Owner::Netfront => self.front.on_reply(reply, &mut self.store, now),
                     Owner::Platform => self.on_reply(&reply),
                 },
-                Some(xenstore::Event::Watch(watch)) => match watch.token.owner {
+                xenstore::Event::Watch(watch) => match owner {
                     Owner::Netback => self.back.on_watch(&watch),
                     Owner::Netfront => self.front.on_watch(&watch),
                     Owner::Platform => {
@@ -234,7 +269,6 @@ impl XenMachine {
                         self.links.on_watch(&watch, &mut self.store);
                     }
                 },
-                None => return,
             }
         }
     }
@@ -273,6 +307,11 @@ impl XenMachine {
                 let (id, status) = (client_id(vif), Reason::new(text));
                 Change::ClientDown { id, reason: status }
             }
+            netback::Event::Leak { vif, part, bytes } => Change::Note(Reason::new(format_args!(
+                "leak client={} part={} bytes={bytes}",
+                vif.slot(),
+                part.name()
+            ))),
             netback::Event::Refused { dom, devid, reason } => Change::Note(Reason::new(
                 format_args!("client refused domid={} devid={devid} reason=\"{reason}\"", dom.0),
             )),
@@ -297,6 +336,7 @@ impl XenMachine {
 impl Machine for XenMachine {
     type Page = Page;
     type Tail = Tail;
+    type Scope = Scope;
 
     fn now(&self) -> Instant {
         self.clock.instant(time::system_time_ns())
@@ -313,24 +353,32 @@ impl Machine for XenMachine {
     }
 
     fn memory(&self) -> MemoryUse {
-        let pages = mem::total_pages();
-        MemoryUse {
-            heap_used: mem::heap_used(),
-            heap_size: mem::heap_size(),
-            pages_used: pages.saturating_sub(mem::free_pages()),
-            pages,
-        }
+        memory::usage(&self.store)
+    }
+
+    fn begin(&mut self, work: Work) -> Option<Scope> {
+        let part = match work {
+            Work::Packets => return Some(Scope::Booked(ledger::enter(Part::Packets))),
+            Work::Database => Part::Database,
+            Work::Rules => Part::Rules,
+            Work::Calls => Part::Calls,
+        };
+        self.operation(part).map(Scope::Operation)
     }
 
     fn sleep(&mut self, until: Option<Instant>) {
-        if !self.changes.is_empty() || self.has_work() {
+        let is_short = core::mem::take(&mut self.is_short);
+        if !is_short && (!self.changes.is_empty() || self.has_work()) {
             return;
         }
+        let short_deadline =
+            is_short.then(|| time::system_time_ns().saturating_add(SHORT_PAUSE_NS));
         let loop_deadline = until.map(|instant| self.clock.shared_ns(instant));
         let pages_deadline = (self.is_starved && self.back.has_work())
             .then(|| time::system_time_ns().saturating_add(NO_PAGES_PAUSE_NS));
         let deadlines = [
             loop_deadline,
+            short_deadline,
             pages_deadline,
             self.back.next_deadline(),
             self.front.next_deadline(),
@@ -347,14 +395,22 @@ impl Machine for XenMachine {
         self.clock.turn(now);
         self.take_port_events();
         self.take_store_messages(now);
-        self.back.advance(&mut self.store, now);
-        self.front.advance(&mut self.store, now);
-        self.take_device_events();
-        self.links.advance(&mut self.store, &mut self.changes);
-        if let Some(change) = self.requests.advance(&mut self.store, now) {
-            self.changes.push_back(change);
+        if let Some(_operation) = self.operation(Part::Netback) {
+            self.back.advance(&mut self.store, now);
         }
-        self.store.flush();
+        if let Some(_operation) = self.operation(Part::Netfront) {
+            self.front.advance(&mut self.store, now);
+        }
+        if let Some(_operation) = self.operation(Part::Links) {
+            self.take_device_events();
+            self.links.advance(&mut self.store, &mut self.changes);
+            if let Some(change) = self.requests.advance(&mut self.store, now) {
+                self.changes.push_back(change);
+            }
+        }
+        if let Some(_operation) = self.operation(Part::Store) {
+            self.store.flush();
+        }
         assert!(
             self.store.health() == xenstore::Health::Good,
             "the xenstore ring is corrupt: this domain can no longer be managed"
@@ -474,12 +530,25 @@ impl XenMachine {
     }
 }
 
+/// Whose memory a message of xenstore is about.
+const fn part_of(owner: Owner) -> Part {
+    match owner {
+        Owner::Netback => Part::Netback,
+        Owner::Netfront => Part::Netfront,
+        Owner::Platform => Part::Links,
+    }
+}
+
 fn on_frontend_event(event: netfront::Event) -> Change {
     match event {
         netfront::Event::Up { mac, backend, mtu, capabilities, .. } => Change::UplinkUp {
             port: UplinkPort { mac: Mac(mac), caps: caps(capabilities, mtu) },
             backend: backend.0,
         },
+        netfront::Event::Leak { part, bytes } => Change::Note(Reason::new(format_args!(
+            "leak uplink part={} bytes={bytes}",
+            part.name()
+        ))),
         netfront::Event::Silent { .. } => Change::Note(Reason::new(format_args!(
             "uplink does not react to what it was sent: telling it again"
         ))),

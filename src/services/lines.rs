@@ -4,6 +4,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::{FirewallServices, Kind, SCHEMA};
 use crate::clients::ClientPort;
+use crate::event_loop::machine::MAX_PARTS;
 use crate::port::ClientId;
 use crate::stats::PortStats;
 
@@ -20,11 +21,13 @@ struct Version {
     uptime_ms: u64,
 }
 
-/// `firewall.Memory`: heap in bytes, pages of 4 KiB, and what fills the tables.
+/// The first line of `firewall.Memory`: heap in bytes, pages of 4 KiB, what the hypervisor lends, and what fills the tables.
 #[derive(serde::Serialize)]
 struct Memory {
     schema: u32,
+    kind: &'static str,
     heap_used: usize,
+    heap_peak: usize,
     heap_size: usize,
     pages_used: usize,
     pages: usize,
@@ -33,6 +36,28 @@ struct Memory {
     flows_per_client_limit: u32,
     clients: usize,
     clients_limit: u16,
+    grants: usize,
+    quarantined: usize,
+    ports: usize,
+    watches: usize,
+    largest_operation: usize,
+    operations_refused: u64,
+    leaks: u64,
+}
+
+/// A line of `firewall.Memory` about a part of the program: bytes, heads of blocks included, and blocks.
+#[derive(serde::Serialize)]
+struct Part {
+    kind: &'static str,
+    part: &'static str,
+    live: usize,
+    peak: usize,
+    /// Nothing: as much as there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget: Option<usize>,
+    blocks: usize,
+    count: u64,
+    failures: u64,
 }
 
 /// The first line of `firewall.Stats`.
@@ -109,7 +134,8 @@ impl FirewallServices<'_> {
     pub(super) fn most_lines(&self, kind: Kind) -> usize {
         let clients = usize::from(self.firewall.limits().clients);
         match kind {
-            Kind::Version | Kind::Memory => 1,
+            Kind::Version => 1,
+            Kind::Memory => MAX_PARTS.saturating_add(1),
             Kind::Stats => clients.saturating_add(FIXED_PORTS).saturating_mul(2).saturating_add(1),
         }
     }
@@ -123,7 +149,10 @@ impl FirewallServices<'_> {
     ) -> Option<Result<usize, TooLong>> {
         match kind {
             Kind::Version => Some(write(&self.version(), buffer)),
-            Kind::Memory => Some(write(&self.memory(), buffer)),
+            Kind::Memory => match number.checked_sub(1) {
+                None => Some(write(&self.memory(), buffer)),
+                Some(number) => self.part(number).map(|part| write(&part, buffer)),
+            },
             Kind::Stats => match number.checked_sub(1) {
                 None => Some(write(&self.whole(), buffer)),
                 Some(number) => {
@@ -148,7 +177,9 @@ impl FirewallServices<'_> {
         let (flows_limit, flows_per_client_limit) = self.firewall.flow_limits();
         Memory {
             schema: SCHEMA,
+            kind: "memory",
             heap_used: memory.heap_used,
+            heap_peak: memory.heap_peak,
             heap_size: memory.heap_size,
             pages_used: memory.pages_used,
             pages: memory.pages,
@@ -157,7 +188,28 @@ impl FirewallServices<'_> {
             flows_per_client_limit,
             clients: (0..limits.clients).filter(|id| self.vif(*id).is_some()).count(),
             clients_limit: limits.clients,
+            grants: memory.grants,
+            quarantined: memory.quarantined,
+            ports: memory.ports,
+            watches: memory.watches,
+            largest_operation: memory.largest_operation,
+            operations_refused: memory.operations_refused,
+            leaks: memory.leaks,
         }
+    }
+
+    fn part(&self, number: usize) -> Option<Part> {
+        let part = self.facts.memory.parts.get(number).filter(|part| !part.name.is_empty())?;
+        Some(Part {
+            kind: "part",
+            part: part.name,
+            live: part.live,
+            peak: part.peak,
+            budget: Some(part.budget).filter(|budget| *budget < usize::MAX),
+            blocks: part.blocks,
+            count: part.count,
+            failures: part.failures,
+        })
     }
 
     fn whole(&self) -> Whole<impl Serialize> {

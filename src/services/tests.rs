@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{Facts, FirewallServices, Session};
 use crate::clients::ClientPort;
-use crate::event_loop::machine::MemoryUse;
+use crate::event_loop::machine::{MAX_PARTS, MemoryUse, PartUse};
 use crate::firewall::Firewall;
 use crate::limits::Limits;
 use crate::port::{ClientId, Origin, PortCaps, PortId};
@@ -21,7 +21,36 @@ use crate::wire::Mac;
 const MESSAGE_BYTES: usize = 4096;
 const LIMITS: Limits =
     Limits { clients: 3, addresses: 8, flows: 64, flows_per_client: 16, fragment_bytes: 4096 };
-const MEMORY: MemoryUse = MemoryUse { heap_used: 1000, heap_size: 2000, pages_used: 3, pages: 9 };
+/// Two parts, one of them with a budget.
+fn memory() -> MemoryUse {
+    let part = |name, budget| PartUse {
+        name,
+        live: 10,
+        peak: 20,
+        budget,
+        blocks: 1,
+        count: 3,
+        failures: 2,
+    };
+    let mut parts = [PartUse::default(); MAX_PARTS];
+    parts[0] = part("tables", usize::MAX);
+    parts[1] = part("rules", 500);
+    MemoryUse {
+        heap_used: 1000,
+        heap_peak: 1500,
+        heap_size: 2000,
+        pages_used: 3,
+        pages: 9,
+        grants: 4,
+        quarantined: 1,
+        ports: 5,
+        watches: 6,
+        largest_operation: 700,
+        operations_refused: 8,
+        leaks: 0,
+        parts,
+    }
+}
 
 fn firewall() -> Firewall {
     let mut firewall = Firewall::new(LIMITS, [7; 32]).unwrap();
@@ -63,9 +92,9 @@ fn answer(firewall: &Firewall, facts: &Facts, service: &str) -> Vec<Value> {
 }
 
 #[test]
-fn version_and_memory_are_one_object_each() {
+fn version_is_one_object_and_memory_one_for_each_part_besides() {
     let firewall = firewall();
-    let facts = Facts::new(1234, MEMORY, &[]);
+    let facts = Facts::new(1234, memory(), &[]);
     let version = answer(&firewall, &facts, "firewall.Version");
     assert_eq!(version.len(), 1);
     assert_eq!(version[0]["schema"], 1);
@@ -73,10 +102,19 @@ fn version_and_memory_are_one_object_each() {
     assert_eq!(version[0]["uptime_ms"], 1234);
     let memory = answer(&firewall, &facts, "firewall.Memory");
     let expected = serde_json::json!({
-        "schema": 1, "heap_used": 1000, "heap_size": 2000, "pages_used": 3, "pages": 9, "flows": 0,
-        "flows_limit": 64, "flows_per_client_limit": 16, "clients": 1, "clients_limit": 3,
+        "schema": 1, "kind": "memory", "heap_used": 1000, "heap_peak": 1500, "heap_size": 2000,
+        "pages_used": 3, "pages": 9, "flows": 0, "flows_limit": 64, "flows_per_client_limit": 16,
+        "clients": 1, "clients_limit": 3, "grants": 4, "quarantined": 1, "ports": 5, "watches": 6,
+        "largest_operation": 700, "operations_refused": 8, "leaks": 0,
     });
-    assert_eq!(memory, [expected]);
+    let tables = serde_json::json!({
+        "kind": "part", "part": "tables", "live": 10, "peak": 20, "blocks": 1, "count": 3,
+        "failures": 2,
+    });
+    let mut rules = tables.clone();
+    rules["part"] = "rules".into();
+    rules["budget"] = 500.into();
+    assert_eq!(memory, [expected, tables, rules]);
 }
 
 #[test]
@@ -85,7 +123,7 @@ fn statistics_have_two_lines_for_each_port_that_there_is() {
     firewall.stats.count(PortId::Client(ClientId(1)), Counter::ReceivedFrames, 7);
     firewall.stats.count_drop(Origin::Client(ClientId(1)), DropReason::SourceSpoofed);
     firewall.stats.count_drop(Origin::Uplink, DropReason::NoFlow);
-    let facts = Facts::new(5, MEMORY, &[("uplink-full", 4), ("client-gone", 0)]);
+    let facts = Facts::new(5, memory(), &[("uplink-full", 4), ("client-gone", 0)]);
     let lines = answer(&firewall, &facts, "firewall.Stats");
     let kinds: Vec<&str> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
     let ports = ["uplink", "uplink", "departed", "departed", "client", "client"];
@@ -121,7 +159,8 @@ fn the_longest_lines_fit_into_a_message() {
     for counter in Counter::ALL {
         firewall.stats.count(client, counter, u64::MAX);
     }
-    let facts = Facts::new(u64::MAX, MEMORY, &[("a-reason-with-a-long-name-indeed", u64::MAX); 16]);
+    let facts =
+        Facts::new(u64::MAX, memory(), &[("a-reason-with-a-long-name-indeed", u64::MAX); 16]);
     let mut longest = 0;
     let services = FirewallServices::new(&firewall, &facts);
     for number in 0..services.most_lines(super::Kind::Stats) {

@@ -19,6 +19,10 @@ use crate::{hypercall, time};
 global! {
     static TIMER: Timer = Timer { port: Cell::new(None), armed: Cell::new(None) };
 }
+global! {
+    /// Channels of ours.
+    static OPEN: Cell<usize> = Cell::new(0);
+}
 
 struct Timer {
     port: Cell<Option<EventPort>>,
@@ -54,11 +58,12 @@ impl Channel {
 
     /// Takes over a port that the toolstack has bound (xenstore, console); masked until the first `unmask`.
     pub(crate) fn from_toolstack(port: EventPort) -> Channel {
+        OPEN.with(|open| open.set(open.get().saturating_add(1)));
         Channel { port }
     }
 
     fn opened(port: EventPort) -> Channel {
-        let channel = Channel { port };
+        let channel = Channel::from_toolstack(port);
         channel.unmask();
         channel
     }
@@ -97,6 +102,7 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
+        OPEN.with(|open| open.set(open.get().saturating_sub(1)));
         let shared = hypercall::shared_info();
         mask(&shared, self.port);
         hypercall::event_close(self.port);
@@ -104,6 +110,11 @@ impl Drop for Channel {
         let (word, bit) = position(self.port);
         shared.fetch_and_u64(EVTCHN_PENDING + word * 8, !bit);
     }
+}
+
+/// Channels that are open, the toolstack's included.
+pub fn open_channels() -> usize {
+    OPEN.with(|open| open.get())
 }
 
 /// Calls `deliver` for every port with an event, once; each stays masked until its owner unmasks it.

@@ -62,6 +62,8 @@ impl Link {
         let rx = BackRing::attach(mapping.page(RX)).map_err(|_| CloseReason::RxRing)?;
         let channel =
             Channel::bind_interdomain(peer, settings.port).map_err(CloseReason::EventChannel)?;
+        let mut waiting = VecDeque::new();
+        waiting.try_reserve_exact(queue).map_err(|_| CloseReason::NoMemory)?;
         Ok(Link {
             id,
             peer,
@@ -75,7 +77,7 @@ impl Link {
             gate: EventGate::default(),
             rx_seen: 0,
             touched: false,
-            queue: VecDeque::with_capacity(queue),
+            queue: waiting,
             queued: 0,
             blocked_since: None,
             stalled: false,

@@ -48,6 +48,7 @@ mod types;
 use alloc::collections::{BTreeMap, VecDeque};
 
 use crate::abi::EventPort;
+use crate::mem::ledger;
 use crate::netif::{Chain, Offload};
 use crate::xenstore::{DirtySet, ReqId};
 use connect::Vifs;
@@ -278,7 +279,12 @@ impl Backend {
         self.to.drop_queue(&mut link);
         self.ports.remove(&link.port());
         self.totals.disconnected = self.totals.disconnected.saturating_add(1);
-        self.events.push_back(Event::Disconnected { vif: link.id, reason });
+        let vif = link.id;
+        drop(link);
+        if let Some((part, bytes)) = ledger::take_leak(ledger::Owner::Vif(slot)) {
+            self.events.push_back(Event::Leak { vif, part, bytes });
+        }
+        self.events.push_back(Event::Disconnected { vif, reason });
     }
 
     /// Makes a link of what the frontend published.
@@ -291,7 +297,10 @@ impl Backend {
         self.generation = self.generation.wrapping_add(1);
         let id =
             VifId { slot: u32::try_from(slot).unwrap_or(u32::MAX), generation: self.generation };
-        let link = Link::attach(id, identity.dom, settings, self.config.queue_per_vif)?;
+        let booked = ledger::enter_for(ledger::Part::Netback, ledger::Owner::Vif(slot));
+        let link = Link::attach(id, identity.dom, settings, self.config.queue_per_vif);
+        drop(booked);
+        let link = link?;
         let Some(vif) = self.vifs.get_mut(slot) else { return Ok(()) };
         let capabilities = link.capabilities;
         self.ports.insert(link.port(), slot);

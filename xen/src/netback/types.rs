@@ -4,6 +4,7 @@ use super::identity::{Identity, IdentityError, Setting};
 use crate::abi::DomId;
 use crate::event::EventError;
 use crate::grant::GrantError;
+use crate::mem::ledger::Part;
 use crate::netif::{Capabilities, Chain, MAX_FRAME_SLOTS, Offload, Violation};
 use crate::xenbus::State;
 
@@ -60,6 +61,9 @@ pub enum CloseReason {
     /// The directory is gone.
     #[error("its directory is gone")]
     Vanished,
+    /// There is no room for its queue.
+    #[error("out of memory")]
+    NoMemory,
     /// Dom0's nodes are unusable.
     #[error("{0}")]
     Identity(IdentityError),
@@ -101,6 +105,15 @@ pub enum Event {
         vif: VifId,
         /// Why.
         reason: CloseReason,
+    },
+    /// A connection that is over has left memory behind: a fault of ours, which costs no more than that memory.
+    Leak {
+        /// The connection.
+        vif: VifId,
+        /// Where.
+        part: Part,
+        /// How much, in bytes.
+        bytes: usize,
     },
     /// A vif could not be connected.
     Refused {

@@ -6,6 +6,7 @@ use super::connect::What;
 use super::device::{Feature, Watch, Work};
 use super::link::Link;
 use super::{DownReason, Event, Frontend, UplinkId};
+use crate::mem::ledger;
 use crate::netif::Capabilities;
 use crate::xenbus::{FrontendAction, State};
 use crate::xenstore::{Client, Request, StoreError};
@@ -129,7 +130,10 @@ impl Frontend {
         let config = self.config;
         let Some(device) = &mut self.device else { return };
         let Some(dom) = device.backend_dom() else { return };
-        let Some(link) = Link::new(id, dom, capabilities, &config) else {
+        let booked = ledger::enter_for(ledger::Part::Netfront, ledger::Owner::Uplink);
+        let link = Link::new(id, dom, capabilities, &config);
+        drop(booked);
+        let Some(link) = link else {
             device.reason = Some(DownReason::Resources);
             return self.recheck();
         };

@@ -79,19 +79,20 @@ impl Link {
         config: &Config,
     ) -> Option<Link> {
         let channel = Channel::alloc_unbound(peer).ok()?;
-        let empty = || (0..RING_SLOTS).map(|_| None).collect::<Vec<Option<Granted>>>();
+        let mut free_ids = list(usize::from(config.tx_in_flight))?;
+        free_ids.extend((0..config.tx_in_flight).rev());
         Some(Link {
             id,
             peer,
             channel,
             tx: GrantedRing::new(peer)?,
             rx: GrantedRing::new(peer)?,
-            sent: empty(),
-            free_ids: (0..config.tx_in_flight).rev().collect(),
+            sent: slots()?,
+            free_ids,
             extras: 0,
-            granting: Vec::with_capacity(MAX_CHAIN_PAGES),
+            granting: list(MAX_CHAIN_PAGES)?,
             offloads: config.offloads,
-            posted: empty(),
+            posted: slots()?,
             capabilities,
             up: false,
             ready: false,
@@ -168,6 +169,20 @@ impl Link {
         self.gate.settle(&self.channel, now);
         Ok(false)
     }
+}
+
+/// An empty list with room for `count`; `None` without memory for it.
+fn list<T>(count: usize) -> Option<Vec<T>> {
+    let mut list = Vec::new();
+    list.try_reserve_exact(count).ok()?;
+    Some(list)
+}
+
+/// A place for every slot of a ring.
+fn slots() -> Option<Vec<Option<Granted>>> {
+    let mut slots = list(RING_SLOTS as usize)?;
+    slots.resize_with(RING_SLOTS as usize, || None);
+    Some(slots)
 }
 
 /// Takes a page back from the backend after its response; a backend that still uses it is broken or hostile

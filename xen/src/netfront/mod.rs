@@ -39,6 +39,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 
 use crate::abi::EventPort;
 use crate::grant;
+use crate::mem::ledger;
 use crate::netif::{Chain, Offload};
 use crate::xenstore::ReqId;
 use connect::Target;
@@ -223,8 +224,13 @@ impl Frontend {
         self.frames.clear();
         // An honest backend, too, unmaps our rings only after we have closed.
         self.retry_at = Some(self.now.saturating_add(QUARANTINE_RETRY_NS));
-        if link.up {
-            self.events.push_back(Event::Down { uplink: link.id, reason });
+        let (uplink, was_up) = (link.id, link.up);
+        drop(link);
+        if let Some((part, bytes)) = ledger::take_leak(ledger::Owner::Uplink) {
+            self.events.push_back(Event::Leak { part, bytes });
+        }
+        if was_up {
+            self.events.push_back(Event::Down { uplink, reason });
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the frontend tells the rest of the program: ids, events, frames, counters.
 
 use crate::abi::DomId;
+use crate::mem::ledger::Part;
 use crate::netif::{Capabilities, Chain, Offload};
 use crate::xenbus::State;
 
@@ -98,6 +99,13 @@ pub enum Event {
     Silent {
         /// The connection.
         uplink: UplinkId,
+    },
+    /// A connection that is over has left memory behind: a fault of ours, which costs no more than that memory.
+    Leak {
+        /// Where.
+        part: Part,
+        /// How much, in bytes.
+        bytes: usize,
     },
     /// The connection is over.
     Down {

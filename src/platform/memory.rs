@@ -1,0 +1,71 @@
+//! Budgets of the heap, and what is told of memory.
+
+use xen::mem::ledger::{self, Part, RESERVE_BYTES};
+use xen::{event, grant, mem, xenstore};
+
+use crate::event_loop::machine::{MAX_PARTS, MemoryUse, PartUse};
+
+/// Of what the tables leave, in 64ths. The store of QubesDB and the rules bound themselves to less than theirs; what the
+/// shares add up to leaves room for the gaps between blocks.
+const SHARES: [(Part, usize); 7] = [
+    (Part::Store, 2),
+    (Part::Netback, 6),
+    (Part::Netfront, 1),
+    (Part::Links, 1),
+    (Part::Database, 20),
+    (Part::Rules, 26),
+    (Part::Calls, 1),
+];
+const WHOLE: usize = 64;
+/// Least budget, in bytes, however small the domain is.
+const LEAST_BYTES: usize = 64 * 1024;
+
+/// Sets the budgets, when all tables are there. Without a heap of a known size there are none.
+pub(super) fn set_budgets() {
+    let left = mem::heap_size().saturating_sub(mem::heap_used()).saturating_sub(RESERVE_BYTES);
+    if mem::heap_size() == 0 {
+        return;
+    }
+    for (part, share) in SHARES {
+        let bytes = (left / WHOLE).saturating_mul(share).max(LEAST_BYTES);
+        ledger::set_budget(part, bytes);
+    }
+    // Nothing is allocated for frames.
+    ledger::set_budget(Part::Packets, 0);
+}
+
+/// What is in use.
+pub(super) fn usage(store: &xenstore::Client) -> MemoryUse {
+    let pages = mem::total_pages();
+    let operations = ledger::operations();
+    let mut parts = [PartUse::default(); MAX_PARTS];
+    for (place, part) in parts.iter_mut().zip(Part::ALL) {
+        let has = ledger::usage(part);
+        *place = PartUse {
+            name: part.name(),
+            live: has.live,
+            peak: has.peak,
+            budget: has.budget,
+            blocks: has.blocks,
+            count: has.count,
+            failures: has.failures,
+        };
+    }
+    MemoryUse {
+        heap_used: mem::heap_used(),
+        heap_peak: mem::heap_peak(),
+        heap_size: mem::heap_size(),
+        pages_used: pages.saturating_sub(mem::free_pages()),
+        pages,
+        grants: grant::grants_in_use(),
+        quarantined: grant::quarantined(),
+        ports: event::open_channels(),
+        watches: store.watches(),
+        largest_operation: operations.largest,
+        operations_refused: operations.refused,
+        leaks: operations.leaks,
+        parts,
+    }
+}
+
+const _: () = assert!(ledger::PARTS <= MAX_PARTS);
