@@ -17,6 +17,8 @@ const MAX_BODY_BYTES: u32 = 65535 + PARAMS_BYTES as u32;
 const KEPT_BYTES: usize = PARAMS_BYTES + 4096;
 /// Answers that may wait; orders are not read while there are more.
 const MAX_WAITING_BYTES: usize = 512 * 16;
+/// What may come on top of it: the ends of all calls that there are.
+const LAST_BYTES: usize = 32 * 16;
 
 /// dom0 does not speak the protocol; the channel has to be made anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,7 +91,7 @@ impl Control {
             header: Header { kind: 0, len: 0 },
             body: Vec::with_capacity(KEPT_BYTES),
             is_cut: false,
-            out: VecDeque::new(),
+            out: VecDeque::with_capacity(MAX_WAITING_BYTES + LAST_BYTES),
         }
     }
 

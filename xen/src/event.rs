@@ -85,13 +85,7 @@ impl Channel {
 
     /// Lets events through again; one that came in the meantime is delivered by the next [`take_pending`].
     pub fn unmask(&self) {
-        let shared = hypercall::shared_info();
-        let (word, bit) = position(self.port);
-        shared.fetch_and_u64(EVTCHN_MASK + word * 8, !bit);
-        // Xen raises no upcall for what became pending under the mask. The selector is ours to set as well.
-        if shared.load_u64(EVTCHN_PENDING + word * 8) & bit != 0 {
-            shared.fetch_or_u64(PENDING_SEL, 1 << word);
-        }
+        unmask(&hypercall::shared_info(), self.port);
     }
 
     /// Holds events back; they stay pending.
@@ -180,9 +174,18 @@ fn arm_timer(deadline: u64) {
     });
 }
 
+/// Not owned by a [`Channel`]: it lives as long as the domain.
 fn unmask_timer(port: EventPort) {
-    // Not owned by a `Channel`: it lives as long as the domain.
-    core::mem::forget(Channel::opened(port));
+    unmask(&hypercall::shared_info(), port);
+}
+
+fn unmask(shared: &SharedPage, port: EventPort) {
+    let (word, bit) = position(port);
+    shared.fetch_and_u64(EVTCHN_MASK + word * 8, !bit);
+    // Xen raises no upcall for what became pending under the mask. The selector is ours to set as well.
+    if shared.load_u64(EVTCHN_PENDING + word * 8) & bit != 0 {
+        shared.fetch_or_u64(PENDING_SEL, 1 << word);
+    }
 }
 
 /// One pass over the two levels, in the order that Xen public/event_channel.h asks for: clear the upcall, then take

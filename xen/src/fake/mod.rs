@@ -47,6 +47,7 @@
 pub mod chains;
 pub(crate) mod hypercalls;
 mod peer;
+pub mod vchan;
 pub mod vif;
 pub mod xenstore;
 

@@ -77,8 +77,8 @@ const VIFS: usize = 128;
 /// The same for connections.
 const LINKS: usize = 16;
 const OWNERS: usize = VIFS + LINKS + 1;
-/// Largest block, in bytes, that an operation gets whatever happens.
-pub const SMALL_BYTES: usize = 4096;
+/// Largest block, in bytes, that an operation gets whatever happens: a page, with its head and what goes before it.
+pub const SMALL_BYTES: usize = 4096 + 512;
 /// What one operation may ask for in such blocks, in bytes, all together.
 pub const RESERVE_BYTES: usize = 128 * 1024;
 

@@ -191,6 +191,9 @@ pub(crate) unsafe fn initialise(heap: (u64, u64), pool: impl Iterator<Item = (u6
 
 fn with_pool<R>(action: impl FnOnce(&mut Pool) -> R) -> R {
     POOL.with(|pool| {
+        // On the host the pool keeps books of its own.
+        #[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
+        let _booked = ledger::enter(ledger::Part::Tables);
         let mut pool = pool.borrow_mut();
         #[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
         host::ensure_backed(&mut pool);

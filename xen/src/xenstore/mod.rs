@@ -250,6 +250,9 @@ impl Client {
     fn try_send(&mut self) -> Result<(), Corrupt> {
         loop {
             if self.sent == self.sending.len() {
+                // Whoever asked has it back.
+                self.sending = Vec::new();
+                self.sent = 0;
                 if self.outstanding.len() >= MAX_OUTSTANDING {
                     return Ok(());
                 }
@@ -257,7 +260,6 @@ impl Client {
                 self.counters.requests = self.counters.requests.saturating_add(1);
                 self.outstanding.push(Outstanding { id: next.id, owner: next.owner, op: next.op });
                 self.sending = next.message;
-                self.sent = 0;
             }
             let rest = self.sending.get(self.sent..).unwrap_or(&[]);
             let moved = self.transport.send(rest)?;
