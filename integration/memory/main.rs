@@ -19,8 +19,8 @@ use std::process::ExitCode;
 
 use xen::mem::{Heap, inject};
 
-/// A day must fail at no more places than this, and at no fewer.
-const LEAST_REQUESTS: u64 = 20;
+/// Requests of a day that may fail, at least: fewer mean that the day has not come about.
+const LEAST_REQUESTS: u64 = 10;
 
 #[global_allocator]
 static HEAP: Heap = Heap;

@@ -371,21 +371,22 @@ impl Machine for XenMachine {
         if !is_short && (!self.changes.is_empty() || self.has_work()) {
             return;
         }
-        let short_deadline =
-            is_short.then(|| time::system_time_ns().saturating_add(SHORT_PAUSE_NS));
         let loop_deadline = until.map(|instant| self.clock.shared_ns(instant));
         let pages_deadline = (self.is_starved && self.back.has_work())
             .then(|| time::system_time_ns().saturating_add(NO_PAGES_PAUSE_NS));
         let deadlines = [
             loop_deadline,
-            short_deadline,
             pages_deadline,
             self.back.next_deadline(),
             self.front.next_deadline(),
             self.requests.next_deadline(),
             self.links.next_deadline(),
         ];
-        let deadline = deadlines.into_iter().flatten().min();
+        // What could not begin is due all the time.
+        let least =
+            if is_short { time::system_time_ns().saturating_add(SHORT_PAUSE_NS) } else { 0 };
+        let deadline = deadlines.into_iter().flatten().min().map(|due| due.max(least));
+        let deadline = if is_short { deadline.or(Some(least)) } else { deadline };
         event::wait(deadline);
         self.clock.woke(deadline, time::system_time_ns());
     }
@@ -485,8 +486,13 @@ impl Machine for XenMachine {
         let now = time::system_time_ns();
         self.back.flush(now);
         self.front.flush(now);
-        self.links.rearm();
-        self.take_device_events();
+        if let Some(_operation) = self.operation(Part::Links) {
+            self.take_device_events();
+        }
+        // While work waits for memory, so do the events that called for it: the next turn looks at them again.
+        if !self.is_short {
+            self.links.rearm();
+        }
         self.store.flush();
     }
 

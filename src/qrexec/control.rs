@@ -103,8 +103,11 @@ impl Control {
     }
 
     pub(super) fn closed(&mut self) {
-        *self = Self { body: core::mem::take(&mut self.body), ..Self::new() };
+        // The buffers stay: they were made when there was memory for them.
         self.body.clear();
+        self.out.clear();
+        (self.state, self.reader) = (State::Closed, Reader::new());
+        (self.header, self.is_cut) = (Header { kind: 0, len: 0 }, false);
     }
 
     pub(super) fn is_ready(&self) -> bool {
