@@ -6,13 +6,15 @@ pub(crate) const CLIENT_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x00];
 pub(crate) const UPLINK_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x07];
 
 pub(crate) const OWN: [u8; 4] = [10, 137, 0, 6];
-pub(crate) const HONEST: [u8; 4] = [10, 137, 0, 10];
+pub(crate) const HONEST: [[u8; 4]; 2] = [[10, 137, 0, 10], [10, 137, 0, 11]];
 pub(crate) const SERVER: [u8; 4] = [198, 51, 100, 7];
 pub(crate) const SERVER_PORT: u16 = 4500;
 
 const ETHERNET: usize = 14;
 const IP: usize = 20;
 const UDP: usize = 8;
+/// Of the UDP checksum in a frame.
+const UDP_SUM: usize = ETHERNET + IP + 6;
 
 /// Both ends of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,32 @@ pub(crate) fn datagram(macs: ([u8; 6], [u8; 6]), ends: Ends, payload: &[u8]) -> 
     udp[6..8].copy_from_slice(&field.to_be_bytes());
     frame.extend(udp);
     frame
+}
+
+/// Leaves the checksum of a datagram to its receiver: what is there is the sum of the pseudo header.
+pub(crate) fn make_blank(frame: &mut [u8]) {
+    if let Some(pseudo) = pseudo_of(frame) {
+        frame[UDP_SUM..UDP_SUM + 2].copy_from_slice(&sum(&[&pseudo]).to_be_bytes());
+    }
+}
+
+/// What a receiver does with such a datagram.
+pub(crate) fn complete(frame: &mut [u8]) {
+    if pseudo_of(frame).is_some() {
+        let field = match !sum(&[&frame[ETHERNET + IP..]]) {
+            0 => 0xffff,
+            field => field,
+        };
+        frame[UDP_SUM..UDP_SUM + 2].copy_from_slice(&field.to_be_bytes());
+    }
+}
+
+fn pseudo_of(frame: &[u8]) -> Option<Vec<u8>> {
+    let is_udp = frame.get(12..15) == Some(&[8, 0, 0x45][..]) && frame.get(23) == Some(&17);
+    let udp = frame.get(ETHERNET + IP..).filter(|udp| is_udp && udp.len() >= UDP)?;
+    let address = |at: usize| ([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]], 0);
+    let ends = Ends { source: address(26), destination: address(30) };
+    Some(pseudo(ends, udp.len() as u16))
 }
 
 /// Ends and payload of a datagram whose lengths and checksums are right.

@@ -1,36 +1,77 @@
-//! The whole appliance on the in-memory hypervisor: event loop, packet core and drivers as they are in the image, between an
-//! honest client, hostile clients and NetVMs of both kinds. `cargo xtask sim --seed S --steps N` runs it.
+//! The whole appliance on the in-memory hypervisor: event loop, packet core and drivers as they are in the image, between
+//! honest clients, hostile clients and NetVMs of both kinds. `cargo xtask sim --seed S --steps N` runs it.
 //!
 //! A step is one thing that reaches the appliance: a frame, a ring index, an event, a xenstore node, time. After each step
 //! what must always hold is checked (`world`); after each visit of a hostile peer everything that it cost must be back. A
 //! seed decides everything: a run that failed is replayed with it. What was done is printed in lines of tab-separated fields.
+//!
+//! `--defect NAME` breaks the drivers as `xen::planted` says, to show that the run fails then; `--defects` lists the names.
+//! `--soak-minutes N` has honest traffic for so long in place of hostile acts (`soak`).
 
 #![forbid(unsafe_code)]
 #![expect(clippy::indexing_slicing, reason = "a mistake of a test ends it, as it should")]
 
 mod frames;
 mod guest;
+mod honest;
+mod ledger;
 mod netvm;
+mod setup;
+mod soak;
 mod world;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use world::World;
+use xen::planted::{self, Defect};
 
 /// Steps under one seed, if nobody says otherwise.
 const STEPS_PER_SEED: u64 = 500;
+/// Packets a second each way of a soak, if nobody says otherwise.
+const SOAK_RATE: u64 = 100;
+const USAGE: &str = "sim [--seed S] [--steps N] [--per-seed N] [--defect NAME]
+sim --soak-minutes N [--rate PACKETS-PER-SECOND] [--seed S] [--defect NAME]
+sim --defects";
+
+std::thread_local! {
+    /// Steps of the seeds that are done, and of the present one: for who reads of a panic, even of one that ends all.
+    static DONE: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+}
 
 /// What the command line asks for.
 struct Order {
     seed: u64,
     steps: u64,
     per_seed: u64,
+    defect: Option<Defect>,
+    /// A soak of so many minutes in place of steps.
+    soak_minutes: Option<u64>,
+    rate: u64,
 }
 
 fn main() -> ExitCode {
-    match order().and_then(|order| run(&order)) {
+    if std::env::args().skip(1).eq(["--defects"]) {
+        for defect in Defect::ALL {
+            println!("{}\t{}", defect.name(), defect.description());
+        }
+        return ExitCode::SUCCESS;
+    }
+    let default_hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        eprintln!("panic {}", after());
+        default_hook(info);
+    }));
+    let done = order(std::env::args().skip(1)).and_then(|order| {
+        planted::plant(order.defect);
+        match order.soak_minutes {
+            Some(minutes) => soak(&order, minutes),
+            None => run(&order),
+        }
+    });
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             eprintln!("{problem}");
@@ -39,20 +80,32 @@ fn main() -> ExitCode {
     }
 }
 
-fn order() -> Result<Order, String> {
-    let mut order = Order { seed: 1, steps: 1000, per_seed: STEPS_PER_SEED };
-    let mut words = std::env::args().skip(1);
+fn order(mut words: impl Iterator<Item = String>) -> Result<Order, String> {
+    let mut order = Order {
+        seed: 1,
+        steps: 1000,
+        per_seed: STEPS_PER_SEED,
+        defect: None,
+        soak_minutes: None,
+        rate: SOAK_RATE,
+    };
     while let Some(word) = words.next() {
+        let value = words.next();
+        let number = || value.as_deref().and_then(|value| value.parse::<u64>().ok());
         let place = match word.as_str() {
             "--seed" => &mut order.seed,
             "--steps" => &mut order.steps,
             "--per-seed" => &mut order.per_seed,
-            other => {
-                return Err(format!("sim [--seed S] [--steps N] [--per-seed N], not {other:?}"));
+            "--rate" => &mut order.rate,
+            "--soak-minutes" => order.soak_minutes.insert(0),
+            "--defect" => {
+                let defect = value.as_deref().and_then(Defect::parse);
+                order.defect = Some(defect.ok_or("--defect wants a name that --defects lists")?);
+                continue;
             }
+            other => return Err(format!("{other:?} is none of these:\n{USAGE}")),
         };
-        let number = words.next().and_then(|value| value.parse().ok());
-        *place = number.ok_or_else(|| format!("{word} wants a number"))?;
+        *place = number().ok_or_else(|| format!("{word} wants a number"))?;
     }
     Ok(order)
 }
@@ -62,12 +115,11 @@ fn run(order: &Order) -> Result<(), String> {
     let (mut steps, mut seed, mut told, mut answered) = (0, order.seed, 0, 0);
     while steps < order.steps {
         let count = order.per_seed.clamp(1, order.steps - steps);
-        let done = catch_unwind(AssertUnwindSafe(|| one(seed, count)));
-        let world = match done {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(problem)) => return Err(failed(seed, count, &problem)),
-            Err(_) => return Err(failed(seed, count, "panicked")),
-        };
+        DONE.set((steps, 0));
+        let world = guarded(|| one(seed, count)).map_err(|problem| {
+            let replay = format!("cargo xtask sim --seed {seed} --steps {count}");
+            failed(&problem, order, replay)
+        })?;
         add(&mut effects, &world.effects);
         add(&mut tried, &world.tried);
         told += world.honest_sent;
@@ -84,6 +136,27 @@ fn run(order: &Order) -> Result<(), String> {
     Ok(())
 }
 
+fn soak(order: &Order, minutes: u64) -> Result<(), String> {
+    let (seed, rate) = (order.seed, order.rate);
+    let done = guarded(|| soak::run(seed, minutes, rate)).map_err(|problem| {
+        let replay =
+            format!("cargo xtask sim --soak-minutes {minutes} --rate {rate} --seed {seed}");
+        failed(&problem, order, replay)
+    })?;
+    println!("minutes\t{minutes}\npackets out\t{}\npackets in\t{}", done.sent, done.received);
+    println!("visits\t{}\nledgers compared\t{}", done.visits, done.compared);
+    Ok(())
+}
+
+/// A panic is a failure like others.
+fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(format!("panicked: {}", text.unwrap_or_default()))
+    })
+}
+
 /// What a run under one seed showed.
 struct Outcome {
     effects: BTreeMap<&'static str, u64>,
@@ -95,8 +168,10 @@ struct Outcome {
 fn one(seed: u64, steps: u64) -> Result<Outcome, String> {
     let mut world = World::new(seed);
     for step in 0..steps {
+        DONE.set((DONE.get().0, step));
         world.step().map_err(|problem| format!("{}\nstep {step}: {problem}", world.said()))?;
     }
+    DONE.set((DONE.get().0, steps));
     world.end()
 }
 
@@ -106,6 +181,15 @@ fn add(sum: &mut BTreeMap<&'static str, u64>, part: &BTreeMap<&'static str, u64>
     }
 }
 
-fn failed(seed: u64, steps: u64, problem: &str) -> String {
-    format!("{problem}\nreplay: cargo xtask sim --seed {seed} --steps {steps}")
+fn after() -> String {
+    let (before, now) = DONE.get();
+    format!("after {} steps", before + now)
+}
+
+/// The last two lines say when it was found, and how to see it again.
+fn failed(problem: &str, order: &Order, mut replay: String) -> String {
+    if let Some(defect) = order.defect {
+        replay += &format!(" --defect {}", defect.name());
+    }
+    format!("{problem}\nfound {}\nreplay: {replay}", after())
 }

@@ -4,7 +4,8 @@ use xen::fake::vif::NetVm;
 use xen::grant::Access;
 use xen::netif::{RxFlags, RxResponse};
 
-use crate::world::{Effect, HONEST_MARK, World};
+use crate::honest;
+use crate::world::{Effect, World};
 
 /// An act, and what it did.
 pub(crate) type Act = fn(&mut World) -> Effect;
@@ -15,6 +16,7 @@ pub(crate) const ACTS: &[(&str, Act)] = &[
     ("R4 a response twice", twice),
     ("R4 a response to nothing", unknown),
     ("R4 a page is kept after its response", kept_page),
+    ("R4 a receive response about another buffer", wrong_buffer),
     ("R6 an extra info that nobody knows", bad_extra),
     ("R8 our frame is answered with an error", refused),
     ("R10 states of the backend in any order", states),
@@ -40,6 +42,14 @@ fn is_closed(world: &mut World) -> Effect {
     Ok(false)
 }
 
+/// What the protocol does not forgive: the uplink goes down.
+fn must_close(world: &mut World, why: &str) -> Effect {
+    match is_closed(world)? {
+        true => Ok(true),
+        false => Err(format!("{why}, and the uplink stays")),
+    }
+}
+
 fn netvm(world: &mut World) -> Result<&mut NetVm, String> {
     world.netvm.as_mut().ok_or_else(|| "no NetVM".into())
 }
@@ -50,7 +60,12 @@ fn bad_response(world: &mut World) -> Effect {
     let netvm = netvm(world)?;
     let Some(buffer) = netvm.take_buffer() else { return Ok(false) };
     netvm.respond_rx(RxResponse { id: buffer.id, offset, flags: RxFlags(0), status });
-    is_closed(world)
+    if status == 0 {
+        // No frame, and no harm.
+        world.turns(6)?;
+        return Ok(is_up(world));
+    }
+    must_close(world, &format!("{status} bytes at {offset}"))
 }
 
 fn index_jumps(world: &mut World) -> Effect {
@@ -62,7 +77,7 @@ fn index_jumps(world: &mut World) -> Effect {
     page.copy_in(8, &by.to_le_bytes());
     let (peer, port) = (netvm.peer, netvm.port);
     peer.notify(port);
-    is_closed(world)
+    must_close(world, &format!("an index of {by}"))
 }
 
 fn twice(world: &mut World) -> Effect {
@@ -71,7 +86,7 @@ fn twice(world: &mut World) -> Effect {
     let netvm = netvm(world)?;
     netvm.respond(id, 0);
     netvm.respond(id, 0);
-    is_closed(world)
+    must_close(world, "a response twice")
 }
 
 fn unknown(world: &mut World) -> Effect {
@@ -80,7 +95,7 @@ fn unknown(world: &mut World) -> Effect {
         return Ok(false);
     }
     netvm(world)?.respond(id, status);
-    is_closed(world)
+    must_close(world, &format!("a response to {id}"))
 }
 
 fn kept_page(world: &mut World) -> Effect {
@@ -118,7 +133,19 @@ fn bad_extra(world: &mut World) -> Effect {
     let _ = netvm.rx.push(&netvm.rx_page);
     let (peer, port) = (netvm.peer, netvm.port);
     peer.notify(port);
-    is_closed(world)
+    must_close(world, "an unknown extra info")
+}
+
+/// Two buffers are answered, each in the place of the other.
+fn wrong_buffer(world: &mut World) -> Effect {
+    let netvm = netvm(world)?;
+    let (Some(one), Some(other)) = (netvm.take_buffer(), netvm.take_buffer()) else {
+        return Ok(false);
+    };
+    for id in [other.id, one.id] {
+        netvm.respond_rx(RxResponse { id, offset: 0, flags: RxFlags(0), status: 60 });
+    }
+    must_close(world, "a response about another buffer")
 }
 
 fn refused(world: &mut World) -> Effect {
@@ -126,7 +153,10 @@ fn refused(world: &mut World) -> Effect {
     let Some(id) = id else { return Ok(false) };
     netvm(world)?.respond(id, -1);
     world.turns(6)?;
-    Ok(is_up(world))
+    match is_up(world) {
+        true => Ok(true),
+        false => Err("a refused frame costs us the uplink".into()),
+    }
 }
 
 fn states(world: &mut World) -> Effect {
@@ -139,7 +169,7 @@ fn states(world: &mut World) -> Effect {
         world.turns(turns)?;
     }
     world.store.write(&format!("{directory}/state"), "6");
-    is_closed(world)
+    must_close(world, "a backend in state 6")
 }
 
 fn restart(world: &mut World) -> Effect {
@@ -176,8 +206,8 @@ fn reads_all(world: &mut World) -> Effect {
 
 /// The honest client sends; nobody answers the slot.
 fn send(world: &mut World) -> Result<(), String> {
-    let payload = world.payload(HONEST_MARK);
-    world.honest_sends_only(&payload)?;
+    let (which, payload) = (world.any_honest(), world.payload(honest::MARK));
+    world.honest_sends_only(which, &payload);
     world.turns(4)
 }
 

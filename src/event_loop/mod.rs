@@ -82,6 +82,11 @@ impl<S: Sink> EventLoop<S> {
         }
     }
 
+    /// The firewall, to look at.
+    pub fn firewall(&self) -> &Firewall {
+        &self.firewall
+    }
+
     /// Runs until dom0 asks us to stop.
     pub fn run<M: Machine>(&mut self, machine: &mut M) -> Stop {
         self.now = machine.now();

@@ -22,6 +22,7 @@ use xen::mem::{PAGE_SIZE, Page};
 use xen::netback::{self, Backend, Budget, VifId};
 use xen::netfront::{self, Frontend};
 use xen::netif::{Chain, Piece};
+use xen::planted::{Defect, is_planted};
 use xen::xenstore::{self, Owner};
 use xen::{DomId, console, event, mem, netif, time};
 
@@ -318,6 +319,21 @@ impl XenMachine {
         }
     }
 
+    /// What [`Defect::GrantedBeforeVerdict`] does.
+    fn grant_unjudged(&mut self, chain: &Chain) {
+        let Some(mut page) = Page::alloc() else { return };
+        let (bytes, len) = (chain.head().bytes(), chain.head().len());
+        page.prefix_mut(bytes.len()).copy_from_slice(bytes);
+        let _ = self.front.send(Chain::new(page, len), netif::Offload::NONE);
+    }
+
+    /// The next client that is there, for a defect that takes one for another; the same one if it is alone.
+    fn another_client(&self, id: ClientId) -> ClientId {
+        let slots = self.vifs.iter().enumerate().cycle().skip(usize::from(id.0).saturating_add(1));
+        let next = slots.take(self.vifs.len()).find(|(_, vif)| vif.is_some());
+        next.and_then(|(slot, _)| u16::try_from(slot).ok()).map_or(id, ClientId)
+    }
+
     fn count_unsent(&mut self, reason: Unsent) {
         if let Some((_, count)) = self.unsent.get_mut(reason as usize) {
             *count = count.saturating_add(1);
@@ -437,7 +453,14 @@ impl Machine for XenMachine {
             Some(frame) => (Origin::Uplink, frame.chain, frame.offload),
             None => {
                 let frame = self.back.next_frame()?;
-                (Origin::Client(client_id(frame.vif)), frame.chain, frame.offload)
+                if is_planted(Defect::GrantedBeforeVerdict) {
+                    self.grant_unjudged(&frame.chain);
+                }
+                let mut id = client_id(frame.vif);
+                if is_planted(Defect::OriginConfused) {
+                    id = self.another_client(id);
+                }
+                (Origin::Client(id), frame.chain, frame.offload)
             }
         };
         let len = chain.len();
@@ -458,6 +481,12 @@ impl Machine for XenMachine {
     }
 
     fn send(&mut self, to: PortId, frame: Paged<Page, Tail>) {
+        let to = match to {
+            PortId::Client(id) if is_planted(Defect::DeliveredToAnother) => {
+                PortId::Client(self.another_client(id))
+            }
+            to => to,
+        };
         let offload = to_driver(frame.offload);
         let Some(chain) = chained(frame) else {
             return self.count_unsent(match to {

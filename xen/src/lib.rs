@@ -51,6 +51,7 @@ pub mod mem;
 pub mod netback;
 pub mod netfront;
 pub mod netif;
+pub mod planted;
 pub mod power;
 pub mod ring;
 pub mod shared;

@@ -8,6 +8,7 @@
 //! A slot is copied out once ([`BackRing::take`], [`FrontRing::take`]); what the peer writes later is not seen.
 #![forbid(unsafe_code)]
 
+use crate::planted::{Defect, is_planted};
 use crate::shared::{SharedPage, fence_full};
 
 /// Slots of a network ring: the largest power of two that fits in a page for entries of 8 and of 12 bytes.
@@ -61,7 +62,9 @@ pub fn validate<I: Index>(
     limit: I,
 ) -> Result<I, RingBroken> {
     let span = claimed.distance_from(base);
-    if span > limit || span < seen.distance_from(base) {
+    let is_ahead = span > limit && !is_planted(Defect::RingAheadAccepted);
+    let is_back = span < seen.distance_from(base) && !is_planted(Defect::RingBackAccepted);
+    if is_ahead || is_back {
         return Err(RingBroken);
     }
     Ok(claimed.distance_from(consumed))
@@ -143,10 +146,18 @@ impl<const E: usize> BackRing<E> {
     /// # Panics
     /// When nothing is unanswered: that would overwrite a request that was not read yet.
     pub fn respond(&mut self, page: &SharedPage, response: &[u8]) {
-        assert!(self.unanswered() > 0, "a response without a request");
+        let is_due = self.unanswered() > 0 || is_planted(Defect::TxAnsweredTwice);
+        assert!(is_due, "a response without a request");
         assert!(response.len() <= E, "a response larger than its slot");
         page.copy_in(slot_offset(self.rsp_prod, E), response);
         self.rsp_prod = self.rsp_prod.wrapping_add(1);
+    }
+
+    /// The request that the next response answers, as the shared page has it now: for [`Defect::TxSlotReadTwice`] alone.
+    pub(crate) fn read_again(&self, page: &SharedPage) -> [u8; E] {
+        let mut slot = [0; E];
+        page.copy_out(slot_offset(self.rsp_prod, E), &mut slot);
+        slot
     }
 
     /// Publishes the responses written so far.
@@ -159,7 +170,7 @@ impl<const E: usize> BackRing<E> {
     /// Asks for an event at the next request, then looks once more. Call before sleeping.
     pub fn final_check(&mut self, page: &SharedPage) -> Result<u32, RingBroken> {
         let count = self.unconsumed(page)?;
-        if count > 0 {
+        if count > 0 || is_planted(Defect::RingEventNotAsked) {
             return Ok(count);
         }
         self.arm_after(page, 1)

@@ -6,6 +6,8 @@
 //! transitions are those that libxl and the Linux, Windows and Mirage peers rely on.)
 #![forbid(unsafe_code)]
 
+use crate::planted::{Defect, is_planted};
+
 /// `enum xenbus_state`. The peer jumps between these as it likes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
@@ -158,6 +160,7 @@ fn backend_removal(view: BackendView) -> BackendAction {
 
 fn backend_attached(view: BackendView) -> BackendAction {
     match (view.own, view.front) {
+        (State::Connected, _) if is_planted(Defect::FrontendStateIgnored) => BackendAction::Nothing,
         (_, State::Unknown | State::Closed) => BackendAction::Close,
         (State::Closed, _) => BackendAction::Close,
         (State::Closing, State::Closing) => BackendAction::Closing,
@@ -250,6 +253,9 @@ fn frontend_attached(view: FrontendView) -> FrontendAction {
         (State::Connected, State::InitWait | State::Initialised, Uplink::Published) => {
             FrontendAction::Nothing
         }
+        (State::Connected, ..) if is_planted(Defect::BackendStateIgnored) => {
+            FrontendAction::Nothing
+        }
         // It closes, is gone, starts again, or somebody reset our own state.
         (_, _, _) => FrontendAction::Close,
     }
@@ -326,7 +332,7 @@ impl LookLimit {
         if window_end <= now {
             self.since = now;
             self.count = 0;
-        } else if self.count >= LOOKS_PER_WINDOW {
+        } else if self.count >= LOOKS_PER_WINDOW && !is_planted(Defect::LooksUnlimited) {
             self.held_until = window_end;
             return Some(window_end);
         }

@@ -288,6 +288,11 @@ pub fn assert_no_leaks() {
     });
 }
 
+/// Pages of peers that the code under test has mapped.
+pub fn mappings() -> usize {
+    with(|xen| xen.mappings.len())
+}
+
 /// Virtual system time, ns.
 pub fn now_ns() -> u64 {
     with(|xen| xen.clock_ns)

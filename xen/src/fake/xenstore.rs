@@ -41,6 +41,7 @@ pub struct Store {
     writes: Vec<(String, String)>,
     transactions: u32,
     conflict: bool,
+    requests: u64,
 }
 
 impl Default for Store {
@@ -63,6 +64,7 @@ impl Store {
             writes: Vec::new(),
             transactions: 0,
             conflict: false,
+            requests: 0,
         }
     }
 
@@ -124,6 +126,11 @@ impl Store {
         self.watches.len()
     }
 
+    /// Requests of the domain under test so far.
+    pub fn requests(&self) -> u64 {
+        self.requests
+    }
+
     /// Lets the next end of a transaction fail with `EAGAIN`.
     pub fn conflict_once(&mut self) {
         self.conflict = true;
@@ -166,6 +173,7 @@ impl Store {
     }
 
     fn answer(&mut self, op: u32, id: u32, tx: u32, payload: &[u8]) {
+        self.requests += 1;
         let mut parts = payload.split(|byte| *byte == 0);
         let text =
             |part: Option<&[u8]>| String::from_utf8_lossy(part.unwrap_or_default()).into_owned();

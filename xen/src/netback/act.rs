@@ -8,6 +8,7 @@ use super::connect::{
 use super::identity::{RawSettings, Setting};
 use super::lifecycle::{Target, What};
 use super::{Backend, CloseReason, Event};
+use crate::planted::{Defect, is_planted};
 use crate::xenbus::{BackendAction, Online, State, backend_action};
 use crate::xenstore::{Client, Owner, Request, StoreError};
 
@@ -234,7 +235,7 @@ impl Backend {
     fn forget(&mut self, slot: usize, store: &mut Client) {
         self.detach(slot, CloseReason::Vanished);
         let Some(vif) = self.vifs.get(slot) else { return };
-        if vif.watch == Watch::Present {
+        if vif.watch == Watch::Present && !is_planted(Defect::WatchLeaked) {
             let (path, token) = (vif.front_state_path(), vif.token);
             if store.request(Owner::Netback, Request::Unwatch { path: &path, token }).is_err() {
                 // Keep the vif until the watch can be given back.

@@ -16,8 +16,10 @@ use crate::grant::{CopyBatch, CopyStatus};
 use crate::mem::{PAGE_SIZE, Page};
 use crate::netif::{
     Assembled, Assembler, Chain, DropReason, Limits, MAX_CHAIN_PAGES, MAX_FRAGMENTS,
-    MAX_FRAME_BYTES, Piece, STATUS_ERROR, STATUS_NULL, STATUS_OKAY, TxPacket, TxResponse,
+    MAX_FRAME_BYTES, Piece, STATUS_ERROR, STATUS_NULL, STATUS_OKAY, TxPacket, TxRequest,
+    TxResponse,
 };
+use crate::planted::{Defect, is_planted};
 
 /// Pages in one copy batch, and most frames that wait to be taken by the event loop.
 pub(super) const BATCH_FRAMES: usize = 128;
@@ -108,7 +110,8 @@ impl FromGuest {
                 return Ok(Drained::Empty);
             }
             link.note_work();
-            if budget.per_vif == 0 || budget.total < self.least_budget || self.room() == 0 {
+            let is_spent = budget.per_vif == 0 && !is_planted(Defect::ClientBudgetIgnored);
+            if is_spent || budget.total < self.least_budget || self.room() == 0 {
                 return Ok(Drained::Spent);
             }
             let (pages, copies) = self.largest;
@@ -200,8 +203,11 @@ impl FromGuest {
         });
         for job in &mut self.jobs {
             let Some(link) = vifs.link_mut(job.link) else { continue };
+            if is_planted(Defect::TxSlotReadTwice) {
+                job.read_size_again(link);
+            }
             match job.chain.take() {
-                Some(chain) if !job.failed => {
+                Some(chain) if !job.failed || is_planted(Defect::TxCopyFailureIgnored) => {
                     answer(link, &job.packet, STATUS_OKAY);
                     link.counters.count_from_guest(job.packet.len());
                     let offload = job.packet.offload();
@@ -218,6 +224,17 @@ impl FromGuest {
 }
 
 impl Job {
+    /// What [`Defect::TxSlotReadTwice`] does.
+    fn read_size_again(&mut self, link: &mut Link) {
+        let (ring, page) = link.tx();
+        let size = TxRequest::decode(&ring.read_again(page)).size;
+        let (page, _) = match self.chain.take().map(Chain::into_parts) {
+            Some((head, _)) => head.into_page(),
+            None => return,
+        };
+        self.chain = Some(Chain::new(page, size.min(PAGE_SIZE as u16)));
+    }
+
     /// Takes the next page of the packet out of the batch.
     fn take(&mut self, page: Page, status: CopyStatus) {
         let before = self.chain.as_ref().map_or(0, |chain| chain.pages().saturating_mul(PAGE_SIZE));
@@ -237,12 +254,18 @@ impl Job {
 
 /// Answers every slot of a packet once.
 fn answer(link: &mut Link, packet: &TxPacket, status: i16) {
+    if status == STATUS_ERROR && is_planted(Defect::TxErrorUnanswered) {
+        return;
+    }
     packet.for_each_slot(|id| {
         let response = match id {
             Some(id) => TxResponse { id, status },
             None => TxResponse { id: 0, status: STATUS_NULL },
         };
         link.respond_tx(&response.encode());
+        if is_planted(Defect::TxAnsweredTwice) {
+            link.respond_tx(&response.encode());
+        }
     });
 }
 

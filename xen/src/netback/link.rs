@@ -8,6 +8,7 @@ use crate::abi::DomId;
 use crate::event::Channel;
 use crate::grant::{self, Access, Mapping};
 use crate::netif::{Capabilities, Chain, EventGate, Offload, RX_SLOT_BYTES, TX_SLOT_BYTES};
+use crate::planted::{Defect, is_planted};
 use crate::ring::{BackRing, Notify};
 use crate::shared::SharedPage;
 
@@ -27,8 +28,8 @@ pub(super) struct Queued {
 pub(super) struct Link {
     pub(super) id: VifId,
     pub(super) peer: DomId,
-    mapping: Mapping,
-    channel: Channel,
+    pub(super) mapping: Mapping,
+    pub(super) channel: Channel,
     tx: BackRing<TX_SLOT_BYTES>,
     rx: BackRing<RX_SLOT_BYTES>,
     pub(super) capabilities: Capabilities,
@@ -151,7 +152,8 @@ impl Link {
         }
         let tx = self.tx.push(self.mapping.page(TX));
         let rx = self.rx.push(self.mapping.page(RX));
-        if tx == Notify::Needed || rx == Notify::Needed {
+        let is_wanted = tx == Notify::Needed || rx == Notify::Needed;
+        if is_wanted && !is_planted(Defect::NotifyForgotten) {
             self.channel.notify();
         }
     }

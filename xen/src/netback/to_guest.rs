@@ -17,6 +17,7 @@ use crate::netif::{
     ExtraInfo, MAX_CHAIN_PAGES, MAX_FRAME_SLOTS, Offload, RxFlags, RxRequest, RxResponse,
     STATUS_ERROR,
 };
+use crate::planted::{Defect, is_planted};
 
 /// Pages in one copy batch.
 const BATCH_FRAMES: usize = 128;
@@ -87,7 +88,7 @@ impl ToGuest {
             Some(SendError::Unsupported)
         } else if link.stalled {
             Some(SendError::Stalled)
-        } else if waiting > quota && !alone {
+        } else if waiting > quota && !alone && !is_planted(Defect::RxQueueUnbounded) {
             Some(SendError::QueueFull)
         } else {
             None
@@ -146,7 +147,7 @@ impl ToGuest {
             return;
         }
         let since = *link.blocked_since.get_or_insert(now);
-        if now.saturating_sub(since) >= DRAIN_NS {
+        if now.saturating_sub(since) >= DRAIN_NS && !is_planted(Defect::RxQueueNeverDropped) {
             let dropped = self.drop_queue(link);
             link.counters.stalled = link.counters.stalled.saturating_add(dropped as u64);
             link.stalled = true;
@@ -246,7 +247,7 @@ fn take_request(link: &mut Link) -> RxRequest {
 
 /// Answers all slots of a frame. Of a frame that could not be copied each buffer goes back by itself, as an error.
 fn answer(link: &mut Link, job: &Job, slots: &[Slot]) {
-    if !job.good {
+    if !job.good && !is_planted(Defect::RxCopyFailureIgnored) {
         link.counters.copy_failed = link.counters.copy_failed.saturating_add(1);
         for slot in slots {
             let flags = RxFlags(0);

@@ -14,6 +14,7 @@ use crate::netif::{
     Chain, ExtraInfo, Gso, MAX_CHAIN_PAGES, MAX_FRAGMENTS, MAX_FRAME_BYTES, MIN_FRAME_BYTES,
     Offload, Piece, RX_SLOT_BYTES, RxFlags, RxRequest, RxResponse,
 };
+use crate::planted::{Defect, is_planted};
 
 /// Extra infos of one packet: one of each known type.
 const MAX_EXTRAS: usize = 5;
@@ -46,12 +47,13 @@ fn take(link: &mut Link) -> Result<Option<(RxResponse, Page)>, DownReason> {
     let (index, page) = slot;
     let response = RxResponse::decode(&bytes);
     // Our ids are the slot numbers; a backend that mixes them up cannot be trusted with buffers.
-    if usize::from(response.id) != index {
+    if usize::from(response.id) != index && !is_planted(Defect::RxIdTrusted) {
         return Err(DownReason::UnknownResponse);
     }
     if response.status > 0 {
         let len = usize::from(response.status.cast_unsigned());
-        if usize::from(response.offset).saturating_add(len) > PAGE_SIZE {
+        let end = usize::from(response.offset).saturating_add(len);
+        if end > PAGE_SIZE && !is_planted(Defect::RxSpanUnchecked) {
             return Err(DownReason::BadLength);
         }
     }
@@ -147,7 +149,7 @@ fn piece(response: RxResponse, mut page: Page) -> Option<Piece> {
 }
 
 fn move_to_start(page: &mut Page, offset: u16, len: u16) {
-    if offset > 0 {
+    if offset > 0 && !is_planted(Defect::RxOffsetIgnored) {
         let start = usize::from(offset);
         page.bytes_mut().copy_within(start..start.saturating_add(usize::from(len)), 0);
     }
@@ -160,6 +162,7 @@ fn take_extras(link: &mut Link, first: RxResponse) -> Result<Extras, DownReason>
         let (_, bytes) = take_slot(link)?.ok_or(DownReason::TruncatedPacket)?;
         let (info, more) = ExtraInfo::decode(&bytes);
         match info {
+            ExtraInfo::Unknown(_) if is_planted(Defect::RxExtraUnknown) => {}
             ExtraInfo::Unknown(_) => return Err(DownReason::UnknownExtra),
             ExtraInfo::Gso(Ok(gso)) => extras.is_unusable |= extras.gso.replace(gso).is_some(),
             ExtraInfo::Gso(Err(_)) => extras.is_unusable = true,
@@ -195,7 +198,9 @@ fn count_received(link: &mut Link, bytes: usize) {
 /// Posts fresh, cleared buffers until `target` are with the backend or memory is short.
 pub(super) fn refill(link: &mut Link, target: usize) {
     while link.posted() < target && link.rx.ring().free() > 0 {
-        let Some(page) = Page::alloc() else {
+        let is_cleared = !is_planted(Defect::BufferNotCleared);
+        let page = if is_cleared { Page::alloc() } else { Page::alloc_recycled() };
+        let Some(page) = page else {
             link.counters.no_page = link.counters.no_page.saturating_add(1);
             return;
         };

@@ -8,6 +8,7 @@ use crate::netif::{
     Chain, ExtraInfo, Offload, Piece, STATUS_DROPPED, STATUS_ERROR, STATUS_NULL, STATUS_OKAY,
     TxFlags, TxRequest, TxResponse,
 };
+use crate::planted::{Defect, is_planted};
 
 /// Grants a frame to the backend and writes its requests: one for each page, and behind the first what says how to
 /// segment it. Nothing is written before all of it is granted.
@@ -46,8 +47,12 @@ pub(super) fn send(link: &mut Link, chain: Chain, offload: Offload) -> Result<()
 /// Nothing of the page's former content is visible: the rest is cleared first (Xen Security Advisory 403).
 fn grant_piece(peer: DomId, piece: Piece) -> Result<(Granted, u16), SendError> {
     let (mut page, len) = piece.into_page();
-    page.clear_from(usize::from(len));
-    let granted = grant::grant(page, peer, Access::ReadOnly).map_err(|_| SendError::NoGrant)?;
+    if !is_planted(Defect::SentPageNotCleared) {
+        page.clear_from(usize::from(len));
+    }
+    let is_writable = is_planted(Defect::SentPageWritable);
+    let access = if is_writable { Access::ReadWrite } else { Access::ReadOnly };
+    let granted = grant::grant(page, peer, access).map_err(|_| SendError::NoGrant)?;
     Ok((granted, len))
 }
 
@@ -101,10 +106,16 @@ pub(super) fn complete(link: &mut Link) -> Result<(), DownReason> {
             continue;
         }
         let entry = link.sent.get_mut(usize::from(response.id));
-        let granted = entry.and_then(Option::take).ok_or(DownReason::UnknownResponse)?;
-        // Freed whatever the status says; the id is free only if the page is.
-        drop(take_back(granted)?);
-        link.free_ids.push(response.id);
+        match entry.and_then(Option::take) {
+            Some(granted) if is_planted(Defect::SentGrantKept) => core::mem::forget(granted),
+            // Freed whatever the status says; the id is free only if the page is.
+            Some(granted) => drop(take_back(granted)?),
+            None if is_planted(Defect::ResponseIdTrusted) => {}
+            None => return Err(DownReason::UnknownResponse),
+        }
+        if !is_planted(Defect::SentIdNotFreed) {
+            link.free_ids.push(response.id);
+        }
         match response.status {
             STATUS_OKAY => {}
             STATUS_ERROR | STATUS_DROPPED => {

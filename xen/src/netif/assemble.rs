@@ -8,6 +8,7 @@ use super::{Checksum, ExtraInfo, GsoKind, MIN_FRAME_BYTES, Offload, TX_SLOT_BYTE
 use super::{TxFlags, TxRequest};
 use crate::abi::GrantRef;
 use crate::mem::PAGE_SIZE;
+use crate::planted::{Defect, is_planted};
 
 /// Most data slots of a packet (`XEN_NETIF_NR_SLOTS_MIN`). One with more is dropped.
 pub const MAX_FRAGMENTS: usize = 18;
@@ -186,11 +187,12 @@ impl Assembler {
         if packet.count > MAX_FRAGMENTS {
             return Some(DropReason::TooManyFragments);
         }
-        if packet.total < MIN_FRAME_BYTES {
+        let is_any_length = is_planted(Defect::TxLengthUnchecked);
+        if packet.total < MIN_FRAME_BYTES && !is_any_length {
             return Some(DropReason::TooShort);
         }
         let Some(gso) = packet.offload.gso else {
-            let too_long = packet.total > self.limits.max_frame_bytes;
+            let too_long = packet.total > self.limits.max_frame_bytes && !is_any_length;
             return too_long.then_some(DropReason::TooLong);
         };
         let offered = match gso.kind {
@@ -220,6 +222,7 @@ fn read_extras(
             }
             ExtraInfo::Gso(Err(_)) => return Err(Violation::BadGso),
             ExtraInfo::Multicast | ExtraInfo::Hash | ExtraInfo::Xdp => {}
+            ExtraInfo::Unknown(_) if is_planted(Defect::TxExtraUnknown) => {}
             ExtraInfo::Unknown(_) => return Err(Violation::UnknownExtra),
         }
         if !more {
@@ -243,12 +246,20 @@ fn read_fragments(
     let mut more = head.flags.has(TxFlags::MORE_DATA);
     while more {
         let request = TxRequest::decode(&next().ok_or(Violation::Truncated)?);
-        let id = packet.ids.get_mut(packet.count).ok_or(Violation::TooManyFragments)?;
+        let id = match packet.ids.get_mut(packet.count) {
+            Some(id) => id,
+            None if is_planted(Defect::TxSlotsUncounted) => {
+                more = request.flags.has(TxFlags::MORE_DATA);
+                continue;
+            }
+            None => return Err(Violation::TooManyFragments),
+        };
         *id = request.id;
-        if request.size >= first_len {
+        if request.size < first_len {
+            first_len = first_len.saturating_sub(request.size);
+        } else if !is_planted(Defect::TxSizesUnchecked) {
             return Err(Violation::SizeMismatch);
         }
-        first_len = first_len.saturating_sub(request.size);
         let fragment = fragment(request.gref, request.offset, request.size)?;
         if let Some(place) = packet.fragments.get_mut(packet.count) {
             *place = fragment;
@@ -261,10 +272,11 @@ fn read_fragments(
 }
 
 fn fragment(gref: GrantRef, offset: u16, len: u16) -> Result<Fragment, Violation> {
-    if len == 0 {
+    if len == 0 && !is_planted(Defect::TxEmptyAccepted) {
         return Err(Violation::EmptyFragment);
     }
-    if usize::from(offset).saturating_add(usize::from(len)) > PAGE_SIZE {
+    let end = usize::from(offset).saturating_add(usize::from(len));
+    if end > PAGE_SIZE && !is_planted(Defect::TxSpanUnchecked) {
         return Err(Violation::CrossesPage);
     }
     Ok(Fragment { gref, offset, len })

@@ -5,6 +5,7 @@
 //! there is some after all, waits that long.
 
 use crate::event::Channel;
+use crate::planted::{Defect, is_planted};
 
 /// Events in a row without any work behind them before a peer is slowed down.
 const FREE_IDLE_EVENTS: u32 = 8;
@@ -38,7 +39,7 @@ impl EventGate {
             return;
         }
         self.idle_events = if self.worked { 0 } else { self.idle_events.saturating_add(1) };
-        if self.idle_events > FREE_IDLE_EVENTS {
+        if self.idle_events > FREE_IDLE_EVENTS && !is_planted(Defect::EventStormServed) {
             self.unmask_at = Some(now.saturating_add(PAUSE_NS));
         } else {
             channel.unmask();

@@ -2,6 +2,7 @@
 
 use super::{Checksum, Gso, GsoKind, Offload};
 use crate::abi::GrantRef;
+use crate::planted::{Defect, is_planted};
 
 /// Bytes per slot of the TX ring.
 pub const TX_SLOT_BYTES: usize = 12;
@@ -34,6 +35,7 @@ impl TxFlags {
     /// Flags of a frame's first slot for this offload state, without those that announce further slots.
     pub fn for_frame(offload: Offload) -> TxFlags {
         TxFlags(match offload.checksum {
+            Checksum::Full if is_planted(Defect::ValidatedClaimed) => TxFlags::DATA_VALIDATED,
             Checksum::Full => 0,
             Checksum::Validated => TxFlags::DATA_VALIDATED,
             Checksum::Blank => TxFlags::CSUM_BLANK | TxFlags::DATA_VALIDATED,
@@ -42,7 +44,12 @@ impl TxFlags {
 
     /// What the flags say about the checksum. A peer's `data_validated` is a claim and counts for nothing.
     pub fn checksum(self) -> Checksum {
-        if self.has(TxFlags::CSUM_BLANK) { Checksum::Blank } else { Checksum::Full }
+        match (self.has(TxFlags::CSUM_BLANK), self.has(TxFlags::DATA_VALIDATED)) {
+            (true, _) if is_planted(Defect::TxBlankIgnored) => Checksum::Full,
+            (true, _) => Checksum::Blank,
+            (false, true) if is_planted(Defect::TxChecksumBelieved) => Checksum::Blank,
+            (false, _) => Checksum::Full,
+        }
     }
 
     /// Whether all bits of `mask` are set.
@@ -68,6 +75,7 @@ impl RxFlags {
     /// Flags of a frame's first slot for this offload state, without those that announce further slots.
     pub fn for_frame(offload: Offload) -> RxFlags {
         RxFlags(match offload.checksum {
+            Checksum::Full if is_planted(Defect::ValidatedClaimed) => RxFlags::DATA_VALIDATED,
             Checksum::Full => 0,
             Checksum::Validated => RxFlags::DATA_VALIDATED,
             Checksum::Blank => RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED,
@@ -76,7 +84,12 @@ impl RxFlags {
 
     /// What the flags say about the checksum. A peer's `data_validated` is a claim and counts for nothing.
     pub fn checksum(self) -> Checksum {
-        if self.has(RxFlags::CSUM_BLANK) { Checksum::Blank } else { Checksum::Full }
+        match (self.has(RxFlags::CSUM_BLANK), self.has(RxFlags::DATA_VALIDATED)) {
+            (true, _) if is_planted(Defect::RxBlankIgnored) => Checksum::Full,
+            (true, _) => Checksum::Blank,
+            (false, true) if is_planted(Defect::RxChecksumBelieved) => Checksum::Blank,
+            (false, _) => Checksum::Full,
+        }
     }
 
     /// Whether all bits of `mask` are set.

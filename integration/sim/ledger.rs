@@ -1,0 +1,88 @@
+//! What the appliance holds, and that it holds no more than before.
+
+use xen::{DomId, event, fake, grant, mem};
+
+use crate::world::World;
+
+/// What the hypervisor, xenstored and the appliance count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ledger {
+    grants: usize,
+    quarantined: usize,
+    free_pages: usize,
+    mappings: usize,
+    watches: usize,
+    /// Ports are numbered from the lowest free one.
+    next_port: u32,
+    /// What comes and goes with traffic; nothing of it is compared while there is some.
+    traffic: Traffic,
+}
+
+/// What time alone gives back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Traffic {
+    flows: usize,
+    /// Bytes of the heap that are allocated: 0 where the heap is the host's.
+    heap: usize,
+}
+
+impl Ledger {
+    /// Without what traffic costs.
+    fn of_devices(self) -> Self {
+        Self { traffic: Traffic::default(), ..self }
+    }
+}
+
+impl World {
+    /// Everything that may leak.
+    pub(crate) fn ledger(&mut self) -> Ledger {
+        fake::peer(DomId(3));
+        let port = event::Channel::alloc_unbound(DomId(3)).expect("a port").port();
+        Ledger {
+            grants: grant::grants_in_use(),
+            quarantined: grant::quarantined(),
+            free_pages: mem::free_pages(),
+            mappings: fake::mappings(),
+            watches: self.store.watches(),
+            next_port: port.0,
+            traffic: Traffic {
+                flows: self.event_loop.firewall().flow_count(),
+                heap: mem::heap_used(),
+            },
+        }
+    }
+
+    /// Until nothing is on its way any more.
+    pub(crate) fn settle(&mut self) -> Result<(), String> {
+        for _ in 0..8 {
+            self.pass(1000)?;
+            self.take_sent()?;
+        }
+        self.turns(2)
+    }
+
+    /// Notes what the appliance holds when nobody wants anything of it.
+    pub(crate) fn note_quiet(&mut self) -> Result<(), String> {
+        self.settle()?;
+        self.quiet = self.ledger();
+        Ok(())
+    }
+
+    /// That devices which came and went have cost nothing; flows may still be there.
+    pub(crate) fn expect_quiet(&mut self, after: &str) -> Result<(), String> {
+        self.settle()?;
+        let (now, quiet) = (self.ledger().of_devices(), self.quiet.of_devices());
+        same(now, quiet, after)
+    }
+
+    /// That nothing at all is left of what was done.
+    pub(crate) fn expect_all_back(&mut self, after: &str) -> Result<(), String> {
+        self.settle()?;
+        let (now, quiet) = (self.ledger(), self.quiet);
+        same(now, quiet, after)
+    }
+}
+
+fn same(now: Ledger, before: Ledger, after: &str) -> Result<(), String> {
+    if now == before { Ok(()) } else { Err(format!("after {after}: {now:?}, before {before:?}")) }
+}
