@@ -293,7 +293,7 @@ impl Appliance {
         for port in [FORBIDDEN_PORT, frames::SERVER_PORT] {
             self.number += 1;
             let ends =
-                Ends { source: (frames::HONEST, 40_000), destination: (frames::SERVER, port) };
+                Ends { source: (frames::HONEST[0], 40_000), destination: (frames::SERVER, port) };
             let macs = (frames::GATEWAY_MAC, frames::CLIENT_MAC);
             let frame = frames::datagram(macs, ends, &self.number.to_be_bytes());
             let Some(guest) = &mut self.guest else { return Ok(false) };

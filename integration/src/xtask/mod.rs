@@ -27,6 +27,7 @@ usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM
        cargo xtask test --long PART   the long form of a part
        cargo xtask fuzz TARGET [--time T]
        cargo xtask sim [--seed S] [--steps N]
+       cargo xtask memory cycles N    what is left; also: requests, operations, limits
        cargo xtask mutants            three ways to break the core, which its tests notice
        cargo xtask diff [v4 SEED SET]  our core against nftables; one set again
        cargo xtask bench [--quick] [--json FILE] [engine|lab]
@@ -58,6 +59,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test", "--long", part] => parts::long(Some(part)),
         ["fuzz", rest @ ..] => parts::fuzz::run(rest),
         ["sim", rest @ ..] => parts::sim::run(rest),
+        ["memory", rest @ ..] => parts::memory::run(rest),
         ["mutants"] => parts::mutants::short(),
         ["diff"] => crate::diff::short(),
         ["diff", family, seed, set] => crate::diff::replay(family, seed, set),

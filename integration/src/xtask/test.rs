@@ -115,7 +115,7 @@ fn sources(report: &mut Report) {
 /// The same for what has no time limit of its own: the platform, the image, the documentation.
 fn more_sources(report: &mut Report) {
     report.check("clippy: platform on the in-memory hypervisor", || {
-        clippy(&["--lib", "--tests", "--example", "sim", "--features", "fake"])
+        clippy(&["--lib", "--tests", "--examples", "--features", "fake"])
     });
     report.check("clippy: image", || clippy(&[&["--profile", "image"], image::BINARY].concat()));
     report.check("tests: platform on the in-memory hypervisor", || {

@@ -3,6 +3,7 @@
 
 pub mod first_packet;
 pub mod fuzz;
+pub mod memory;
 pub mod mutants;
 pub mod record;
 pub mod sim;
@@ -46,6 +47,7 @@ pub const ALL: &[Part] = &[
     Part::new("first-packet", first_packet::run, first_packet::run, runs_anywhere).patient(),
     Part::new("fuzz", fuzz::short, fuzz::long, runs_anywhere).patient(),
     Part::new("sim", sim::short, sim::long, runs_anywhere).patient(),
+    Part::new("memory", memory::short, memory::long, runs_anywhere).patient(),
     Part::new("mutants", mutants::short, mutants::long, runs_anywhere).patient(),
     planned("lifecycle"),
     planned("abuse"),
