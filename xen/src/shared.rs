@@ -147,6 +147,12 @@ impl SharedPage {
         self.atomic_u64(offset).fetch_and(value, Ordering::SeqCst)
     }
 
+    /// Whether both are views of one page.
+    #[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
+    pub(crate) fn is_same(&self, other: &SharedPage) -> bool {
+        self.base == other.base
+    }
+
     /// Another view of the same page for the fake hypervisor, which stands for the other side.
     #[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
     pub(crate) fn alias(&self) -> SharedPage {

@@ -46,8 +46,13 @@ impl Vif {
     }
 
     /// `xl`'s notation on a shell line: a word each, as `network-attach` silently misreads commas.
-    pub(super) fn on_line(&self) -> String {
+    fn on_line(&self) -> String {
         self.words().iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ")
+    }
+
+    /// The shell line of dom0 that gives it to a running domain.
+    pub fn attach_line(&self, domain: &str) -> String {
+        format!("xl network-attach {domain} {}", self.on_line())
     }
 
     fn words(&self) -> Vec<String> {

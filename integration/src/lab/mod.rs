@@ -230,7 +230,7 @@ impl Lab {
     /// # Errors
     /// When `xl` refuses or the backend does not answer within libxl's 10 s.
     pub fn attach_vif(&self, name: &str, vif: &Vif) -> Result<()> {
-        self.sh(&format!("xl network-attach {name} {}", vif.on_line())).map(drop)
+        self.sh(&vif.attach_line(name)).map(drop)
     }
 
     /// Takes a network device from a running domain. Complaints of `xl` are returned, as Qubes ignores them

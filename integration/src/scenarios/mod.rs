@@ -11,6 +11,7 @@ pub mod hidden;
 pub mod hostile;
 pub mod lifecycle;
 pub mod loads;
+pub mod memory;
 pub mod names;
 pub mod opened;
 pub mod six;
@@ -104,6 +105,7 @@ pub const GROUPS: &[Group] = &[
             "NetVM shut down and restarted while clients run" => lifecycle::netvm_shutdown,
             "NetVM crashed and restarted while clients run" => lifecycle::netvm_crash,
             "a client's vif is detached and attached again" => lifecycle::client_reattached,
+            "50 vifs come and go, and nothing is left" => memory::vifs_come_and_go,
             "netvm change, none, and back while clients run" => lifecycle::netvm_change,
             "suspend and resume in place" => lifecycle::suspend,
             "two vifs with one address: the stuck one harms nobody" => lifecycle::stuck_twin,

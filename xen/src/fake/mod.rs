@@ -124,6 +124,14 @@ impl Pages {
         page
     }
 
+    /// One of them, of which nobody has a view any more.
+    fn give_back(&mut self, page: SharedPage) {
+        if let Some(place) = self.given.iter().rposition(|given| given.is_same(&page)) {
+            self.given.swap_remove(place);
+            self.spare.push(page);
+        }
+    }
+
     /// All of them, for the next case.
     fn reclaim(&mut self) -> Vec<SharedPage> {
         let mut all = core::mem::take(&mut self.spare);

@@ -83,6 +83,21 @@ impl Peer {
         })
     }
 
+    /// Withdraws the grant of a page of which the peer has no view any more, so that the page can be another one's. `false`:
+    /// as for [`Peer::revoke`].
+    pub fn revoke_and_free(self, gref: GrantRef) -> bool {
+        with(|xen| {
+            let grants = &mut xen.peer_state(self.domain).grants;
+            if grants.get(&gref.0).is_none_or(|grant| grant.mappings > 0) {
+                return false;
+            }
+            if let Some(grant) = grants.remove(&gref.0) {
+                xen.pages.give_back(grant.page);
+            }
+            true
+        })
+    }
+
     /// Whether we have the peer's page mapped.
     pub fn is_in_use(self, gref: GrantRef) -> bool {
         self.with(|state| state.grants.get(&gref.0).is_some_and(|grant| grant.mappings > 0))

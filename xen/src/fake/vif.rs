@@ -149,7 +149,7 @@ impl Guest {
             let (_, slot) = self.tx.take(&self.tx_page.1).expect("counted");
             let response = TxResponse::decode(&slot);
             if let Some(gref) = self.sent.remove(&response.id) {
-                assert!(self.peer.revoke(gref), "a page is in use after its response");
+                assert!(self.peer.revoke_and_free(gref), "a page is in use after its response");
             }
             responses.push(response);
         }
@@ -183,7 +183,7 @@ impl Guest {
             assert_eq!(usize::from(response.id), slot | 0x4000, "answered in another slot");
             let mut data = std::vec![0; usize::try_from(response.status).unwrap_or(0)];
             page.copy_out(usize::from(response.offset), &mut data);
-            assert!(self.peer.revoke(gref), "a buffer is in use after its response");
+            assert!(self.peer.revoke_and_free(gref), "a buffer is in use after its response");
             frames.push((response, data));
         }
         let armed = self.rx.arm_after(&self.rx_page.1, 1);

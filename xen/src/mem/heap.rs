@@ -117,12 +117,12 @@ unsafe impl GlobalAlloc for Heap {
         // SAFETY: as in `dealloc`.
         let (account, base) = unsafe { (signed(block), block.sub(head)) };
         // What it has already is no longer counted against it.
-        ledger::resize(account, old.size(), 0);
+        ledger::unbook_for_resize(account, old.size());
         // SAFETY: the whole was the arena's; the new size is above zero.
         let moved = admitted(account, new.size(), || unsafe {
             arena::resize(account, base, old, new.size())
         });
-        ledger::resize(account, 0, if moved.is_null() { old.size() } else { new.size() });
+        ledger::book_resized(account, if moved.is_null() { old.size() } else { new.size() });
         if moved.is_null() {
             return moved;
         }

@@ -136,7 +136,37 @@ pub struct Use {
     pub budget: usize,
 }
 
-const UNUSED: Use = Use { live: 0, peak: 0, blocks: 0, count: 0, failures: 0, budget: usize::MAX };
+/// The books of one part.
+struct Entry {
+    live: Cell<usize>,
+    peak: Cell<usize>,
+    blocks: Cell<usize>,
+    count: Cell<u64>,
+    failures: Cell<u64>,
+    budget: Cell<usize>,
+}
+
+impl Entry {
+    const fn new() -> Entry {
+        Entry {
+            live: Cell::new(0),
+            peak: Cell::new(0),
+            blocks: Cell::new(0),
+            count: Cell::new(0),
+            failures: Cell::new(0),
+            budget: Cell::new(usize::MAX),
+        }
+    }
+
+    /// So many bytes less, and then so many more.
+    fn change(&self, less: usize, more: usize) {
+        let live = self.live.get().saturating_sub(less).saturating_add(more);
+        self.live.set(live);
+        if live > self.peak.get() {
+            self.peak.set(live);
+        }
+    }
+}
 
 /// Figures about operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -152,7 +182,7 @@ pub struct Operations {
 }
 
 global! {
-    static USES: [Cell<Use>; PARTS] = [const { Cell::new(UNUSED) }; PARTS];
+    static USES: [Entry; PARTS] = [const { Entry::new() }; PARTS];
 }
 global! {
     static OWNED: [[Cell<u32>; PARTS]; OWNERS] = [const { [const { Cell::new(0) }; PARTS] }; OWNERS];
@@ -248,7 +278,15 @@ fn host_refuses() -> bool {
 
 /// What a part has.
 pub fn usage(part: Part) -> Use {
-    USES.with(|uses| uses.get(part as usize).map_or(UNUSED, |cell| cell.get()))
+    entry(part as u8, |entry| Use {
+        live: entry.live.get(),
+        peak: entry.peak.get(),
+        blocks: entry.blocks.get(),
+        count: entry.count.get(),
+        failures: entry.failures.get(),
+        budget: entry.budget.get(),
+    })
+    .unwrap_or_default()
 }
 
 /// Figures about operations since the start.
@@ -258,7 +296,7 @@ pub fn operations() -> Operations {
 
 /// Sets what a part may have, in bytes.
 pub fn set_budget(part: Part, bytes: usize) {
-    change(part as u8, |use_| use_.budget = bytes);
+    entry(part as u8, |entry| entry.budget.set(bytes));
 }
 
 /// Bytes that an owner has in each part. One that goes must have none.
@@ -287,13 +325,24 @@ fn owned_cell<R>(owner: u8, part: u8, action: impl FnOnce(&Cell<u32>) -> R) -> O
     OWNED.with(|owned| Some(action(owned.get(usize::from(owner))?.get(usize::from(part))?)))
 }
 
-fn change(part: u8, action: impl FnOnce(&mut Use)) {
-    USES.with(|uses| {
-        if let Some(cell) = uses.get(usize::from(part)) {
-            let mut use_ = cell.get();
-            action(&mut use_);
-            cell.set(use_);
-        }
+/// The books of a part; nothing for a number that is none.
+fn entry<R>(part: u8, action: impl FnOnce(&Entry) -> R) -> Option<R> {
+    USES.with(|uses| uses.get(usize::from(part)).map(action))
+}
+
+/// Adds one.
+fn bump(count: &Cell<u64>) {
+    count.set(count.get().wrapping_add(1));
+}
+
+/// What an owner has changes by so many bytes less, and then so many more.
+fn change_owned(account: Account, less: usize, more: usize) {
+    if account.owner == NO_OWNER {
+        return;
+    }
+    let bytes = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
+    owned_cell(account.owner, account.part, |cell| {
+        cell.set(cell.get().saturating_sub(bytes(less)).saturating_add(bytes(more)));
     });
 }
 
@@ -310,20 +359,19 @@ pub(super) enum Admission {
 
 /// Judges a request for `bytes` by the account that runs now.
 pub(super) fn admit(account: Account, bytes: usize) -> Admission {
-    let in_operation = bytes <= SMALL_BYTES
-        && OPERATION.with(|operation| {
-            let sum = operation.get().map(|sum| sum.saturating_add(bytes));
-            operation.set(sum.or(operation.get()));
-            sum.is_some()
-        });
-    if in_operation {
+    if bytes <= SMALL_BYTES
+        && let Some(sum) = OPERATION.with(|operation| operation.get())
+    {
+        OPERATION.with(|operation| operation.set(Some(sum.saturating_add(bytes))));
         return Admission::Sure;
     }
-    let use_ = USES.with(|uses| uses.get(usize::from(account.part)).map_or(UNUSED, Cell::get));
-    if bytes > use_.budget.saturating_sub(use_.live) {
-        return Admission::Refused;
+    let is_within = |entry: &Entry| {
+        entry.live.get().checked_add(bytes).is_some_and(|sum| sum <= entry.budget.get())
+    };
+    match entry(account.part, is_within) {
+        Some(true) => Admission::Fallible,
+        _ => Admission::Refused,
     }
-    Admission::Fallible
 }
 
 /// Who asks now.
@@ -333,54 +381,41 @@ pub(super) fn current() -> Account {
 
 /// Books a block that was given out.
 pub(super) fn book(account: Account, bytes: usize) {
-    change(account.part, |use_| {
-        use_.live = use_.live.saturating_add(bytes);
-        use_.peak = use_.peak.max(use_.live);
-        use_.blocks = use_.blocks.saturating_add(1);
-        use_.count = use_.count.saturating_add(1);
+    entry(account.part, |entry| {
+        entry.change(0, bytes);
+        entry.blocks.set(entry.blocks.get().wrapping_add(1));
+        bump(&entry.count);
     });
-    if account.owner != NO_OWNER {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        owned_cell(account.owner, account.part, |cell| {
-            cell.set(cell.get().saturating_add(bytes));
-        });
-    }
+    change_owned(account, 0, bytes);
 }
 
 /// Takes a block off the books that came back.
 pub(super) fn unbook(account: Account, bytes: usize) {
-    change(account.part, |use_| {
-        use_.live = use_.live.saturating_sub(bytes);
-        use_.blocks = use_.blocks.saturating_sub(1);
+    entry(account.part, |entry| {
+        entry.change(bytes, 0);
+        entry.blocks.set(entry.blocks.get().saturating_sub(1));
     });
-    if account.owner != NO_OWNER {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        owned_cell(account.owner, account.part, |cell| {
-            cell.set(cell.get().saturating_sub(bytes));
-        });
-    }
+    change_owned(account, bytes, 0);
 }
 
-/// A block of `old` bytes has become one of `new`.
-pub(super) fn resize(account: Account, old: usize, new: usize) {
-    change(account.part, |use_| {
-        use_.live = use_.live.saturating_sub(old).saturating_add(new);
-        use_.peak = use_.peak.max(use_.live);
-        use_.count = use_.count.saturating_add(u64::from(new > 0));
+/// A block of `old` bytes is taken off the books to be booked again with another size.
+pub(super) fn unbook_for_resize(account: Account, old: usize) {
+    entry(account.part, |entry| entry.change(old, 0));
+    change_owned(account, old, 0);
+}
+
+/// It is booked again.
+pub(super) fn book_resized(account: Account, new: usize) {
+    entry(account.part, |entry| {
+        entry.change(0, new);
+        bump(&entry.count);
     });
-    if account.owner != NO_OWNER {
-        let bytes = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
-        owned_cell(account.owner, account.part, |cell| {
-            cell.set(cell.get().saturating_sub(bytes(old)).saturating_add(bytes(new)));
-        });
-    }
+    change_owned(account, 0, new);
 }
 
 /// Counts a request that was refused.
 pub(super) fn note_failure(account: Account) {
-    change(account.part, |use_| {
-        use_.failures = use_.failures.saturating_add(1);
-    });
+    entry(account.part, |entry| bump(&entry.failures));
 }
 
 /// The reserve was given to an operation.

@@ -1,0 +1,118 @@
+//! What the firewall has left after devices came and went, as it tells it itself.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::steps::{self, ALICE, BOB, need_both};
+use crate::error::Result;
+use crate::fail;
+use crate::lab::domain::Vif;
+use crate::lab::world::World;
+
+/// Devices that come and go together, and how often; all in all 50.
+const AT_ONCE: u32 = 10;
+const ROUNDS: u32 = 5;
+/// Their first number: the client's own is below.
+const FIRST_DEVICE: u32 = 10;
+/// Until the books must be where they were.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A client gets ten more vifs and loses them again, five times: every figure of `firewall.Memory` is where it was.
+///
+/// # Errors
+/// When a device does not connect, or something is left.
+pub fn vifs_come_and_go(world: &mut World) -> Result<String> {
+    need_both(world)?;
+    steps::page(world, world.client(ALICE)?, 0)?;
+    // The first round makes what stays for good: lists that have grown.
+    round(world)?;
+    let before = books(world)?;
+    for _ in 0..ROUNDS {
+        round(world)?;
+    }
+    let begun = Instant::now();
+    let mut after = books(world)?;
+    while after != before {
+        if begun.elapsed() > PATIENCE {
+            let changed = after.iter().filter(|(name, value)| before.get(*name) != Some(value));
+            let changed: Vec<String> = changed
+                .map(|(name, value)| format!("{name}: {value}, before {:?}", before.get(name)))
+                .collect();
+            fail!("left after {} vifs: {}", AT_ONCE * ROUNDS, changed.join(", "));
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        after = books(world)?;
+    }
+    steps::page(world, world.client(ALICE)?, 0)?;
+    Ok(format!("{} vifs, {} figures as before", AT_ONCE * ROUNDS, before.len()))
+}
+
+/// All devices come, and go.
+fn round(world: &World) -> Result<()> {
+    let client = world.client_of_plan(BOB)?;
+    let firewall = &world.plan.firewall.name;
+    let devices = || FIRST_DEVICE..FIRST_DEVICE + AT_ONCE;
+    let attach = |device: u32| {
+        let mut vif = Vif::new(&format!("10.137.200.{device}"), firewall);
+        vif.devid = Some(device);
+        vif.attach_line(&client.name)
+    };
+    let lines: Vec<String> = devices().map(attach).collect();
+    let backend =
+        format!("/local/domain/$(xl domid {firewall})/backend/vif/$(xl domid {})", client.name);
+    let numbers: Vec<String> = devices().map(|device| device.to_string()).collect();
+    let numbers = numbers.join(" ");
+    let out = world.lab.exec_for(
+        &format!(
+            "set -e; {}; dir={backend}; for device in {numbers}; do tries=0; \
+             until [ \"$(xenstore-read $dir/$device/state)\" = 4 ]; do tries=$((tries + 1)); \
+             [ $tries -lt 300 ] || {{ echo \"device $device does not connect\"; exit 1; }}; sleep 0.2; done; done",
+            lines.join("; ")
+        ),
+        Duration::from_secs(300),
+    )?;
+    if !out.success() {
+        fail!("vifs of {}: {}", client.name, out.text.trim());
+    }
+    let out = world.lab.exec_for(
+        &format!(
+            "for device in {numbers}; do xl network-detach {} $device || exit 1; done",
+            client.name
+        ),
+        Duration::from_secs(300),
+    )?;
+    if !out.success() {
+        fail!("vifs of {} do not go: {}", client.name, out.text.trim());
+    }
+    Ok(())
+}
+
+/// What must be the same whenever the same devices are there: of the whole, and of each part.
+fn books(world: &World) -> Result<BTreeMap<String, u64>> {
+    let server = world.dom0d()?;
+    let out = server.call(&world.lab, "QUBESRPC firewall.Memory+ dom0")?;
+    let mut books = BTreeMap::new();
+    for line in out.text.lines() {
+        let Ok(Value::Object(line)) = serde_json::from_str(line) else {
+            fail!("firewall.Memory: {:?}", out.text)
+        };
+        let part = line.get("part").and_then(Value::as_str).unwrap_or("all");
+        let same =
+            ["live", "blocks", "grants", "quarantined", "ports", "watches", "clients", "leaks"];
+        for name in same {
+            if let Some(value) = line.get(name).and_then(Value::as_u64) {
+                books.insert(format!("{part} {name}"), value);
+            }
+        }
+        if line.get("kind").and_then(Value::as_str) == Some("memory") {
+            let used = line.get("pages_used").and_then(Value::as_u64).unwrap_or(0);
+            books.insert("all pages".into(), used);
+        }
+    }
+    if !out.success() || books.len() < 10 {
+        fail!("firewall.Memory: exit status {}: {}", out.status, out.text);
+    }
+    Ok(books)
+}
