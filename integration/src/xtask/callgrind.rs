@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use super::image::cargo;
 use crate::error::{Attempt, Result};
@@ -62,6 +63,42 @@ fn read(line: &str, file: &Path) -> Result<Count> {
     Ok(Count { labels, per_packet })
 }
 
+/// Instructions within `function` (a pattern of callgrind's), by the function that ran them: its own, without those that
+/// it called.
+///
+/// # Errors
+/// When the program fails, or nothing was counted.
+pub fn by_function(program: &mut Command, function: &str) -> Result<Vec<(String, u64)>> {
+    apt::ensure(PACKAGES)?;
+    let dir = paths::target().join("callgrind/functions");
+    fs::create_dir_all(&dir).doing(|| format!("cannot make {}", dir.display()))?;
+    let file = dir.join("out");
+    command::output(
+        command::new("valgrind", &["--tool=callgrind", "--quiet"])
+            .arg(format!("--toggle-collect={function}"))
+            .arg(format!("--callgrind-out-file={}", file.display()))
+            .arg(program.get_program())
+            .args(program.get_args()),
+    )?;
+    let text = command::output(
+        command::new("callgrind_annotate", &["--threshold=100", "--auto=no"]).arg(&file),
+    )?;
+    match functions(&text) {
+        list if list.is_empty() => fail!("{function}: nothing was counted"),
+        list => Ok(list),
+    }
+}
+
+/// Lines such as `1,234 ( 0.05%)  file:function [program]`.
+fn functions(text: &str) -> Vec<(String, u64)> {
+    let lines = text.lines().filter_map(|line| {
+        let (count, rest) = line.trim_start().split_once(" (")?;
+        let (_, name) = rest.split_once("%)  ")?;
+        Some((name.to_owned(), count.replace(',', "").parse().ok()?))
+    });
+    lines.filter(|(name, _)| name != "PROGRAM TOTALS").collect()
+}
+
 /// The instructions of one dump.
 fn total(dump: &str) -> Option<u32> {
     dump.lines().find_map(|line| line.strip_prefix("totals: ")?.trim().parse().ok())
@@ -75,6 +112,15 @@ mod tests {
     fn a_total_is_read_from_a_dump() {
         assert_eq!(total("version: 1\nfn=(1)\n1 2\ntotals: 77888\n"), Some(77_888));
         assert_eq!(total("version: 1\n"), None);
+    }
+
+    #[test]
+    fn instructions_are_told_apart_by_function() {
+        let text = "25,347,483 (100.0%)  PROGRAM TOTALS\n\nIr  file:function\n\
+                    360,319 ( 1.42%)  ???:<a::Heap as b>::alloc [x]\n 12 ( 0.00%)  m.c:free [y]\n";
+        let list = functions(text);
+        assert_eq!(list[0], ("???:<a::Heap as b>::alloc [x]".into(), 360_319));
+        assert_eq!((list.len(), list[1].1), (2, 12));
     }
 
     #[test]

@@ -59,6 +59,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test", "--long", part] => parts::long(Some(part)),
         ["fuzz", rest @ ..] => parts::fuzz::run(rest),
         ["sim", rest @ ..] => parts::sim::run(rest),
+        ["memory", "overhead"] => parts::memory::overhead(),
         ["memory", rest @ ..] => parts::memory::run(rest),
         ["mutants"] => parts::mutants::short(),
         ["diff"] => crate::diff::short(),

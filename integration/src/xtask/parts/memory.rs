@@ -1,6 +1,7 @@
 //! Memory: the appliance with dom0's daemons on the heap of the image. `integration/memory` is the program, this runs it.
 //!
-//! `cargo xtask memory cycles N | requests FROM STEP | operations FROM STEP | limits COUNT` runs one form of it.
+//! `cargo xtask memory cycles N | requests FROM STEP | operations FROM STEP | limits COUNT` runs one form of it;
+//! `cargo xtask memory overhead` counts what the books cost.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -8,13 +9,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::record::Record;
 use crate::error::Result;
+use crate::xtask::callgrind;
 use crate::xtask::image::cargo;
-use crate::{command, paths, progress};
+use crate::{command, fail, paths, progress};
 
 /// Connects and disconnects, in every `test`.
 const CYCLES: &str = "10000";
 /// Of the operations of a day, in every `test` each of so many is put off, from one on that the clock chooses.
 const SHORT_STEP: u64 = 23;
+/// What the books may cost, in percent of what is done without them.
+const MOST_OVERHEAD: f64 = 5.0;
+/// Where the control plane takes in what QubesDB says.
+const SERVING: &str = "*EventLoop*serve_database*";
+/// Functions that keep the books; those of the host's allocator have their own names.
+const BOOKS: &[&str] =
+    &["xen::mem::heap", "xen::mem::ledger", "__rust_alloc", "__rust_dealloc", "__rust_realloc"];
 const SHORT_LIMITS: &str = "12";
 const LONG_LIMITS: &str = "100";
 
@@ -24,6 +33,32 @@ const LONG_LIMITS: &str = "100";
 /// When something did not hold, or was left.
 pub fn run(args: &[&str]) -> Result<()> {
     say(&command::output(Command::new(build()?).args(args))?);
+    Ok(())
+}
+
+/// What the books about the heap cost the control plane while it takes rules from QubesDB, by instructions.
+///
+/// # Errors
+/// When it is more than [`MOST_OVERHEAD`].
+pub fn overhead() -> Result<()> {
+    let program = build_for("measured")?;
+    let mut line = Command::new(program);
+    // A day in which nothing fails, once.
+    let counts = progress::step("counting instructions", || {
+        callgrind::by_function(line.args(["requests", "1000000", "1"]), SERVING)
+    })?;
+    let is_books = |name: &str| BOOKS.iter().any(|part| name.contains(part));
+    let sum = |wanted: bool| -> u64 {
+        counts.iter().filter(|(name, _)| is_books(name) == wanted).map(|(_, count)| count).sum()
+    };
+    let (books, rest) = (sum(true), sum(false));
+    let percent = books as f64 * 100.0 / rest.max(1) as f64;
+    progress::say(format!(
+        "books about the heap: {books} instructions beside {rest} of the rest, {percent:.2} % (at most {MOST_OVERHEAD} %)"
+    ));
+    if books == 0 || percent > MOST_OVERHEAD {
+        fail!("the books about the heap cost {percent:.2} %");
+    }
     Ok(())
 }
 
@@ -64,6 +99,7 @@ pub fn long() -> Result<()> {
             record.put(&name, serde_json::json!(one(&program, args)?))?;
         }
     }
+    overhead()?;
     record.finish().map(drop)
 }
 
@@ -81,9 +117,13 @@ fn say(output: &str) {
 }
 
 fn build() -> Result<PathBuf> {
+    build_for("sim")
+}
+
+fn build_for(profile: &str) -> Result<PathBuf> {
     let features = ["--no-default-features", "--features", "fake"];
-    let mut line = cargo(&["build", "--quiet", "--profile", "sim", "--example", "memory"]);
+    let mut line = cargo(&["build", "--quiet", "--profile", profile, "--example", "memory"]);
     line.args(features);
     progress::step("building the program", || command::output(&mut line))?;
-    Ok(paths::target().join("sim/examples/memory"))
+    Ok(paths::target().join(profile).join("examples/memory"))
 }
