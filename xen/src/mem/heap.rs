@@ -85,6 +85,7 @@ fn admitted(account: Account, bytes: usize, mut take: impl FnMut() -> *mut u8) -
 // alignment (the head is as long as the alignment); the arena upholds the contract for the whole. There is one thread in
 // the image, state of the host is its thread's own, and nothing here allocates on the way.
 unsafe impl GlobalAlloc for Heap {
+    #[inline(never)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let Some((whole, head)) = with_head(layout) else { return core::ptr::null_mut() };
         let account = ledger::current();
@@ -98,6 +99,7 @@ unsafe impl GlobalAlloc for Heap {
         unsafe { sign(base, head, account) }
     }
 
+    #[inline(never)]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         let Some((whole, head)) = with_head(layout) else { return };
         // SAFETY: the caller hands back what `alloc` gave out with this layout, so the head is there, and the whole was
@@ -109,6 +111,7 @@ unsafe impl GlobalAlloc for Heap {
         }
     }
 
+    #[inline(never)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let new = Layout::from_size_align(new_size, layout.align()).ok().and_then(with_head);
         let (Some((old, head)), Some((new, _))) = (with_head(layout), new) else {
