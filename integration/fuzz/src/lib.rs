@@ -13,6 +13,7 @@
 pub mod dns;
 pub mod frames;
 pub mod netback;
+pub mod netfront;
 pub mod netif;
 pub mod qrexec;
 pub mod qubesdb;
@@ -37,6 +38,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "dns", run: dns::run },
     Target { name: "frames", run: frames::run },
     Target { name: "netback", run: netback::run },
+    Target { name: "netfront", run: netfront::run },
     Target { name: "netif", run: netif::run },
     Target { name: "qrexec", run: qrexec::run },
     Target { name: "qubesdb", run: qubesdb::run },

@@ -48,7 +48,7 @@ macro_rules! replay {
     };
 }
 
-replay! { dns frames netback netif qrexec qubesdb ring rules vchan xenbus xenstore }
+replay! { dns frames netback netfront netif qrexec qubesdb ring rules vchan xenbus xenstore }
 
 #[test]
 fn every_target_is_replayed_and_every_folder_has_a_target() {
