@@ -300,7 +300,7 @@ impl World {
         let is_clean = backend.is_clean && uplink.is_some() && uplink == backend.uplink;
         let published = backend.tx.read_u32(REQ_PROD).wrapping_sub(backend.tx_cons);
         let mut follows_extra = false;
-        for _ in 0..published.min(64) {
+        for _ in 0..published.min(256) {
             let mut slot = [0; 12];
             backend.tx.copy_out(SLOTS + (backend.tx_cons % 256) as usize * 12, &mut slot);
             backend.tx_cons = backend.tx_cons.wrapping_add(1);
@@ -366,6 +366,10 @@ impl World {
         match source.below(4) {
             0 => self.held.clear(),
             1 => {
+                // A reference may by now be that of a ring.
+                if let Some(backend) = &mut self.backend {
+                    backend.is_clean = false;
+                }
                 let bytes = [POISON; PAGE];
                 for gref in &self.seen {
                     let _ = peer.write(*gref, 0, &bytes);
