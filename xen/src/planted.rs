@@ -1,6 +1,6 @@
 //! Planted defects: the drivers, broken on purpose at run time, so that the simulation can show that it notices.
 //!
-//! One build has all of them, and at most one is active at a time, chosen by [`plant`] for the present thread. Each is one
+//! One build has all of them, and at most one is active at a time, chosen by `plant` for the present thread. Each is one
 //! condition at the place where the check or the act is; where two places hold the same thing back, both ask for it, as it
 //! is the behaviour that is broken. Without the feature `fake` [`is_planted`] is constant `false`: the image has nothing of
 //! it. `cargo xtask test --long mutants` wants each of them found.

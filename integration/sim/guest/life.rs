@@ -11,7 +11,7 @@ const STORM_US: u64 = 3000;
 /// Turns that it may cost once it was recognized.
 const MOST_STORM_TURNS: u64 = 100;
 /// Turns in which a watch fires.
-const FLOOD_TURNS: usize = 400;
+const FLOOD_TURNS: usize = 160;
 /// Requests to the store in that time: fifty looks of three nodes in each of two seconds that it touches, and some more.
 const MOST_ASKED: u64 = 340;
 

@@ -26,8 +26,8 @@ usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM
        cargo xtask test [--fast]      every check; --fast leaves the lab out
        cargo xtask test --long PART   the long form of a part
        cargo xtask fuzz TARGET [--time T]
-       cargo xtask sim [--seed S] [--steps N]
-       cargo xtask memory cycles N    what is left; also: requests, operations, limits
+       cargo xtask sim [--seed S] [--steps N] [--defect NAME] | --defects | --soak-minutes N
+       cargo xtask memory cycles N    what is left; also: requests, operations, limits, overhead
        cargo xtask mutants            three ways to break the core, which its tests notice
        cargo xtask diff [v4 SEED SET]  our core against nftables; one set again
        cargo xtask bench [--quick] [--json FILE] [engine|lab]

@@ -7,6 +7,7 @@ pub mod memory;
 pub mod mutants;
 pub mod record;
 pub mod sim;
+pub mod soak;
 
 use crate::error::Result;
 use crate::{fail, netns, progress};
@@ -51,10 +52,10 @@ pub const ALL: &[Part] = &[
     Part::new("mutants", mutants::short, mutants::long, runs_anywhere).patient(),
     planned("lifecycle"),
     planned("abuse"),
-    planned("soak"),
+    Part { long: Some(soak::long), ..planned("soak") },
 ];
 
-/// A part that the design names and nobody has written.
+/// A part that the design names and nobody has written, or not in this length.
 const fn planned(name: &'static str) -> Part {
     Part { name, short: None, long: None, refusal: runs_anywhere, is_patient: false }
 }

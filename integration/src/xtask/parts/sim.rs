@@ -1,4 +1,5 @@
-//! The simulated Xen: the appliance between hostile peers. `integration/sim` is the simulation, this runs it.
+//! The simulated Xen: the appliance between hostile peers. `integration/sim` is the simulation, this runs it. That it
+//! notices what is wrong is shown by `mutants::planted`.
 //!
 //! `cargo xtask sim --seed S --steps N` runs one; `test` some under seeds of the day, `test --long sim` ten million steps.
 
@@ -9,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use super::mutants;
 use super::record::Record;
 use crate::error::Result;
 use crate::xtask::image::cargo;
@@ -23,7 +25,7 @@ const ITEM_STEPS: u64 = 100_000;
 const SHORT_LEAST: u64 = 1;
 const LONG_LEAST: u64 = 1000;
 /// Steps under one seed in the simulation.
-const STEPS_PER_SEED: u64 = 500;
+pub(super) const STEPS_PER_SEED: u64 = 500;
 
 /// What simulations did, summed up.
 #[derive(Debug, Default, PartialEq)]
@@ -82,21 +84,27 @@ impl Sum {
     }
 }
 
-/// `cargo xtask sim [--seed S] [--steps N] [--per-seed N]`.
+/// `cargo xtask sim [--seed S] [--steps N] [--per-seed N] [--defect NAME]`, `--soak-minutes N [--rate P]` or `--defects`.
 ///
 /// # Errors
 /// When something did not hold; the message says how to replay it.
 pub fn run(args: &[&str]) -> Result<()> {
+    let mut line = Command::new(build()?);
+    let output = command::output(line.args(args))?;
+    if args == ["--defects"] {
+        progress::say(output.trim_end());
+        return Ok(());
+    }
     let mut sum = Sum::default();
-    sum.add(&command::output(Command::new(build()?).args(args))?)?;
+    sum.add(&output)?;
     sum.say();
     Ok(())
 }
 
-/// In `test`: under seeds that nobody has chosen.
+/// In `test`: under seeds that nobody has chosen, and with some defects, so that who reads "held" knows that it can fail.
 ///
 /// # Errors
-/// When something did not hold, or an act never took effect.
+/// When something did not hold, an act never took effect, or a defect was not found.
 pub fn short() -> Result<()> {
     let program = build()?;
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_secs());
@@ -105,7 +113,8 @@ pub fn short() -> Result<()> {
         sum.add(&simulate(&program, seconds, SHORT_STEPS)?)
     })?;
     sum.say();
-    sum.judge(SHORT_LEAST)
+    sum.judge(SHORT_LEAST)?;
+    mutants::planted::short()
 }
 
 /// `test --long sim`.
@@ -144,7 +153,8 @@ fn simulate(program: &PathBuf, seed: u64, steps: u64) -> Result<String> {
     command::output(Command::new(program).args(["--seed", &seed, "--steps", &steps]))
 }
 
-fn build() -> Result<PathBuf> {
+/// Builds the simulation; where it is.
+pub(super) fn build() -> Result<PathBuf> {
     let features = ["--no-default-features", "--features", "fake"];
     let mut line = cargo(&["build", "--quiet", "--profile", "sim", "--example", "sim"]);
     line.args(features);
