@@ -22,7 +22,7 @@ pub(crate) struct Ledger {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Traffic {
     flows: usize,
-    /// Bytes of the heap that are allocated: 0 where the heap is the host's.
+    /// Bytes of the heap that are allocated, without the tables.
     heap: usize,
 }
 

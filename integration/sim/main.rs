@@ -26,7 +26,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use world::World;
+use xen::mem::Heap;
 use xen::planted::{self, Defect};
+
+/// That of the image, so that the books are kept.
+#[global_allocator]
+static HEAP: Heap = Heap;
 
 /// Steps under one seed, if nobody says otherwise.
 const STEPS_PER_SEED: u64 = 500;

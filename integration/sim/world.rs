@@ -12,6 +12,7 @@ use firewall::log::Sink;
 use firewall::platform::XenMachine;
 use xen::fake::vif::NetVm;
 use xen::fake::{self, xenstore::Store};
+use xen::mem::ledger::{self, Part};
 use xen::{DomId, EventPort, event};
 
 use crate::Outcome;
@@ -38,6 +39,8 @@ pub(crate) struct Lines(Rc<RefCell<Vec<String>>>);
 
 impl Sink for Lines {
     fn line(&mut self, text: fmt::Arguments<'_>) {
+        // The console of the image keeps nothing.
+        let _booked = ledger::enter(Part::Tables);
         self.0.borrow_mut().push(text.to_string());
     }
 }
@@ -139,6 +142,9 @@ impl World {
         });
         if let Some(stop) = self.event_loop.turn(&mut self.machine) {
             return Err(format!("it stops: {stop:?}"));
+        }
+        if ledger::usage(Part::Packets).count > 0 || ledger::operations().leaks > 0 {
+            return Err("a frame allocated, or a client that went left memory behind".into());
         }
         let mut lines = self.lines.0.borrow_mut();
         match lines.iter().find(|line| line.starts_with("fw: fault")) {

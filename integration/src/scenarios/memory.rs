@@ -11,15 +11,15 @@ use crate::fail;
 use crate::lab::domain::Vif;
 use crate::lab::world::World;
 
-/// Devices that come and go together, and how often; all in all 50.
-const AT_ONCE: u32 = 10;
-const ROUNDS: u32 = 5;
+/// Devices that come and go together (a client of 64 MiB has no room for ten), and how often; all in all 50.
+const AT_ONCE: u32 = 2;
+const ROUNDS: u32 = 25;
 /// Their first number: the client's own is below.
 const FIRST_DEVICE: u32 = 10;
 /// Until the books must be where they were.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A client gets ten more vifs and loses them again, five times: every figure of `firewall.Memory` is where it was.
+/// A client gets two more vifs and loses them again, 25 times: every figure of `firewall.Memory` is where it was.
 ///
 /// # Errors
 /// When a device does not connect, or something is left.

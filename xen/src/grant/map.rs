@@ -13,6 +13,8 @@ use crate::shared::SharedPage;
 
 /// Most pages in one mapping.
 pub const MAX_MAPPING_PAGES: usize = 64;
+/// Pages of one hypercall at the end of a mapping.
+const UNMAPPED_AT_ONCE: usize = 8;
 
 /// Pages of the window that mappings are placed in: address space, not memory.
 pub(crate) const WINDOW_PAGES: usize = 1536;
@@ -133,12 +135,20 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        let mut ops: Vec<UnmapGrantRef> = self.pages.iter().map(unmap_operation).collect();
-        hypercall::grant_unmap(&mut ops);
-        for (page, op) in self.pages.iter().zip(&ops) {
-            // A page that Xen did not unmap keeps its place: mapping there again would end the domain.
-            if op.status == GrantStatus::OKAY {
-                WINDOW.with(|window| window.borrow_mut().set(page.window_page, false));
+        // A mapping goes also when there is no memory, or in the middle of packets.
+        for pages in self.pages.chunks(UNMAPPED_AT_ONCE) {
+            let Some(first) = pages.first() else { continue };
+            let mut ops = [unmap_operation(first); UNMAPPED_AT_ONCE];
+            for (op, page) in ops.iter_mut().zip(pages) {
+                *op = unmap_operation(page);
+            }
+            let ops = ops.get_mut(..pages.len()).unwrap_or_default();
+            hypercall::grant_unmap(ops);
+            for (page, op) in pages.iter().zip(ops) {
+                // A page that Xen did not unmap keeps its place: mapping there again would end the domain.
+                if op.status == GrantStatus::OKAY {
+                    WINDOW.with(|window| window.borrow_mut().set(page.window_page, false));
+                }
             }
         }
     }

@@ -18,7 +18,7 @@ pub(crate) use map::WINDOW_PAGES;
 pub use map::{MAX_MAPPING_PAGES, Mapping, map};
 #[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
 pub(crate) use table::reset;
-pub use table::{Granted, grant, grants_in_use, quarantined, retry_quarantine};
+pub use table::{Granted, grant, grants_in_use, prepare, quarantined, retry_quarantine};
 
 /// What the other side may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ global! {
 struct Table {
     frames: Vec<SharedPage>,
     /// Entries that are neither granted nor in quarantine. Capacity for every entry is reserved as frames are added,
-    /// so that giving back never allocates.
+    /// here and below, so that giving back never allocates.
     free: Vec<GrantRef>,
     quarantine: Vec<(GrantRef, Lent)>,
     in_use: usize,
@@ -62,6 +62,7 @@ impl Table {
         let entries = (self.frames.len() + 1) * ENTRIES_PER_FRAME as usize;
         self.frames.try_reserve(1).ok()?;
         self.free.try_reserve(entries - self.free.len()).ok()?;
+        self.quarantine.try_reserve(entries - self.quarantine.len()).ok()?;
         self.frames.push(hypercall::grant_frame(self.frames.len() as u32)?);
         // The last pushed is handed out first: ascending numbers.
         let usable = first.max(RESERVED_ENTRIES)..first + ENTRIES_PER_FRAME;
@@ -80,7 +81,7 @@ impl Table {
     }
 
     fn quarantine(&mut self, gref: GrantRef, page: Lent) {
-        if self.quarantine.try_reserve(1).is_ok() {
+        if self.quarantine.len() < self.quarantine.capacity() {
             self.quarantine.push((gref, page));
         } else {
             self.lost += 1;
@@ -191,6 +192,15 @@ impl Drop for Granted {
 /// Back to the pool; whatever the access was, the content counts as dirty.
 fn return_page(page: Lent) {
     page.reclaim().mark_dirty_to(PAGE_SIZE);
+}
+
+/// Makes the table large enough for `count` grants at a time, as far as Xen and memory allow: at the start, so that no
+/// frame has to wait for it.
+pub fn prepare(count: usize) {
+    TABLE.with(|table| {
+        let mut table = table.borrow_mut();
+        while table.free.len() < count && table.grow().is_some() {}
+    });
 }
 
 /// Frees what the peers have let go of since. To be called now and then while [`quarantined`] is not zero.

@@ -103,7 +103,8 @@ impl Backend {
             asked: BTreeMap::new(),
             scan: Scan::default(),
             generation: 0,
-            events: VecDeque::new(),
+            // Taken each turn: a vif comes and goes once in it, and may leave something behind.
+            events: VecDeque::with_capacity(config.max_vifs.saturating_mul(4)),
             from: FromGuest::new(&config),
             to: ToGuest::new(),
             turn: 0,

@@ -49,6 +49,10 @@ pub use types::{Config, Counters, DownReason, Event, Frame, SendError, Status, T
 
 /// Most received frames that wait for the event loop.
 const MAX_FRAMES: usize = 256;
+/// Events of one turn, at most: it comes, is silent, goes and leaves something behind once.
+const MAX_EVENTS: usize = 16;
+/// Pages that are granted beside frames: rings, and connections to dom0.
+const OTHER_GRANTS: usize = 128;
 /// Pause between attempts to get pages back that a backend still uses, in ns.
 const QUARANTINE_RETRY_NS: u64 = 500_000_000;
 
@@ -78,6 +82,8 @@ impl Frontend {
     /// A frontend without a device; see [`Frontend::start`].
     pub fn new(config: Config) -> Frontend {
         crate::netif::prepare_tails(crate::mem::total_pages());
+        let most = config.rx_buffers.saturating_add(config.tx_in_flight.into());
+        grant::prepare(most.saturating_add(OTHER_GRANTS));
         let config = Config {
             rx_buffers: config.rx_buffers.min(256),
             tx_in_flight: config.tx_in_flight.min(256),
@@ -93,7 +99,7 @@ impl Frontend {
             retry_at: None,
             asked: BTreeMap::new(),
             generation: 0,
-            events: VecDeque::new(),
+            events: VecDeque::with_capacity(MAX_EVENTS),
             frames: VecDeque::with_capacity(MAX_FRAMES),
             now: 0,
             totals: Totals::default(),
