@@ -14,7 +14,7 @@ macro_rules! defects {
             $($(#[doc = $text])+ $variant,)+
         }
 
-        #[cfg(feature = "fake")]
+        #[cfg(any(test, feature = "fake"))]
         impl Defect {
             /// All of them, in the order of the packet's path.
             pub const ALL: &[Defect] = &[$(Defect::$variant,)+];
@@ -147,31 +147,31 @@ defects! {
     LooksUnlimited = "looks-unlimited",
 }
 
-#[cfg(feature = "fake")]
+#[cfg(any(test, feature = "fake"))]
 std::thread_local! {
     static PLANTED: core::cell::Cell<Option<Defect>> = const { core::cell::Cell::new(None) };
 }
 
 /// Makes a defect the active one of this thread; `None`: the drivers are whole again.
-#[cfg(feature = "fake")]
+#[cfg(any(test, feature = "fake"))]
 pub fn plant(defect: Option<Defect>) {
     PLANTED.set(defect);
 }
 
 /// Whether this defect is the active one.
-#[cfg(feature = "fake")]
+#[cfg(any(test, feature = "fake"))]
 pub fn is_planted(defect: Defect) -> bool {
     PLANTED.get() == Some(defect)
 }
 
 /// Without the in-memory hypervisor there are no defects.
-#[cfg(not(feature = "fake"))]
+#[cfg(not(any(test, feature = "fake")))]
 #[inline(always)]
 pub const fn is_planted(_: Defect) -> bool {
     false
 }
 
-#[cfg(all(test, feature = "fake"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
