@@ -39,7 +39,7 @@ pub fn run(args: &[&str]) -> Result<()> {
 /// What the books about the heap cost the control plane while it takes rules from QubesDB, by instructions.
 ///
 /// # Errors
-/// When it is more than [`MOST_OVERHEAD`].
+/// When it is more than a twentieth.
 pub fn overhead() -> Result<()> {
     let program = build_for("measured")?;
     let mut line = Command::new(program);
