@@ -5,18 +5,28 @@ use xen::{event, grant, mem, xenstore};
 
 use crate::event_loop::machine::{MAX_PARTS, MemoryUse, PartUse};
 
-/// Of what the tables leave, in 64ths. The store of QubesDB and the rules bound themselves to less than theirs; what the
-/// shares add up to leaves room for the gaps between blocks.
+/// Of what the tables leave, in 64ths: 128 vifs, the store of QubesDB as large as it may become, twice, and rules. They add
+/// up to less than the whole, for the gaps between blocks.
 const SHARES: [(Part, usize); 7] = [
     (Part::Store, 2),
-    (Part::Netback, 6),
+    (Part::Netback, 18),
     (Part::Netfront, 1),
     (Part::Links, 1),
-    (Part::Database, 20),
-    (Part::Rules, 26),
+    (Part::Database, 14),
+    (Part::Rules, 20),
     (Part::Calls, 1),
 ];
 const WHOLE: usize = 64;
+/// So much is left for the gaps.
+const MOST: usize = 60;
+const _: () = {
+    let (mut sum, mut at) = (0, 0);
+    while at < SHARES.len() {
+        sum += SHARES[at].1;
+        at += 1;
+    }
+    assert!(sum <= MOST);
+};
 /// Least budget, in bytes, however small the domain is.
 const LEAST_BYTES: usize = 64 * 1024;
 
@@ -30,8 +40,6 @@ pub(super) fn set_budgets() {
         let bytes = (left / WHOLE).saturating_mul(share).max(LEAST_BYTES);
         ledger::set_budget(part, bytes);
     }
-    // Nothing is allocated for frames.
-    ledger::set_budget(Part::Packets, 0);
 }
 
 /// What is in use.

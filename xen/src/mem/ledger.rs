@@ -7,8 +7,8 @@
 //! # Running out
 //! After the start there are two kinds of allocation. Those that may fail are made with `try_reserve` and refused when the
 //! heap or the part's budget is used up. All others are small (at most [`SMALL_BYTES`]) and made inside an *operation*
-//! ([`begin`]), which starts only while a reserve of [`RESERVE_BYTES`] is held back in one piece: when the heap is full
-//! the operation gets the reserve. So it cannot fail as long as it asks for less than that, and none comes near
+//! ([`begin`]), whatever the budget. It starts only while a reserve of [`RESERVE_BYTES`] is held back in one piece: when the
+//! heap is full the operation gets the reserve. So it cannot fail as long as it asks for less than that, and none comes near
 //! (`firewall.Memory` tells the largest). Whoever may not begin comes again later.
 #![forbid(unsafe_code)]
 
@@ -247,13 +247,12 @@ impl Drop for Operation {
     }
 }
 
-/// Begins an operation of `part`; `None` while memory is short: to be tried again later.
+/// Begins an operation of `part`; `None` while memory is short: to be tried again later. A part at its budget still begins,
+/// as what it does may be to refuse, to deny or to give back.
 pub fn begin(part: Part) -> Option<Operation> {
     let is_inner = OPERATION.with(|bytes| bytes.get().is_some());
     if !is_inner {
-        let use_ = usage(part);
-        let has_room = use_.live < use_.budget;
-        if !has_room || !super::heap::reserve() || host_refuses() {
+        if !super::heap::reserve() || host_refuses() {
             OPERATIONS.with(|all| {
                 let mut sum = all.get();
                 sum.refused = sum.refused.saturating_add(1);
