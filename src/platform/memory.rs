@@ -19,14 +19,15 @@ const SHARES: [(Part, usize); 7] = [
 const WHOLE: usize = 64;
 /// So much is left for the gaps.
 const MOST: usize = 60;
-const _: () = {
-    let (mut sum, mut at) = (0, 0);
-    while at < SHARES.len() {
-        sum += SHARES[at].1;
-        at += 1;
+const _: () = assert!(sum(&SHARES) <= MOST);
+
+const fn sum(shares: &[(Part, usize)]) -> usize {
+    match shares {
+        [] => 0,
+        [(_, share), rest @ ..] => *share + sum(rest),
     }
-    assert!(sum <= MOST);
-};
+}
+
 /// Least budget, in bytes, however small the domain is.
 const LEAST_BYTES: usize = 64 * 1024;
 
