@@ -32,6 +32,7 @@ usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM
        cargo xtask diff [v4 SEED SET]  our core against nftables; one set again
        cargo xtask bench [--quick] [--json FILE] [engine|lab]
                                       measures; the lab's part against a Linux firewall VM
+       cargo xtask audit              licences, dependency directions, unsafe code
        cargo xtask image              build target/image/vmlinuz
        cargo xtask lab ...            the lab by hand";
 
@@ -61,6 +62,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["sim", rest @ ..] => parts::sim::run(rest),
         ["memory", "overhead"] => parts::memory::overhead(),
         ["memory", rest @ ..] => parts::memory::run(rest),
+        ["audit"] => audit::run(),
         ["mutants"] => parts::mutants::short(),
         ["diff"] => crate::diff::short(),
         ["diff", family, seed, set] => crate::diff::replay(family, seed, set),

@@ -198,7 +198,7 @@ mod tests {
     fn only_code_counts() {
         let source = r##"
             //! unsafe
-            #![expect(unsafe_code, reason = "unsafe")]
+            #[doc = "unsafe"]
             /* unsafe /* unsafe */ unsafe */
             unsafe fn one<'a>(text: &'a str) -> char { let _ = r#"unsafe " "#; '"' }
             unsafe impl Sync for Two {} // unsafe
