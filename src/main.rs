@@ -5,7 +5,7 @@
 use firewall::config::DebugMode;
 use firewall::config::features::{Features, Words};
 use firewall::event_loop::EventLoop;
-use firewall::platform::{ConsoleSink, XenMachine};
+use firewall::platform::{Budgets, ConsoleSink, XenMachine};
 use firewall::{Firewall, Limits};
 use xen::boot::{BootInfo, selftest};
 use xen::{console_line, entropy};
@@ -44,6 +44,7 @@ fn run(info: BootInfo) -> ! {
         Ok(machine) => machine,
         Err(error) => panic!("{error}"),
     };
+    console_line!("fw: budgets_kib {Budgets}");
     let stop = EventLoop::new(firewall, memory_bytes, command_line, ConsoleSink).run(&mut machine);
     machine.stop(stop)
 }

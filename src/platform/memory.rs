@@ -1,5 +1,7 @@
 //! Budgets of the heap, and what is told of memory.
 
+use core::fmt;
+
 use xen::mem::ledger::{self, Part, RESERVE_BYTES};
 use xen::{event, grant, mem, xenstore};
 
@@ -40,6 +42,22 @@ pub(super) fn set_budgets() {
     for (part, share) in SHARES {
         let bytes = (left / WHOLE).saturating_mul(share).max(LEAST_BYTES);
         ledger::set_budget(part, bytes);
+    }
+}
+
+/// The budgets in force, in KiB, as the console tells them at boot.
+#[derive(Debug)]
+pub struct Budgets;
+
+impl fmt::Display for Budgets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in Part::ALL {
+            let budget = ledger::usage(part).budget;
+            if budget < usize::MAX {
+                write!(f, "{}={} ", part.name(), budget / 1024)?;
+            }
+        }
+        write!(f, "reserve={}", RESERVE_BYTES / 1024)
     }
 }
 

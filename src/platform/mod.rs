@@ -41,6 +41,7 @@ use crate::uplink::UplinkPort;
 use crate::wire::Mac;
 use clock::Clock;
 use links::Links;
+pub use memory::Budgets;
 use requests::Requests;
 
 /// Messages of xenstore handled in one turn.

@@ -6,19 +6,22 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use super::mutants;
 use super::record::Record;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::xtask::image::cargo;
 use crate::{command, fail, paths, progress};
 
 /// Steps in every `test`, and in `test --long sim`.
 const SHORT_STEPS: u64 = 100_000;
 const LONG_STEPS: u64 = 10_000_000;
+/// Processes at a time.
+const AT_ONCE: usize = 2;
 /// Steps of one item of the record.
 const ITEM_STEPS: u64 = 100_000;
 /// So often each hostile act has to take effect.
@@ -122,30 +125,61 @@ pub fn short() -> Result<()> {
 /// # Errors
 /// When something did not hold, or an act took effect too seldom.
 pub fn long() -> Result<()> {
-    let mut record = Record::open("sim")?;
-    let program = build()?;
-    let mut sum = Sum::default();
-    for item in 0..LONG_STEPS / ITEM_STEPS {
-        let seed = item.saturating_mul(ITEM_STEPS / STEPS_PER_SEED).saturating_add(1);
-        let name = format!("{seed:06}");
-        let kept = record.get(&name).and_then(Value::as_str).map(str::to_owned);
-        let output = match kept {
-            Some(output) => output,
-            None => {
-                let output = simulate(&program, seed, ITEM_STEPS)?;
-                record.put(&name, json!(output))?;
-                progress::say(format!(
-                    "{} of {LONG_STEPS} steps",
-                    item.saturating_add(1) * ITEM_STEPS
-                ));
-                output
+    let record = Record::open("sim")?;
+    // The build takes longer than that of `test`, and the steps half the time.
+    let program = build_for("sim-long")?;
+    let items: Vec<u64> = (0..LONG_STEPS / ITEM_STEPS).collect();
+    let (queue, kept) = (Mutex::new(items.iter()), Mutex::new((record, Vec::new())));
+    let worker = || {
+        while let Some(item) = queue.lock().ok().and_then(|mut queue| queue.next()) {
+            if let Err(error) = one(&program, *item, &kept)
+                && let Ok(mut kept) = kept.lock()
+            {
+                kept.1.push(error.to_string());
+                return;
             }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(worker);
+        }
+    });
+    let Ok((record, errors)) = kept.into_inner() else { fail!("a thread panicked") };
+    if !errors.is_empty() {
+        fail!("{}", errors.join("\n"));
+    }
+    let mut sum = Sum::default();
+    for item in items {
+        let Some(output) = record.get(&name(item)).and_then(Value::as_str) else {
+            fail!("{} did not run", name(item))
         };
-        sum.add(&output)?;
+        sum.add(output)?;
     }
     sum.say();
     sum.judge(LONG_LEAST)?;
     record.finish().map(drop)
+}
+
+/// Runs one item, unless an earlier run has.
+fn one(program: &PathBuf, item: u64, kept: &Mutex<(Record, Vec<String>)>) -> Result<()> {
+    let lock = || kept.lock().map_err(|_| Error::Failed("a thread panicked".into()));
+    if lock()?.0.get(&name(item)).is_some() {
+        return Ok(());
+    }
+    let output = simulate(program, first_seed(item), ITEM_STEPS)?;
+    lock()?.0.put(&name(item), json!(output))?;
+    progress::say(format!("item {item} of {}: {ITEM_STEPS} steps", LONG_STEPS / ITEM_STEPS));
+    Ok(())
+}
+
+fn first_seed(item: u64) -> u64 {
+    item.saturating_mul(ITEM_STEPS / STEPS_PER_SEED).saturating_add(1)
+}
+
+/// Of an item in the record.
+fn name(item: u64) -> String {
+    format!("{:06}", first_seed(item))
 }
 
 fn simulate(program: &PathBuf, seed: u64, steps: u64) -> Result<String> {
@@ -155,11 +189,15 @@ fn simulate(program: &PathBuf, seed: u64, steps: u64) -> Result<String> {
 
 /// Builds the simulation; where it is.
 pub(super) fn build() -> Result<PathBuf> {
+    build_for("sim")
+}
+
+fn build_for(profile: &str) -> Result<PathBuf> {
     let features = ["--no-default-features", "--features", "fake"];
-    let mut line = cargo(&["build", "--quiet", "--profile", "sim", "--example", "sim"]);
+    let mut line = cargo(&["build", "--quiet", "--profile", profile, "--example", "sim"]);
     line.args(features);
     progress::step("building the simulation", || command::output(&mut line))?;
-    Ok(paths::target().join("sim/examples/sim"))
+    Ok(paths::target().join(profile).join("examples/sim"))
 }
 
 #[cfg(test)]
