@@ -17,6 +17,9 @@ pub fn run(fast: bool) -> Result<()> {
     let begun = Instant::now();
     let mut report = Report::default();
     sources(&mut report);
+    if fast {
+        unit_tests(&mut report);
+    }
     let is_beside_lab = |part: &&Part| part.is_patient && !fast;
     let (patient, first): (Vec<&Part>, Vec<&Part>) = parts::ALL.iter().partition(is_beside_lab);
     report.parts(&first);
@@ -95,12 +98,18 @@ impl Report {
     }
 }
 
-/// What the sources alone tell, and their tests.
+/// What the sources alone tell.
 fn sources(report: &mut Report) {
     report.check("fmt", || command::output(&mut cargo(&["fmt", "--all", "--check"])).map(drop));
     report.check("clippy: workspace, the core without platform", || {
         clippy(&["--workspace", "--all-targets"])
     });
+    report.check("licences, dependency directions, unsafe code", audit::run);
+}
+
+/// The tests of all crates, and which requirements they cover. Beside the lab, which they keep from nothing: that takes
+/// longer than everything else together.
+fn unit_tests(report: &mut Report) {
     let mut ran = Vec::new();
     report.check("tests", || {
         ran = coverage::ran(&command::output(&mut cargo(&["test", "--workspace"]))?);
@@ -109,7 +118,6 @@ fn sources(report: &mut Report) {
     if !ran.is_empty() {
         report.check("requirements and their tests", || coverage::report(&ran));
     }
-    report.check("licences, dependency directions, unsafe code", audit::run);
 }
 
 /// The same for what has no time limit of its own: the platform, the image, the documentation.
@@ -155,6 +163,7 @@ fn lab(report: &mut Report, image: Option<&Image>, patient: &[&Part]) {
             let mut report = Report::default();
             match give_way() {
                 Ok(()) => {
+                    unit_tests(&mut report);
                     more_sources(&mut report);
                     if is_ready {
                         lab_sources(&mut report);
