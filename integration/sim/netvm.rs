@@ -91,7 +91,8 @@ fn twice(world: &mut World) -> Effect {
 
 fn unknown(world: &mut World) -> Effect {
     let (id, status) = (world.random.u16(..), world.random.i16(-3..3));
-    if outstanding(world)?.is_none_or(|known| known == id) {
+    let known = all_outstanding(world)?;
+    if known.len() < 2 || known.contains(&id) {
         return Ok(false);
     }
     netvm(world)?.respond(id, status);
@@ -213,8 +214,14 @@ fn send(world: &mut World) -> Result<(), String> {
 
 /// The id of a frame of ours that waits for its answer.
 fn outstanding(world: &mut World) -> Result<Option<u16>, String> {
+    let ids = all_outstanding(world)?;
+    Ok(ids.first().copied().filter(|_| ids.len() > 1))
+}
+
+/// The ids of all frames of ours that wait for their answers: those of two packets at least, if they have left.
+fn all_outstanding(world: &mut World) -> Result<Vec<u16>, String> {
     send(world)?;
     send(world)?;
     let requests = netvm(world)?.take_requests();
-    Ok(requests.first().map(|request| request.id).filter(|_| requests.len() > 1))
+    Ok(requests.iter().map(|request| request.id).collect())
 }

@@ -16,6 +16,8 @@ const VISIT_MINUTES: u64 = 10;
 const COMPARE_MINUTES: u64 = 60;
 /// Pause before the ledger is compared, in ms: longer than flows of UDP live (RFC 4787: five minutes here).
 const QUIET_MS: u64 = 400_000;
+/// Visits before anything is compared.
+const WARM_UP_VISITS: u64 = 5;
 /// Turns in which a burst has to get through.
 const PATIENCE: usize = 12;
 
@@ -34,8 +36,11 @@ pub(crate) fn run(seed: u64, minutes: u64, rate: u64) -> Result<Soaked, String> 
     let tick_ns = tick_ns.ok_or("a rate is 1 to 9999 packets a second")?;
     let mut world = World::new(seed);
     let mut soaked = Soaked::default();
-    // The first traffic makes what stays for good: neighbour entries, buffers that have grown.
+    // The first traffic and the first visits make what stays for good: neighbour entries, buffers that have grown.
     soaked.burst(&mut world)?;
+    for _ in 0..WARM_UP_VISITS {
+        soaked.visit(&mut world)?;
+    }
     quiet(&mut world)?;
     world.note_quiet()?;
     for minute in 1..=minutes {
