@@ -12,7 +12,7 @@ use crate::lab::domain::Vif;
 use crate::lab::world::World;
 
 /// Devices that come and go together, of each client, and how often; all in all 52. A Linux client of 128 MiB has lost two
-/// MiB for each in the end, and ends itself at the fortieth.
+/// MiB for each in the end, and ends itself at about the fortieth.
 const AT_ONCE: u32 = 2;
 const CLIENTS: [usize; 2] = [ALICE, BOB];
 const ROUNDS: u32 = 13;

@@ -70,7 +70,7 @@ pub const LONG_ONLY: &[&str] = &[
     "other ids, addresses, sizes and kernel: accept all",
     "other ids, addresses, sizes and kernel: rule edit",
     "oxenstored: NetVM restart while clients run",
-    // Two minutes of nothing but xl.
+    // Four minutes of nothing but xl.
     "50 vifs come and go, and nothing is left",
 ];
 

@@ -126,7 +126,7 @@ pub fn short() -> Result<()> {
 /// When something did not hold, or an act took effect too seldom.
 pub fn long() -> Result<()> {
     let record = Record::open("sim")?;
-    // The build takes longer than that of `test`, and the steps half the time.
+    // The build takes longer than that of `test`, and the steps less.
     let program = build_for("sim-long")?;
     let items: Vec<u64> = (0..LONG_STEPS / ITEM_STEPS).collect();
     let (queue, kept) = (Mutex::new(items.iter()), Mutex::new((record, Vec::new())));
