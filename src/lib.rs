@@ -88,6 +88,7 @@ pub use clients::{ClientPort, Generation, RuleEditReport, RulesState, TooManyAdd
 pub use firewall::{AttachError, Firewall};
 pub use frame::{Checksum, Frame, Gso, GsoKind, Offload};
 pub use limits::{Limits, OutOfMemory};
+pub use nat::PortUse;
 pub use port::{ClientId, Origin, PortCaps, PortId};
 pub use segment::{Payload, Segments};
 pub use time::Instant;

@@ -1,5 +1,6 @@
 //! What the appliance holds, and that it holds no more than before.
 
+use firewall::PortUse;
 use xen::{DomId, event, fake, grant, mem};
 
 use crate::world::World;
@@ -22,6 +23,8 @@ pub(crate) struct Ledger {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Traffic {
     flows: usize,
+    /// Ports of our own address.
+    nat: Option<PortUse>,
     /// Bytes of the heap that are allocated, without the tables.
     heap: usize,
 }
@@ -47,6 +50,7 @@ impl World {
             next_port: port.0,
             traffic: Traffic {
                 flows: self.event_loop.firewall().flow_count(),
+                nat: Some(self.event_loop.firewall().port_use()),
                 heap: mem::heap_used(),
             },
         }
@@ -72,6 +76,10 @@ impl World {
     pub(crate) fn expect_quiet(&mut self, after: &str) -> Result<(), String> {
         self.settle()?;
         let (now, quiet) = (self.ledger().of_devices(), self.quiet.of_devices());
+        let nat = self.event_loop.firewall().port_use();
+        if nat.leaked > 0 {
+            return Err(format!("after {after}: {nat:?}"));
+        }
         same(now, quiet, after)
     }
 

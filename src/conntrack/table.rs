@@ -61,6 +61,8 @@ pub(crate) struct Table {
     owners: Box<[Owner]>,
     /// Flows between clients.
     allowed: u32,
+    /// Flows with a mapping.
+    mapped: u32,
     /// Flows of all owners, and of one; no more than there are slots.
     most: u32,
     quota: u32,
@@ -83,6 +85,7 @@ impl Table {
             classes: [List::default(); Class::COUNT],
             owners: owners.into_boxed_slice(),
             allowed: 0,
+            mapped: 0,
             most: limits.flows,
             quota: limits.flows_per_client,
             key: FlowKey::derived(key),
@@ -187,6 +190,7 @@ impl Table {
             links: Links::default(),
         })?;
         self.allowed += u32::from(new.basis.is_allowed());
+        self.mapped += u32::from(new.mapping.is_some());
         self.by_inside.insert(inside, slot);
         self.by_outside.insert(outside, slot);
         if let Some(owner) = self.owners.get_mut(host.0 as usize) {
@@ -203,6 +207,7 @@ impl Table {
         let (host, hold, class) = (flow.host, flow.hold, flow.class);
         let (inside, outside) = (hash(self.key, &flow.inside), hash(self.key, &flow.outside));
         self.allowed -= u32::from(flow.basis.is_allowed());
+        self.mapped -= u32::from(flow.mapping.is_some());
         self.by_inside.remove(inside, id.0);
         self.by_outside.remove(outside, id.0);
         self.class_list(class).remove_timer(id.0);
@@ -276,6 +281,11 @@ impl Table {
     /// Whether there is any flow between clients.
     pub(crate) fn has_allowed(&self) -> bool {
         self.allowed > 0
+    }
+
+    /// Flows that hold a reference to a mapping.
+    pub(crate) fn mapped(&self) -> u32 {
+        self.mapped
     }
 
     /// The first flow in slots behind `after` that `is_match` picks. Looks at every slot: for the control plane only.

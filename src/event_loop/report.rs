@@ -81,6 +81,10 @@ impl<S: Sink> EventLoop<S> {
         let had_uplink = self.firewall.has_uplink();
         self.firewall.detach_client(id);
         self.log.line(self.now, Source::Client(id.0), format_args!("client gone {reason}"));
+        let ports = self.firewall.take_port_leak();
+        if ports > 0 {
+            self.log.line(self.now, Source::System, format_args!("leak nat ports={ports}"));
+        }
         if had_uplink && !self.firewall.has_uplink() {
             self.uplink_gone(machine, reason);
         }

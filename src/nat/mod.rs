@@ -3,6 +3,7 @@
 //! A mapping depends on the client's address and port only (RFC 4787 REQ-1, RFC 5382 REQ-1), is shared by all flows
 //! from there and goes with the last of them. [`rewrite`] edits packets, [`icmp_error`] the packets inside ICMP errors.
 
+mod books;
 pub(crate) mod icmp_error;
 pub(crate) mod peers;
 pub(crate) mod ports;
@@ -16,6 +17,9 @@ use crate::limits::{Limits, OutOfMemory};
 use crate::wire::{ip, protocol};
 use peers::Peers;
 use ports::{Lease, PortPool, Random};
+
+use books::Held;
+pub use books::PortUse;
 
 /// One in so many flows can be noted in [`Peers`].
 pub(crate) const PEER_SHARE: u32 = 4;
@@ -59,6 +63,7 @@ pub(crate) struct Nat {
     by_endpoint: Index,
     pools: [[PortPool; 3]; 2],
     pub(crate) peers: Peers,
+    held: Held,
     random: Random,
     key: HashKey,
 }
@@ -74,6 +79,7 @@ impl Nat {
             by_endpoint: Index::with_capacity(limits.flows)?,
             pools: [pools()?, pools()?],
             peers: Peers::with_capacity(limits.flows / PEER_SHARE, key)?,
+            held: Held::default(),
             random,
             key,
         })
@@ -96,6 +102,7 @@ impl Nat {
             && let Some(mapping) = self.mappings.get_mut(slot)
         {
             mapping.flows += 1;
+            self.held.references += 1;
             return Ok((MappingId(slot), mapping.lease.port()));
         }
         if self.mappings.is_full() {
@@ -108,6 +115,7 @@ impl Nat {
         let mapping = Mapping { endpoint, lease, flows: 1 };
         let slot = self.mappings.insert(mapping).ok_or(PortsExhausted)?;
         self.by_endpoint.insert(hash, slot);
+        self.held.references += 1;
         Ok((MappingId(slot), port))
     }
 
@@ -115,6 +123,7 @@ impl Nat {
     pub(crate) fn release(&mut self, id: MappingId) {
         let Some(mapping) = self.mappings.get_mut(id.0) else { return };
         mapping.flows = mapping.flows.saturating_sub(1);
+        self.held.references = self.held.references.saturating_sub(1);
         if mapping.flows > 0 {
             return;
         }
@@ -136,6 +145,7 @@ impl Nat {
     ) -> Option<MappingId> {
         let id = self.peers.mapping(protocol, port, remote)?;
         self.mappings.get_mut(id.0)?.flows += 1;
+        self.held.references += 1;
         Some(id)
     }
 
@@ -162,6 +172,7 @@ impl Nat {
             let Self { pools, random, .. } = self;
             let lease = pool_of(pools, v4, protocol)?.lease_random(random)?;
             if pool_of(pools, v6, protocol)?.take(lease.port()) {
+                self.held.own += 1;
                 return Some(lease);
             }
             pool_of(pools, v4, protocol)?.give_back(lease);
@@ -172,6 +183,7 @@ impl Nat {
     /// Gives back what [`Nat::lease_own`] gave for the same protocol.
     pub(crate) fn give_back_own(&mut self, protocol: u8, lease: Lease) {
         let [v4, v6] = FAMILIES;
+        self.held.own = self.held.own.saturating_sub(1);
         if let Some(pool) = pool_of(&mut self.pools, v6, protocol) {
             pool.free(lease.port());
         }
@@ -186,8 +198,7 @@ impl Nat {
         self.mappings.len()
     }
 
-    /// Ports leased in all pools.
-    #[cfg(test)]
+    /// Ports taken in all pools, reserved ones included.
     pub(crate) fn leased(&self) -> u32 {
         self.pools.iter().flatten().map(PortPool::leased).sum()
     }

@@ -124,7 +124,12 @@ impl PortPool {
         self.free(lease.0);
     }
 
-    #[cfg(test)]
+    /// Ports that are reserved.
+    pub(crate) fn reserved(&self) -> usize {
+        self.reserved.len()
+    }
+
+    /// Ports that are taken. Looks at all of them: 8 KiB.
     pub(crate) fn leased(&self) -> u32 {
         self.taken.iter().map(|word| word.count_ones()).sum()
     }

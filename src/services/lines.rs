@@ -40,6 +40,8 @@ struct Memory {
     quarantined: usize,
     ports: usize,
     watches: usize,
+    /// Ports of our own address.
+    nat_ports: u32,
     largest_operation: usize,
     operations_refused: u64,
     leaks: u64,
@@ -175,6 +177,7 @@ impl FirewallServices<'_> {
     fn memory(&self) -> Memory {
         let (memory, limits) = (self.facts.memory, self.firewall.limits());
         let (flows_limit, flows_per_client_limit) = self.firewall.flow_limits();
+        let nat = self.firewall.port_use();
         Memory {
             schema: SCHEMA,
             kind: "memory",
@@ -192,9 +195,10 @@ impl FirewallServices<'_> {
             quarantined: memory.quarantined,
             ports: memory.ports,
             watches: memory.watches,
+            nat_ports: nat.taken,
             largest_operation: memory.largest_operation,
             operations_refused: memory.operations_refused,
-            leaks: memory.leaks,
+            leaks: memory.leaks.saturating_add(u64::from(nat.leaked)),
         }
     }
 

@@ -105,7 +105,7 @@ fn version_is_one_object_and_memory_one_for_each_part_besides() {
         "schema": 1, "kind": "memory", "heap_used": 1000, "heap_peak": 1500, "heap_size": 2000,
         "pages_used": 3, "pages": 9, "flows": 0, "flows_limit": 64, "flows_per_client_limit": 16,
         "clients": 1, "clients_limit": 3, "grants": 4, "quarantined": 1, "ports": 5, "watches": 6,
-        "largest_operation": 700, "operations_refused": 8, "leaks": 0,
+        "nat_ports": 0, "largest_operation": 700, "operations_refused": 8, "leaks": 0,
     });
     let tables = serde_json::json!({
         "kind": "part", "part": "tables", "live": 10, "peak": 20, "blocks": 1, "count": 3,

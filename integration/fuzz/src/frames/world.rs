@@ -418,5 +418,6 @@ impl World {
             }
         }
         assert_eq!(self.firewall.flow_count(), 0, "flows without a client");
+        assert_eq!(self.firewall.port_use().leaked, 0, "ports without a flow");
     }
 }
