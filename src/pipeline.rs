@@ -3,6 +3,7 @@
 use crate::arp;
 use crate::clients::HostId;
 use crate::egress;
+use crate::fast::Stages;
 use crate::firewall::Firewall;
 use crate::frame::Frame;
 use crate::ingress::{self, Ingress};
@@ -21,9 +22,8 @@ impl Firewall {
     /// the caller's to cut up ([`Fate::Segments`]).
     pub fn handle(&mut self, now: Instant, origin: Origin, frame: &mut Frame<'_>) -> Fate {
         self.decided_by = None;
-        (frame.evidence, frame.segments) = (None, None);
-        self.fast_path(now, origin, frame)
-            .unwrap_or_else(|| self.handle_in_stages(now, origin, frame))
+        (frame.evidence, frame.segments, frame.pieces) = (None, None, None);
+        self.fast_path::<Stages>(now, origin, frame)
     }
 
     /// The same for a frame that is not one for the fast path.

@@ -51,6 +51,21 @@ pub(crate) fn is_fast_path_closed() -> bool {
     *IS_CLOSED
 }
 
+/// What the fast path does not take is left as it is.
+struct OrNothing;
+
+impl crate::fast::Ending for OrNothing {
+    type Out = Option<Fate>;
+
+    fn taken(fate: Fate) -> Option<Fate> {
+        Some(fate)
+    }
+
+    fn not_taken(_: &mut Firewall, _: Instant, _: Origin, _: &mut Frame<'_>) -> Option<Fate> {
+        None
+    }
+}
+
 /// RFC 1071, section 2.
 pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0u32;
@@ -472,7 +487,7 @@ impl Kit {
             let mut page = [head, &vec![0xdd; 4096_usize.saturating_sub(head.len())]].concat();
             let mut frame = Frame::with_tail(&mut page, head.len(), len, offload).unwrap();
             let fate = match is_fast {
-                true => self.fw.fast_path(self.now, origin, &mut frame),
+                true => self.fw.fast_path::<OrNothing>(self.now, origin, &mut frame),
                 false => Some(self.fw.handle_in_stages(self.now, origin, &mut frame)),
             };
             let of_frame = (frame.offload, frame.len(), frame.evidence, frame.segments());

@@ -110,8 +110,25 @@ impl Index {
         self.candidates(hash).find(|slot| is_match(*slot))
     }
 
-    /// The slots with this hash. Mostly one or none.
+    /// The first slot with this hash, which is nearly always the only one.
     #[inline(always)]
+    pub(crate) fn first(&self, hash: u32) -> Option<u32> {
+        let mask = self.cells.len().wrapping_sub(1);
+        let mut at = hash as usize & mask;
+        loop {
+            // There is always an empty cell.
+            let cell = self.cells.get(at)?;
+            if cell.slot == EMPTY {
+                return None;
+            }
+            if cell.hash == hash {
+                return Some(cell.slot);
+            }
+            at = at.wrapping_add(1) & mask;
+        }
+    }
+
+    /// The slots with this hash. Mostly one or none.
     pub(crate) fn candidates(&self, hash: u32) -> Candidates<'_> {
         Candidates { index: self, hash, at: self.home(hash), left: self.cells.len() }
     }
@@ -196,7 +213,6 @@ pub(crate) struct Candidates<'a> {
 impl Iterator for Candidates<'_> {
     type Item = u32;
 
-    #[inline(always)]
     fn next(&mut self) -> Option<u32> {
         while self.left > 0 {
             let cell = self.index.cell(self.at);

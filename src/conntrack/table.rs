@@ -6,7 +6,6 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::net::IpAddr;
-use core::time::Duration;
 
 use crate::clients::HostId;
 use crate::conntrack::index::{FlowKey, HashKey, Index};
@@ -16,10 +15,6 @@ use crate::conntrack::{Class, Flow, Hold, NewFlow, Standing, Tuple};
 use crate::fast::Passed;
 use crate::limits::{Limits, OutOfMemory};
 use crate::time::Instant;
-
-/// A flow that is renewed again and again moves in the list of its class at most once in this time, so that the head of a
-/// list may be up to that much further from its end than one behind it.
-const RELIST: Duration = Duration::from_secs(1);
 
 /// Slot of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,26 +121,20 @@ impl Table {
             .map(FlowId)
     }
 
-    /// [`Table::find_inside`] as a part of the fast path, which knows the family.
+    /// [`Table::find_inside`] as a part of the fast path, which knows the family. Of two flows with one hash it knows the
+    /// first only.
     #[inline(always)]
     pub(crate) fn inside(&mut self, tuple: &Tuple) -> Option<(FlowId, &mut Flow)> {
-        for slot in self.by_inside.candidates(hash(self.key, tuple)) {
-            if self.flows.get(slot)?.inside == *tuple {
-                return Some((FlowId(slot), self.flows.get_mut(slot)?));
-            }
-        }
-        None
+        let slot = self.by_inside.first(hash(self.key, tuple))?;
+        let flow = self.flows.get_mut(slot)?;
+        (flow.inside == *tuple).then_some((FlowId(slot), flow))
     }
 
-    /// [`Table::find_outside`] as a part of the fast path.
+    /// [`Table::find_outside`] as a part of the fast path, likewise.
     #[inline(always)]
     pub(crate) fn outside(&mut self, tuple: &Tuple) -> Option<&mut Flow> {
-        for slot in self.by_outside.candidates(hash(self.key, tuple)) {
-            if self.flows.get(slot)?.outside == *tuple {
-                return self.flows.get_mut(slot);
-            }
-        }
-        None
+        let slot = self.by_outside.first(hash(self.key, tuple))?;
+        self.flows.get_mut(slot).filter(|flow| flow.outside == *tuple)
     }
 
     /// Whether `host` may open one more flow.
@@ -219,16 +208,24 @@ impl Table {
     }
 
     /// Starts the lifetime of `class` anew.
-    #[inline(always)]
     pub(crate) fn renew(&mut self, now: Instant, id: FlowId, class: Class) {
         let Some(flow) = self.flows.get_mut(id.0) else { return };
         let old = core::mem::replace(&mut flow.class, class);
-        flow.deadline = now.after(class.lifetime());
-        if old == class && flow.deadline.since(flow.listed) < RELIST {
+        if flow.prolong(now) && old == class {
             return;
         }
         flow.listed = flow.deadline;
         self.class_list(old).remove_timer(id.0);
+        self.class_list(class).push_back_timer(id.0);
+    }
+
+    /// Moves a flow to the end of the list of its class, as [`Flow::prolong`] asks for.
+    #[inline(never)]
+    pub(crate) fn relist(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(id.0) else { return };
+        flow.listed = flow.deadline;
+        let class = flow.class;
+        self.class_list(class).remove_timer(id.0);
         self.class_list(class).push_back_timer(id.0);
     }
 

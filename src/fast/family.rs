@@ -13,7 +13,7 @@ use crate::wire::{Mac, Side, ipv4, ipv6, read, read_u16};
 /// A family of addresses.
 pub(super) trait Family {
     /// An address of it.
-    type Address: Copy;
+    type Address: Copy + Eq + Into<IpAddr>;
 
     /// Offset of TCP and UDP in a frame without options or extension headers.
     const L4: usize;
@@ -25,7 +25,7 @@ pub(super) trait Family {
     /// The address, if it belongs to it.
     fn own(address: IpAddr) -> Option<Self::Address>;
     /// A client's address, and the host that it stands for.
-    fn of_client(client: &Attached) -> Option<(IpAddr, HostId)>;
+    fn of_client(client: &Attached) -> Option<(Self::Address, HostId)>;
     /// The next hop behind the uplink.
     fn next_hop(uplink: &Uplink) -> Mac;
     /// Whether a port takes partial checksums, and super-frames.
@@ -33,17 +33,17 @@ pub(super) trait Family {
     /// What follows the header.
     fn protocol(head: &[u8; V4::L4]) -> u8;
     /// The header of a frame, if it is right and has nothing unusual. What follows it is the caller's to look at.
-    fn read(bytes: &[u8]) -> Option<Ip>;
+    fn read(bytes: &[u8]) -> Option<Ip<Self::Address>>;
     /// Replaces one address and takes one off the time to live. Returns what changed for the pseudo header.
     fn hand_on(bytes: &mut [u8], side: Side, address: Self::Address) -> Sum;
 }
 
 /// A header that is right.
-pub(super) struct Ip {
-    pub(super) source: IpAddr,
-    pub(super) destination: IpAddr,
+pub(super) struct Ip<A> {
+    pub(super) source: A,
+    pub(super) destination: A,
     pub(super) ttl: u8,
-    pub(super) total_len: u16,
+    pub(super) total_len: usize,
 }
 
 /// IPv4.
@@ -64,8 +64,8 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn of_client(client: &Attached) -> Option<(IpAddr, HostId)> {
-        Some((IpAddr::V4(client.port.ip4?), client.host4?))
+    fn of_client(client: &Attached) -> Option<(Ipv4Addr, HostId)> {
+        Some((client.port.ip4?, client.host4?))
     }
 
     #[inline(always)]
@@ -84,7 +84,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn read(bytes: &[u8]) -> Option<Ip> {
+    fn read(bytes: &[u8]) -> Option<Ip<Ipv4Addr>> {
         /// More fragments, and the offset (RFC 791, 3.1): not the bit that is reserved, nor "don't fragment".
         const FRAGMENT: u16 = 0x3fff;
         const NO_OPTIONS: u8 = 0x45;
@@ -96,10 +96,10 @@ impl Family for V4 {
         }
         let [ttl] = read(header, 8);
         Some(Ip {
-            source: IpAddr::V4(read::<4>(header, 12).into()),
-            destination: IpAddr::V4(read::<4>(header, 16).into()),
+            source: read::<4>(header, 12).into(),
+            destination: read::<4>(header, 16).into(),
             ttl,
-            total_len: read_u16(header, 2),
+            total_len: read_u16(header, 2).into(),
         })
     }
 
@@ -127,8 +127,8 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn of_client(client: &Attached) -> Option<(IpAddr, HostId)> {
-        Some((IpAddr::V6(client.port.ip6?), client.host6?))
+    fn of_client(client: &Attached) -> Option<(Ipv6Addr, HostId)> {
+        Some((client.port.ip6?, client.host6?))
     }
 
     #[inline(always)]
@@ -147,7 +147,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn read(bytes: &[u8]) -> Option<Ip> {
+    fn read(bytes: &[u8]) -> Option<Ip<Ipv6Addr>> {
         let header: &[u8; ipv6::HEADER_BYTES] = bytes.get(L3..)?.first_chunk()?;
         let [first, ..] = *header;
         if first >> 4 != 6 {
@@ -155,10 +155,10 @@ impl Family for V6 {
         }
         let [ttl] = read(header, 7);
         Some(Ip {
-            source: IpAddr::V6(read::<16>(header, 8).into()),
-            destination: IpAddr::V6(read::<16>(header, 24).into()),
+            source: read::<16>(header, 8).into(),
+            destination: read::<16>(header, 24).into(),
             ttl,
-            total_len: read_u16(header, 4).checked_add(ipv6::HEADER_BYTES as u16)?,
+            total_len: usize::from(read_u16(header, 4)) + ipv6::HEADER_BYTES,
         })
     }
 

@@ -18,7 +18,6 @@ mod family;
 mod transport;
 
 use core::marker::PhantomData;
-use core::net::IpAddr;
 
 use crate::conntrack::table::FlowId;
 use crate::conntrack::tcp::Sender;
@@ -40,64 +39,126 @@ use family::{Family, V4, V6};
 use transport::{Payload, Tcp, Transport, Udp};
 
 /// A packet without anything unusual: whose it is. The rest stays in its frame until it is needed.
-struct Ordinary<F, T> {
-    source: IpAddr,
-    destination: IpAddr,
+struct Ordinary<F: Family, T> {
+    source: F::Address,
+    destination: F::Address,
     source_port: u16,
     destination_port: u16,
-    total_len: u16,
-    kind: PhantomData<(F, T)>,
+    total_len: usize,
+    kind: PhantomData<T>,
+}
+
+/// What becomes of a frame. As a type, so that the last step of a way is a jump and nothing is carried back.
+pub(crate) trait Ending {
+    /// What the caller gets.
+    type Out;
+    /// It was taken through.
+    fn taken(fate: Fate) -> Self::Out;
+    /// It is none of these; nothing has changed.
+    fn not_taken(
+        firewall: &mut Firewall,
+        now: Instant,
+        origin: Origin,
+        frame: &mut Frame<'_>,
+    ) -> Self::Out;
+}
+
+/// What is not taken goes through the stages.
+pub(crate) struct Stages;
+
+impl Ending for Stages {
+    type Out = Fate;
+
+    #[inline(always)]
+    fn taken(fate: Fate) -> Fate {
+        fate
+    }
+
+    #[inline(always)]
+    fn not_taken(
+        firewall: &mut Firewall,
+        now: Instant,
+        origin: Origin,
+        frame: &mut Frame<'_>,
+    ) -> Fate {
+        firewall.handle_in_stages(now, origin, frame)
+    }
 }
 
 impl Firewall {
-    /// Takes a frame through if it is one of these; `None`, and nothing has changed, if it is not.
+    /// Takes a frame through if it is one of these.
     #[inline(always)]
-    pub(crate) fn fast_path(
+    pub(crate) fn fast_path<E: Ending>(
         &mut self,
         now: Instant,
         origin: Origin,
         frame: &mut Frame<'_>,
-    ) -> Option<Fate> {
+    ) -> E::Out {
         #[cfg(test)]
         if crate::testing::is_fast_path_closed() {
-            return None;
-        }
-        if !self.netvm.is_empty() || frame.pieces.is_some() || frame.check_head().is_err() {
-            return None;
+            return E::not_taken(self, now, origin, frame);
         }
         // Long enough for the headers of the shortest packet.
-        let head: &[u8; V4::L4] = frame.bytes().first_chunk()?;
-        match read_u16(head, 12) {
-            ETHERTYPE_IPV4 => self.fast::<V4>(now, origin, frame, V4::protocol(head)),
-            ETHERTYPE_IPV6 => self.fast::<V6>(now, origin, frame, V6::protocol(head)),
-            _ => None,
+        let head: Option<&[u8; V4::L4]> = frame.bytes().first_chunk();
+        match head.filter(|_| frame.check_head().is_ok()) {
+            Some(head) => match read_u16(head, 12) {
+                ETHERTYPE_IPV4 => self.fast::<V4, E>(now, origin, V4::protocol(head), frame),
+                ETHERTYPE_IPV6 => self.fast::<V6, E>(now, origin, V6::protocol(head), frame),
+                _ => E::not_taken(self, now, origin, frame),
+            },
+            None => E::not_taken(self, now, origin, frame),
         }
     }
 
     #[inline(always)]
-    fn fast<F: Family>(
+    fn fast<F: Family, E: Ending>(
         &mut self,
         now: Instant,
         origin: Origin,
-        frame: &mut Frame<'_>,
         protocol: u8,
-    ) -> Option<Fate> {
+        frame: &mut Frame<'_>,
+    ) -> E::Out {
         match (origin, protocol) {
-            (Origin::Client(id), protocol::TCP) => self.fast_up::<F, Tcp>(now, id, frame),
-            (Origin::Client(id), protocol::UDP) => self.fast_up::<F, Udp>(now, id, frame),
-            (Origin::Uplink, protocol::TCP) => self.fast_down::<F, Tcp>(now, frame),
-            (Origin::Uplink, protocol::UDP) => self.fast_down::<F, Udp>(now, frame),
-            _ => None,
+            (Origin::Client(id), protocol::TCP) => self.fast_up::<F, Tcp, E>(now, id, frame),
+            (Origin::Client(id), protocol::UDP) => self.fast_up::<F, Udp, E>(now, id, frame),
+            (Origin::Uplink, protocol::TCP) => self.fast_down::<F, Tcp, E>(now, frame),
+            (Origin::Uplink, protocol::UDP) => self.fast_down::<F, Udp, E>(now, frame),
+            _ => E::not_taken(self, now, origin, frame),
         }
     }
 
     #[inline(never)]
-    fn fast_up<F: Family, T: Transport>(
+    fn fast_up<F: Family, T: Transport, E: Ending>(
         &mut self,
         now: Instant,
         id: ClientId,
         frame: &mut Frame<'_>,
-    ) -> Option<Fate> {
+    ) -> E::Out {
+        match self.try_up::<F, T>(now, id, frame) {
+            Some(()) => E::taken(Fate::Send(PortId::Uplink)),
+            None => E::not_taken(self, now, Origin::Client(id), frame),
+        }
+    }
+
+    #[inline(never)]
+    fn fast_down<F: Family, T: Transport, E: Ending>(
+        &mut self,
+        now: Instant,
+        frame: &mut Frame<'_>,
+    ) -> E::Out {
+        match self.try_down::<F, T>(now, frame) {
+            Some(id) => E::taken(Fate::Send(PortId::Client(id))),
+            None => E::not_taken(self, now, Origin::Uplink, frame),
+        }
+    }
+
+    #[inline(always)]
+    fn try_up<F: Family, T: Transport>(
+        &mut self,
+        now: Instant,
+        id: ClientId,
+        frame: &mut Frame<'_>,
+    ) -> Option<()> {
         let client = self.clients.attached(id)?;
         let (address, host) = F::of_client(client)?;
         let uplink = self.uplink.as_ref()?;
@@ -114,21 +175,23 @@ impl Firewall {
             return None;
         }
         T::follow(payload::<F>(frame)?, flow, Sender::Client)?;
-        let class = flow.class;
         frame.evidence = Some(evidence);
         owner.heard(id);
-        self.table.renew(now, found, class);
+        if !flow.prolong(now) {
+            self.table.relist(found);
+        }
         let macs = (F::next_hop(uplink), uplink.port.mac);
         Ordinary::<F, T>::send(frame, macs, Side::Source, to);
-        self.count_passed(PortId::Client(id), PortId::Uplink, frame)
+        self.count_passed(PortId::Client(id), PortId::Uplink, frame);
+        Some(())
     }
 
-    #[inline(never)]
-    fn fast_down<F: Family, T: Transport>(
+    #[inline(always)]
+    fn try_down<F: Family, T: Transport>(
         &mut self,
         now: Instant,
         frame: &mut Frame<'_>,
-    ) -> Option<Fate> {
+    ) -> Option<ClientId> {
         let uplink = self.uplink.as_ref()?;
         let packet = Ordinary::<F, T>::read(frame, uplink.port.mac)?;
         let flow = self.table.outside(&packet.inbound())?;
@@ -146,15 +209,15 @@ impl Firewall {
         frame.evidence = Some(evidence);
         let macs = (client.port.mac, Mac::GATEWAY);
         Ordinary::<F, T>::send(frame, macs, Side::Destination, to);
-        self.count_passed(PortId::Uplink, PortId::Client(id), frame)
+        self.count_passed(PortId::Uplink, PortId::Client(id), frame);
+        Some(id)
     }
 
     #[inline(always)]
-    fn count_passed(&mut self, from: PortId, to: PortId, frame: &Frame<'_>) -> Option<Fate> {
+    fn count_passed(&mut self, from: PortId, to: PortId, frame: &Frame<'_>) {
         let bytes = frame.len() as u64;
         self.stats.received(from, bytes);
         self.stats.sent(to, bytes);
-        Some(Fate::Send(to))
     }
 }
 
@@ -162,6 +225,9 @@ impl Firewall {
 impl Firewall {
     /// A client's packet has passed every stage on its way to the uplink, without DNS redirection.
     pub(crate) fn note_passed_up(&mut self, id: FlowId, packet: &Packet) {
+        if !self.netvm.is_empty() {
+            return;
+        }
         let Some(flow) = self.table.get_mut(id) else { return };
         if is_plain(flow, packet) {
             flow.passed.up = self.epoch.into();
@@ -170,6 +236,9 @@ impl Firewall {
 
     /// A packet to our address has passed every stage on its way to the client.
     pub(crate) fn note_passed_down(&mut self, id: FlowId, packet: &Packet) {
+        if !self.netvm.is_empty() {
+            return;
+        }
         let is_to_us = self.network.own_address(packet.source) == Some(packet.destination);
         let Some(flow) = self.table.get_mut(id) else { return };
         // Answers of resolvers are read, or are for our own.
@@ -202,7 +271,7 @@ impl<F: Family, T: Transport> Ordinary<F, T> {
         }
         let ip = F::read(bytes)?;
         // Padding is cut off elsewhere.
-        let is_whole = ETHERNET_BYTES + usize::from(ip.total_len) == frame.len();
+        let is_whole = ETHERNET_BYTES + ip.total_len == frame.len();
         if !is_whole || ip.ttl <= 1 {
             return None;
         }
@@ -224,9 +293,9 @@ impl<F: Family, T: Transport> Ordinary<F, T> {
     fn outbound(&self) -> Tuple {
         Tuple {
             protocol: T::PROTOCOL,
-            local: self.source,
+            local: self.source.into(),
             local_port: self.source_port,
-            remote: self.destination,
+            remote: self.destination.into(),
             remote_port: self.destination_port,
         }
     }
@@ -235,9 +304,9 @@ impl<F: Family, T: Transport> Ordinary<F, T> {
     fn inbound(&self) -> Tuple {
         Tuple {
             protocol: T::PROTOCOL,
-            local: self.destination,
+            local: self.destination.into(),
             local_port: self.destination_port,
-            remote: self.source,
+            remote: self.source.into(),
             remote_port: self.source_port,
         }
     }
@@ -247,7 +316,7 @@ impl<F: Family, T: Transport> Ordinary<F, T> {
     fn fits(&self, frame: &Frame<'_>, caps: &PortCaps) -> Option<()> {
         let is_blank = frame.offload.checksum == Checksum::Blank;
         let fits = match frame.offload.gso {
-            None => self.total_len <= caps.mtu && (!is_blank || F::takes(caps).0),
+            None => self.total_len <= usize::from(caps.mtu) && (!is_blank || F::takes(caps).0),
             Some(gso) => is_blank && T::fits_super::<F>(payload::<F>(frame)?, gso, caps)?,
         };
         fits.then_some(())

@@ -1,14 +1,15 @@
 //! The Internet checksum: computed (RFC 1071) and updated (RFC 1624).
 //!
 //! All functions work on the folded, not inverted sum. A complete checksum field is its complement; a partial one
-//! (Xen `csum_blank`) is the sum itself, over the pseudo header only.
+//! (Xen `csum_blank`) is the sum itself, over the pseudo header only. Words are added as they lie in memory, whatever the
+//! machine's order of bytes: only the sum is turned (RFC 1071, 2 B).
 
 use core::net::IpAddr;
 
 use super::{read_u16, write_u16};
 use crate::frame::Checksum;
 
-/// A running one's-complement sum. 64 bits: no packet has enough words to overflow it.
+/// A running one's-complement sum of words as they lie in memory. 64 bits: no packet has enough words to overflow it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sum(u64);
 
@@ -17,15 +18,16 @@ impl Sum {
     #[inline(always)]
     pub(crate) fn bytes(self, bytes: &[u8]) -> Self {
         let (quads, rest) = bytes.as_chunks::<4>();
-        let sum = quads.iter().fold(self, |sum, quad| sum.add(u32::from_be_bytes(*quad).into()));
+        let sum = quads.iter().fold(self, |sum, quad| sum.add(u32::from_ne_bytes(*quad).into()));
         let (words, odd) = rest.as_chunks::<2>();
-        let sum = words.iter().fold(sum, |sum, word| sum.word(u16::from_be_bytes(*word)));
-        odd.iter().fold(sum, |sum, high| sum.add(u64::from(*high) << 8))
+        let sum = words.iter().fold(sum, |sum, word| sum.add(u16::from_ne_bytes(*word).into()));
+        odd.iter().fold(sum, |sum, high| sum.add(u16::from_ne_bytes([*high, 0]).into()))
     }
 
     /// Adds one word.
+    #[inline(always)]
     pub(crate) fn word(self, word: u16) -> Self {
-        self.add(word.into())
+        self.add(word.to_be().into())
     }
 
     /// Wraps only after 2^32 terms, more than any packet has.
@@ -83,16 +85,13 @@ impl Sum {
         // The carry out of a half goes into its lowest bit, as if the other half stood on both sides of it.
         let (sum, carry) = (self.0 as u32).overflowing_add((self.0 >> 32) as u32);
         let sum = sum.wrapping_add(carry.into());
-        (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
+        u16::from_be((sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16)
     }
 
-    /// Whether bytes of an even number, their checksum among them, are as they were sent. Their order within a word does
-    /// not matter for that (RFC 1071, 2 B).
+    /// Whether bytes of an even number, their checksum among them, are as they were sent.
     #[inline(always)]
     pub(crate) fn is_right<const N: usize>(bytes: &[u8; N]) -> bool {
-        let (quads, rest) = bytes.as_chunks::<4>();
-        let sum = quads.iter().fold(Self(0), |sum, quad| sum.add(u32::from_ne_bytes(*quad).into()));
-        sum.bytes(rest).fold() == 0xffff
+        Self(0).bytes(bytes).fold() == 0xffff
     }
 
     /// The value of a complete checksum field.
@@ -159,7 +158,7 @@ mod tests {
     #[test]
     fn only_nothing_folds_to_zero() {
         for sum in [0xffff, 0xffff_0000, 0xffff_ffff, 0x1_0000, 0xffff_ffff_0000_0000, u64::MAX] {
-            assert_eq!(Sum(sum).fold(), by_the_book(&sum.to_be_bytes()), "{sum:#x}");
+            assert_eq!(Sum(sum).fold(), by_the_book(&sum.to_ne_bytes()), "{sum:#x}");
         }
         assert_eq!((Sum(0).fold(), Sum(u64::MAX).fold()), (0, 0xffff));
     }
@@ -203,7 +202,7 @@ mod tests {
 
         #[test]
         fn every_sum_folds_to_its_words(sum: u64) {
-            prop_assert_eq!(Sum(sum).fold(), by_the_book(&sum.to_be_bytes()));
+            prop_assert_eq!(Sum(sum).fold(), by_the_book(&sum.to_ne_bytes()));
         }
 
         #[test]

@@ -32,7 +32,7 @@ pub(crate) fn set_address(bytes: &mut [u8], header: usize, side: Side, address: 
 #[inline(always)]
 pub(crate) fn decrement_hop_limit(bytes: &mut [u8], header: usize) {
     let [limit] = read(bytes, header + HOP_LIMIT);
-    set_hop_limit(bytes, header, u8::saturating_sub(limit, 1));
+    set_hop_limit(bytes, header, limit.wrapping_sub(1));
 }
 
 /// Replaces the hop limit.

@@ -11,6 +11,7 @@ mod shapes;
 mod wire;
 mod world;
 
+use std::hint::black_box;
 use std::process::ExitCode;
 
 use firewall::{ClientId, Fate, Frame, Offload, Origin, PortId};
@@ -62,6 +63,21 @@ fn by_client(world: &mut World, pages: &mut [Page]) -> Vec<Option<Fate>> {
 /// Frames of the uplink.
 fn by_uplink(world: &mut World, pages: &mut [Page]) -> Vec<Option<Fate>> {
     pages.iter_mut().map(|page| handle(world, Origin::Uplink, page)).collect()
+}
+
+/// Frames that nobody looks at: what the measuring itself takes.
+fn by_nobody(_: &mut World, pages: &mut [Page]) -> Vec<Option<Fate>> {
+    let nothing = |page: &mut Page| {
+        let mut frame = Frame::new(&mut page.bytes, page.len, Offload::default())?;
+        Some(untouched(&mut frame))
+    };
+    pages.iter_mut().map(nothing).collect()
+}
+
+#[inline(never)]
+fn untouched(frame: &mut Frame<'_>) -> Fate {
+    black_box(frame);
+    Fate::Consumed
 }
 
 fn handle(world: &mut World, origin: Origin, page: &mut Page) -> Option<Fate> {
