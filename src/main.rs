@@ -4,7 +4,7 @@
 
 use firewall::config::DebugMode;
 use firewall::config::features::{Features, Words};
-use firewall::event_loop::EventLoop;
+use firewall::event_loop::{EventLoop, Millis};
 use firewall::platform::{Budgets, ConsoleSink, XenMachine};
 use firewall::{Firewall, Limits};
 use xen::boot::{BootInfo, selftest};
@@ -14,6 +14,7 @@ xen::entry!(run);
 
 /// The first instruction of the firewall proper. Interrupts are off, memory and console are up.
 fn run(info: BootInfo) -> ! {
+    let kernel_us = info.uptime_us();
     let (major, minor) = info.xen_version;
     console_line!(
         "fw: qubes-rust-firewall {} booting on Xen {major}.{minor}, memory {} KiB, domid {}",
@@ -40,11 +41,16 @@ fn run(info: BootInfo) -> ! {
         Ok(firewall) => firewall,
         Err(error) => panic!("{error}"),
     };
+    let tables_us = info.uptime_us();
     let mut machine = match XenMachine::start(info, &limits) {
         Ok(machine) => machine,
         Err(error) => panic!("{error}"),
     };
     console_line!("fw: budgets_kib {Budgets}");
+    let phases = [("kernel", kernel_us), ("tables", tables_us), ("devices", info.uptime_us())];
+    for (name, (wall_us, vcpu_us)) in phases {
+        console_line!("fw: phase {name} wall_ms={} vcpu_ms={}", Millis(wall_us), Millis(vcpu_us));
+    }
     let stop = EventLoop::new(firewall, memory_bytes, command_line, ConsoleSink).run(&mut machine);
     machine.stop(stop)
 }

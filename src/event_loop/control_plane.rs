@@ -205,7 +205,8 @@ impl<S: Sink> EventLoop<S> {
         }
         if !self.calls.is_empty() {
             let (wall_us, _) = machine.uptime_us();
-            self.facts = Facts::new(wall_us / 1000, machine.memory(), machine.unsent());
+            self.facts =
+                Facts::new(wall_us / 1000, machine.memory(), machine.effort(), machine.unsent());
         }
         for index in 0..qrexec::MAX_CHANNELS {
             let Some(call) = self.calls.get(index).copied() else { break };

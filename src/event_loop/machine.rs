@@ -221,6 +221,29 @@ pub struct MemoryUse {
     pub parts: [PartUse; MAX_PARTS],
 }
 
+/// What the hypervisor was asked for since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Effort {
+    /// Hypercalls of all kinds.
+    pub hypercalls: u64,
+    /// Of these, batches of copies to and from clients' pages.
+    pub copies: u64,
+    /// Copies in them.
+    pub copy_operations: u64,
+    /// Bytes that they copied.
+    pub copied_bytes: u64,
+    /// Events sent to peers.
+    pub notifications: u64,
+    /// Times that we went to sleep.
+    pub sleeps: u64,
+    /// Times that the timer was set.
+    pub timers: u64,
+    /// Turns in which frames came from clients, came from the uplink, went to clients, went to the uplink.
+    pub batches: [u64; 4],
+    /// Blocks of the heap that frames on their way were given: none, or it is a fault.
+    pub allocations: u64,
+}
+
 /// What the loop is about to do, for the books about memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
@@ -256,6 +279,8 @@ pub trait Machine {
     fn uptime_us(&self) -> (u64, u64);
     /// Memory in use.
     fn memory(&self) -> MemoryUse;
+    /// What the hypervisor was asked for.
+    fn effort(&self) -> Effort;
 
     /// Sleeps until something happens or `until` is reached, but not while devices have work left.
     fn sleep(&mut self, until: Option<Instant>);

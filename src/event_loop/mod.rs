@@ -9,6 +9,8 @@ mod data_plane;
 pub mod machine;
 mod names;
 mod report;
+
+pub use report::Millis;
 #[cfg(test)]
 mod tests;
 
@@ -51,6 +53,8 @@ pub struct EventLoop<S: Sink> {
     is_agent_offered: bool,
     has_forwarded: bool,
     is_ready: bool,
+    /// Phases of the start whose end was told.
+    told_phases: [bool; 2],
     drops: DropSummary,
     /// No name is published before.
     publish_at: Instant,
@@ -77,6 +81,7 @@ impl<S: Sink> EventLoop<S> {
             is_agent_offered: false,
             has_forwarded: false,
             is_ready: false,
+            told_phases: [false; 2],
             drops: DropSummary::default(),
             publish_at: Instant::default(),
         }

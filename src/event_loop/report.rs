@@ -194,6 +194,7 @@ impl<S: Sink> EventLoop<S> {
 
     /// The lines of the end of a turn.
     pub(super) fn report_turn<M: Machine>(&mut self, machine: &M) {
+        self.report_phases(machine);
         // Ready: dom0 can call us and, unless it has no database for us, its rules are in force.
         if !self.is_ready && self.is_agent_offered && self.has_database {
             self.is_ready = true;
@@ -214,6 +215,27 @@ impl<S: Sink> EventLoop<S> {
         }
         self.report_without_accept();
         self.summarise_drops(machine);
+    }
+
+    /// What a start waits for, each once: an uplink, and that dom0's rules are in force.
+    fn report_phases<M: Machine>(&mut self, machine: &M) {
+        let reached = [self.firewall.has_uplink(), self.has_database];
+        for ((name, is_reached), is_told) in
+            ["uplink", "database"].into_iter().zip(reached).zip(&mut self.told_phases)
+        {
+            if is_reached && !core::mem::replace(is_told, true) {
+                let (wall_us, running_us) = machine.uptime_us();
+                self.log.line(
+                    self.now,
+                    Source::System,
+                    format_args!(
+                        "phase {name} wall_ms={} vcpu_ms={}",
+                        Millis(wall_us),
+                        Millis(running_us)
+                    ),
+                );
+            }
+        }
     }
 
     /// A fault of our own is told whatever `fw-log` says.
@@ -380,7 +402,8 @@ impl<T: fmt::Display> fmt::Display for OrNone<T> {
 }
 
 /// Microseconds, shown as milliseconds with one decimal.
-struct Millis(u64);
+#[derive(Clone, Copy, Debug)]
+pub struct Millis(pub u64);
 
 impl fmt::Display for Millis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::rc::Rc;
 
-use super::machine::{Arrival, Change, Machine, MemoryUse, Paged, Pipe, Reason, Stop};
+use super::machine::{Arrival, Change, Effort, Machine, MemoryUse, Paged, Pipe, Reason, Stop};
 use super::*;
 use crate::frame::{Frame, Offload};
 use crate::limits::Limits;
@@ -120,6 +120,9 @@ impl Machine for TestMachine {
     fn memory(&self) -> MemoryUse {
         let memory = MemoryUse::default();
         MemoryUse { heap_used: 1024, heap_size: 4096, pages_used: 3, pages: 9, ..memory }
+    }
+    fn effort(&self) -> Effort {
+        Effort::default()
     }
     fn sleep(&mut self, until: Option<Instant>) {
         self.deadlines.push(until);

@@ -5,7 +5,7 @@ use core::fmt;
 use xen::mem::ledger::{self, Part, RESERVE_BYTES};
 use xen::{event, grant, mem, xenstore};
 
-use crate::event_loop::machine::{MAX_PARTS, MemoryUse, PartUse};
+use crate::event_loop::machine::{Effort, MAX_PARTS, MemoryUse, PartUse};
 
 /// Of what the tables leave, in 64ths: 128 vifs, the store of QubesDB as large as it may become, twice, and rules. They add
 /// up to less than the whole, for the gaps between blocks.
@@ -58,6 +58,22 @@ impl fmt::Display for Budgets {
             }
         }
         write!(f, "reserve={}", RESERVE_BYTES / 1024)
+    }
+}
+
+/// What the hypervisor was asked for; `batches` as in [`Effort`].
+pub(super) fn effort(batches: [u64; 4]) -> Effort {
+    let counts = xen::counts::counts();
+    Effort {
+        hypercalls: counts.hypercalls(),
+        copies: counts.copies,
+        copy_operations: counts.copy_operations,
+        copied_bytes: counts.copied_bytes,
+        notifications: counts.notifications,
+        sleeps: counts.sleeps,
+        timers: counts.timers,
+        batches,
+        allocations: ledger::usage(Part::Packets).count,
     }
 }
 

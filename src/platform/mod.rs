@@ -28,7 +28,7 @@ use xen::{DomId, console, event, mem, netif, time};
 
 use crate::clients::ClientPort;
 use crate::event_loop::machine::{
-    Arrival, Change, Machine, MemoryUse, Paged, Pipe, Reason, Stop, Work,
+    Arrival, Change, Effort, Machine, MemoryUse, Paged, Pipe, Reason, Stop, Work,
 };
 use crate::frame::{Checksum, Gso, GsoKind, Offload};
 use crate::limits::Limits;
@@ -139,6 +139,10 @@ pub struct XenMachine {
     is_starved: bool,
     /// Work could not begin for want of memory in this turn.
     is_short: bool,
+    /// Turns with frames of each kind, as [`Effort`] has them.
+    batches: [u64; 4],
+    /// Frames were sent to a client, to the uplink, in this turn.
+    has_sent: [bool; 2],
     /// By [`Unsent`].
     unsent: [(&'static str, u64); Unsent::NAMES.len()],
 }
@@ -219,6 +223,8 @@ impl XenMachine {
             changes: VecDeque::with_capacity(CHANGES_PER_TURN),
             is_starved: false,
             is_short: false,
+            batches: [0; 4],
+            has_sent: [false; 2],
             unsent: Unsent::NAMES.map(|name| (name, 0)),
             store,
         };
@@ -364,13 +370,15 @@ impl Machine for XenMachine {
     }
 
     fn uptime_us(&self) -> (u64, u64) {
-        let wall = time::system_time_ns().saturating_sub(self.boot.entry_ns) / 1000;
-        let running = time::vcpu_running_ns().saturating_sub(self.boot.entry_running_ns) / 1000;
-        (wall, running)
+        self.boot.uptime_us()
     }
 
     fn memory(&self) -> MemoryUse {
         memory::usage(&self.store)
+    }
+
+    fn effort(&self) -> Effort {
+        memory::effort(self.batches)
     }
 
     fn begin(&mut self, work: Work) -> Option<Scope> {
@@ -447,6 +455,9 @@ impl Machine for XenMachine {
         self.is_starved = spare < self.back.least_budget();
         let budget = Budget { per_vif: FRAMES_PER_CLIENT, total: room.min(spare) };
         self.back.receive(budget, now);
+        let [from_clients, from_uplink, ..] = &mut self.batches;
+        *from_clients += u64::from(self.back.has_frames());
+        *from_uplink += u64::from(self.front.has_frames());
     }
 
     fn next_frame(&mut self) -> Option<Arrival<Page, Tail>> {
@@ -496,6 +507,11 @@ impl Machine for XenMachine {
             });
         };
         // The page of a refused frame is free again.
+        let [has_client, has_uplink] = &mut self.has_sent;
+        match to {
+            PortId::Client(_) => *has_client = true,
+            PortId::Uplink => *has_uplink = true,
+        }
         let refused = match to {
             PortId::Uplink => self.front.send(chain, offload).err().map(Unsent::of_uplink),
             PortId::Client(id) => match self.vifs.get(usize::from(id.0)).copied().flatten() {
@@ -514,6 +530,10 @@ impl Machine for XenMachine {
 
     fn flush(&mut self) {
         let now = time::system_time_ns();
+        let [.., to_clients, to_uplink] = &mut self.batches;
+        let [has_client, has_uplink] = core::mem::take(&mut self.has_sent);
+        *to_clients += u64::from(has_client);
+        *to_uplink += u64::from(has_uplink);
         self.back.flush(now);
         self.front.flush(now);
         if let Some(_operation) = self.operation(Part::Links) {

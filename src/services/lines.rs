@@ -4,7 +4,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::{FirewallServices, Kind, SCHEMA};
 use crate::clients::ClientPort;
-use crate::event_loop::machine::MAX_PARTS;
+use crate::event_loop::machine::{Effort, MAX_PARTS};
 use crate::port::ClientId;
 use crate::stats::PortStats;
 
@@ -75,6 +75,24 @@ struct Whole<U: Serialize> {
     unsent: U,
 }
 
+/// The line of `firewall.Stats` about what the hypervisor was asked for; its keys are those of [`Effort`].
+#[derive(serde::Serialize)]
+struct Machine {
+    kind: &'static str,
+    hypercalls: u64,
+    copies: u64,
+    copy_operations: u64,
+    copied_bytes: u64,
+    notifications: u64,
+    sleeps: u64,
+    timers: u64,
+    batches_from_clients: u64,
+    batches_from_uplink: u64,
+    batches_to_clients: u64,
+    batches_to_uplink: u64,
+    allocations: u64,
+}
+
 /// A line about a port. Each port has two, so that none gets too long.
 struct Port<'a> {
     kind: &'static str,
@@ -128,6 +146,8 @@ where
     }
 }
 
+/// Lines of `firewall.Stats` ahead of those about ports.
+const FIRST_PORT_LINE: usize = 2;
 /// Ports that are there always: the uplink, and all clients that are gone.
 const FIXED_PORTS: usize = 2;
 
@@ -138,7 +158,10 @@ impl FirewallServices<'_> {
         match kind {
             Kind::Version => 1,
             Kind::Memory => MAX_PARTS.saturating_add(1),
-            Kind::Stats => clients.saturating_add(FIXED_PORTS).saturating_mul(2).saturating_add(1),
+            Kind::Stats => clients
+                .saturating_add(FIXED_PORTS)
+                .saturating_mul(2)
+                .saturating_add(FIRST_PORT_LINE),
         }
     }
 
@@ -155,8 +178,9 @@ impl FirewallServices<'_> {
                 None => Some(write(&self.memory(), buffer)),
                 Some(number) => self.part(number).map(|part| write(&part, buffer)),
             },
-            Kind::Stats => match number.checked_sub(1) {
-                None => Some(write(&self.whole(), buffer)),
+            Kind::Stats => match number.checked_sub(FIRST_PORT_LINE) {
+                None if number == 0 => Some(write(&self.whole(), buffer)),
+                None => Some(write(&self.machine(), buffer)),
                 Some(number) => {
                     let half = if number % 2 == 0 { Half::Counters } else { Half::Drops };
                     self.port(number / 2, half).map(|port| write(&port, buffer))
@@ -225,6 +249,35 @@ impl FirewallServices<'_> {
             without_accept: self.firewall.stats().without_accept(),
             has_uplink: self.firewall.has_uplink(),
             unsent: Counts(|| self.facts.unsent()),
+        }
+    }
+
+    fn machine(&self) -> Machine {
+        let Effort {
+            hypercalls,
+            copies,
+            copy_operations,
+            copied_bytes,
+            notifications,
+            sleeps,
+            timers,
+            batches: [from_clients, from_uplink, to_clients, to_uplink],
+            allocations,
+        } = self.facts.effort;
+        Machine {
+            kind: "machine",
+            hypercalls,
+            copies,
+            copy_operations,
+            copied_bytes,
+            notifications,
+            sleeps,
+            timers,
+            batches_from_clients: from_clients,
+            batches_from_uplink: from_uplink,
+            batches_to_clients: to_clients,
+            batches_to_uplink: to_uplink,
+            allocations,
         }
     }
 

@@ -9,7 +9,7 @@ mod lines;
 #[cfg(test)]
 mod tests;
 
-use crate::event_loop::machine::MemoryUse;
+use crate::event_loop::machine::{Effort, MemoryUse};
 use crate::firewall::Firewall;
 use crate::qrexec::{
     ExitCode, NoSuchService, Progress, ServiceCall, Services, StandardServices, StandardSession,
@@ -29,6 +29,8 @@ pub struct Facts {
     pub uptime_ms: u64,
     /// Memory in use.
     pub memory: MemoryUse,
+    /// What the hypervisor was asked for.
+    pub effort: Effort,
     /// Frames that were not sent although the packet path wanted it, by reason.
     unsent: [(&'static str, u64); MAX_UNSENT],
 }
@@ -36,8 +38,13 @@ pub struct Facts {
 impl Facts {
     /// `unsent` by reason; what there is no room for is left out.
     #[must_use]
-    pub fn new(uptime_ms: u64, memory: MemoryUse, unsent: &[(&'static str, u64)]) -> Self {
-        let mut facts = Self { uptime_ms, memory, ..Self::default() };
+    pub fn new(
+        uptime_ms: u64,
+        memory: MemoryUse,
+        effort: Effort,
+        unsent: &[(&'static str, u64)],
+    ) -> Self {
+        let mut facts = Self { uptime_ms, memory, effort, ..Self::default() };
         for (place, reason) in facts.unsent.iter_mut().zip(unsent) {
             *place = *reason;
         }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{Facts, FirewallServices, Session};
 use crate::clients::ClientPort;
+use crate::event_loop::machine::Effort;
 use crate::event_loop::machine::{MAX_PARTS, MemoryUse, PartUse};
 use crate::firewall::Firewall;
 use crate::limits::Limits;
@@ -49,6 +50,26 @@ fn memory() -> MemoryUse {
         operations_refused: 8,
         leaks: 0,
         parts,
+    }
+}
+
+fn effort() -> Effort {
+    Effort { hypercalls: 9, copies: 2, batches: [1, 2, 3, 4], ..Effort::default() }
+}
+
+/// The longest numbers.
+fn most() -> Effort {
+    const MOST: u64 = u64::MAX;
+    Effort {
+        hypercalls: MOST,
+        copies: MOST,
+        copy_operations: MOST,
+        copied_bytes: MOST,
+        notifications: MOST,
+        sleeps: MOST,
+        timers: MOST,
+        batches: [MOST; 4],
+        allocations: MOST,
     }
 }
 
@@ -94,7 +115,7 @@ fn answer(firewall: &Firewall, facts: &Facts, service: &str) -> Vec<Value> {
 #[test]
 fn version_is_one_object_and_memory_one_for_each_part_besides() {
     let firewall = firewall();
-    let facts = Facts::new(1234, memory(), &[]);
+    let facts = Facts::new(1234, memory(), Effort::default(), &[]);
     let version = answer(&firewall, &facts, "firewall.Version");
     assert_eq!(version.len(), 1);
     assert_eq!(version[0]["schema"], 1);
@@ -123,22 +144,26 @@ fn statistics_have_two_lines_for_each_port_that_there_is() {
     firewall.stats.count(PortId::Client(ClientId(1)), Counter::ReceivedFrames, 7);
     firewall.stats.count_drop(Origin::Client(ClientId(1)), DropReason::SourceSpoofed);
     firewall.stats.count_drop(Origin::Uplink, DropReason::NoFlow);
-    let facts = Facts::new(5, memory(), &[("uplink-full", 4), ("client-gone", 0)]);
+    let facts = Facts::new(5, memory(), effort(), &[("uplink-full", 4), ("client-gone", 0)]);
     let lines = answer(&firewall, &facts, "firewall.Stats");
     let kinds: Vec<&str> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
     let ports = ["uplink", "uplink", "departed", "departed", "client", "client"];
-    assert_eq!(kinds, [&["firewall"], &ports[..]].concat());
+    assert_eq!(kinds, [&["firewall", "machine"], &ports[..]].concat());
     assert_eq!(lines[0]["unsent"], serde_json::json!({"uplink-full": 4, "client-gone": 0}));
     assert_eq!(lines[0]["without_accept"], 0);
-    assert_eq!(lines[2]["drops"], serde_json::json!({"no-flow": 1}));
-    assert_eq!(lines[4]["drops"], serde_json::json!({}));
-    let client = &lines[5];
+    let machine = &lines[1];
+    assert_eq!((&machine["hypercalls"], &machine["copies"]), (&9.into(), &2.into()));
+    assert_eq!(machine["batches_from_clients"], 1);
+    assert_eq!(machine["batches_to_uplink"], 4);
+    assert_eq!(lines[3]["drops"], serde_json::json!({"no-flow": 1}));
+    assert_eq!(lines[5]["drops"], serde_json::json!({}));
+    let client = &lines[6];
     assert_eq!(client["slot"], 1);
     assert_eq!(client["domid"], 5);
     assert_eq!(client["ip"], "10.137.0.9");
     assert_eq!(client["ip6"], "fd09:24ef:4179::a89:9");
     assert_eq!(client["counters"]["received-frames"], 7);
-    assert_eq!(lines[6]["drops"], serde_json::json!({"source-spoofed": 1}));
+    assert_eq!(lines[7]["drops"], serde_json::json!({"source-spoofed": 1}));
 }
 
 #[test]
@@ -148,7 +173,7 @@ fn a_client_without_an_address_of_a_family_has_null_there() {
     let port = ClientPort { domid: 5, mac, ip4: None, ip6: None, caps: PortCaps::PLAIN };
     firewall.attach_client(ClientId(0), port).unwrap();
     let lines = answer(&firewall, &Facts::default(), "firewall.Stats");
-    assert!(lines[5]["ip"].is_null() && lines[5]["ip6"].is_null());
+    assert!(lines[6]["ip"].is_null() && lines[6]["ip6"].is_null());
 }
 
 /// With the largest numbers, in every place.
@@ -159,8 +184,12 @@ fn the_longest_lines_fit_into_a_message() {
     for counter in Counter::ALL {
         firewall.stats.count(client, counter, u64::MAX);
     }
-    let facts =
-        Facts::new(u64::MAX, memory(), &[("a-reason-with-a-long-name-indeed", u64::MAX); 16]);
+    let facts = Facts::new(
+        u64::MAX,
+        memory(),
+        most(),
+        &[("a-reason-with-a-long-name-indeed", u64::MAX); 16],
+    );
     let mut longest = 0;
     let services = FirewallServices::new(&firewall, &facts);
     for number in 0..services.most_lines(super::Kind::Stats) {

@@ -12,6 +12,7 @@ use crate::abi::event_channel::{PORTS, STATUS_INTERDOMAIN};
 use crate::abi::platform::MAX_POLLED_PORTS;
 use crate::abi::vcpu::{EVTCHN_MASK, EVTCHN_PENDING, PENDING_SEL, UPCALL_PENDING};
 use crate::abi::{DomId, Errno, EventPort};
+use crate::counts::{self, Call};
 use crate::mem::global;
 use crate::shared::SharedPage;
 use crate::{hypercall, time};
@@ -47,12 +48,14 @@ pub struct Channel {
 impl Channel {
     /// A new port that only `peer` can bind to. We play the front end.
     pub fn alloc_unbound(peer: DomId) -> Result<Channel, EventError> {
+        counts::call(Call::Port);
         hypercall::event_alloc_unbound(peer).map(Channel::opened).map_err(EventError)
     }
 
     /// A port bound to `remote`, which `peer` has reserved for us. We play the back end. The first event is raised
     /// at once, by Xen, so that nothing sent before the binding is lost.
     pub fn bind_interdomain(peer: DomId, remote: EventPort) -> Result<Channel, EventError> {
+        counts::call(Call::Port);
         hypercall::event_bind_interdomain(peer, remote).map(Channel::opened).map_err(EventError)
     }
 
@@ -75,11 +78,13 @@ impl Channel {
 
     /// Raises an event at the other end. A dead peer is not an error.
     pub fn notify(&self) {
+        counts::call(Call::Notify);
         hypercall::event_send(self.port);
     }
 
     /// Whether a peer is bound to the other end now.
     pub fn is_connected(&self) -> bool {
+        counts::call(Call::Port);
         hypercall::event_status(self.port) == STATUS_INTERDOMAIN
     }
 
@@ -99,6 +104,7 @@ impl Drop for Channel {
         OPEN.with(|open| open.set(open.get().saturating_sub(1)));
         let shared = hypercall::shared_info();
         mask(&shared, self.port);
+        counts::call(Call::Port);
         hypercall::event_close(self.port);
         // The number may be handed out again; a stale event would be an event of the next owner.
         let (word, bit) = position(self.port);
@@ -138,6 +144,7 @@ pub fn wait(deadline: Option<u64>) {
         arm_timer(deadline);
     }
     let mut list = [0; LISTED_PORTS];
+    counts::call(Call::Sleep);
     hypercall::block(open_ports(&hypercall::shared_info(), &mut list));
 }
 
@@ -168,6 +175,7 @@ fn arm_timer(deadline: u64) {
             unmask_timer(port);
         }
         if timer.armed.get() != Some(deadline) {
+            counts::call(Call::Timer);
             hypercall::set_timer(deadline).expect("the one-shot timer of the own vCPU can be set");
             timer.armed.set(Some(deadline));
         }

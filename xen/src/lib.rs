@@ -43,6 +43,7 @@ extern crate alloc;
 pub mod abi;
 pub mod boot;
 pub mod console;
+pub mod counts;
 pub mod entropy;
 pub mod event;
 pub mod grant;

@@ -10,6 +10,7 @@ use crate::abi::vcpu::{
     TIME_MUL, TIME_SHIFT, TIME_SYSTEM, TIME_TSC, TIME_VERSION, VCPU_TIME, WC_NSEC, WC_SEC,
     WC_SEC_HI, WC_VERSION,
 };
+use crate::counts::{self, Call};
 use crate::hypercall;
 use crate::mem::global;
 use crate::shared::SharedPage;
@@ -38,6 +39,7 @@ pub fn wall_clock_s() -> u64 {
 
 /// Nanoseconds that this domain's vCPU has been running on a physical CPU since the domain was built.
 pub fn vcpu_running_ns() -> u64 {
+    counts::call(Call::Running);
     hypercall::vcpu_running_ns()
 }
 

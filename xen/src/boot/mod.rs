@@ -57,6 +57,13 @@ pub struct BootInfo {
 }
 
 impl BootInfo {
+    /// Time since the first instruction: on the wall, and of that running, in microseconds.
+    pub fn uptime_us(&self) -> (u64, u64) {
+        let wall = crate::time::system_time_ns().saturating_sub(self.entry_ns) / 1000;
+        let running = crate::time::vcpu_running_ns().saturating_sub(self.entry_running_ns) / 1000;
+        (wall, running)
+    }
+
     /// Whether the command line has this word.
     pub fn has_word(&self, word: &str) -> bool {
         self.cmdline.split_ascii_whitespace().any(|one| one == word)

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::abi::grant_table::{COPY_DEST_GREF, COPY_SOURCE_GREF, CopySide, GrantCopy, GrantStatus};
 use crate::abi::{DomId, GrantRef};
+use crate::counts;
 use crate::hypercall;
 use crate::mem::{PAGE_SIZE, Page};
 use crate::planted::{Defect, is_planted};
@@ -122,6 +123,8 @@ impl CopyBatch {
     /// Executes all operations.
     pub fn run(&mut self) {
         if !self.ops.is_empty() {
+            let bytes = self.ops.iter().map(|op| u64::from(op.len)).sum();
+            counts::copy(self.ops.len(), bytes);
             hypercall::grant_copy(&mut self.ops);
         }
     }

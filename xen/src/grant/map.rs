@@ -7,6 +7,7 @@ use core::cell::RefCell;
 use super::{Access, GrantError};
 use crate::abi::grant_table::{GrantStatus, MAP_HOST, MAP_READONLY, MapGrantRef, UnmapGrantRef};
 use crate::abi::{DomId, GrantRef};
+use crate::counts::{self, Call};
 use crate::hypercall;
 use crate::mem::global;
 use crate::shared::SharedPage;
@@ -80,6 +81,7 @@ pub fn map(peer: DomId, grefs: &[GrantRef], access: Access) -> Result<Mapping, G
     let first = first.ok_or(GrantError::WindowFull)?;
     let mut ops: Vec<MapGrantRef> =
         (first..).zip(grefs).map(|(page, gref)| map_operation(peer, *gref, access, page)).collect();
+    counts::call(Call::Map);
     hypercall::grant_map(&mut ops);
     finish_map(first, &ops)
 }
@@ -143,6 +145,7 @@ impl Drop for Mapping {
                 *op = unmap_operation(page);
             }
             let ops = ops.get_mut(..pages.len()).unwrap_or_default();
+            counts::call(Call::Unmap);
             hypercall::grant_unmap(ops);
             for (page, op) in pages.iter().zip(ops) {
                 // A page that Xen did not unmap keeps its place: mapping there again would end the domain.

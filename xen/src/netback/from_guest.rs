@@ -87,6 +87,10 @@ impl FromGuest {
         }
     }
 
+    pub(super) fn has_frames(&self) -> bool {
+        !self.received.is_empty()
+    }
+
     pub(super) fn next_frame(&mut self) -> Option<Frame> {
         self.received.pop_front()
     }

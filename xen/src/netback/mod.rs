@@ -180,6 +180,11 @@ impl Backend {
         self.config.least_budget()
     }
 
+    /// Whether [`Backend::next_frame`] has one.
+    pub fn has_frames(&self) -> bool {
+        self.from.has_frames()
+    }
+
     /// The next frame that [`Backend::receive`] took.
     pub fn next_frame(&mut self) -> Option<Frame> {
         self.from.next_frame()

@@ -161,6 +161,11 @@ impl Frontend {
         }
     }
 
+    /// Whether [`Frontend::next_frame`] has one.
+    pub fn has_frames(&self) -> bool {
+        !self.frames.is_empty()
+    }
+
     /// The next frame that [`Frontend::receive`] took.
     pub fn next_frame(&mut self) -> Option<Frame> {
         self.frames.pop_front()
