@@ -284,8 +284,8 @@ pub trait Machine {
 
     /// Sleeps until something happens or `until` is reached, but not while devices have work left.
     fn sleep(&mut self, until: Option<Instant>);
-    /// Serves events, xenstore and the life of devices and links; bounded work.
-    fn advance(&mut self);
+    /// Begins a turn: serves events, xenstore and the life of devices and links; bounded work. Returns the time of the turn.
+    fn advance(&mut self) -> Instant;
     /// What that led to.
     fn next_change(&mut self) -> Option<Change>;
 

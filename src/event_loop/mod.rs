@@ -106,8 +106,7 @@ impl<S: Sink> EventLoop<S> {
 
     /// One turn, the wait at its end included: for who drives the loop himself, as simulations do.
     pub fn turn<M: Machine>(&mut self, machine: &mut M) -> Option<Stop> {
-        machine.advance();
-        self.now = machine.now();
+        self.now = machine.advance();
         while let Some(scope) = machine.begin(Work::Rules) {
             let Some(change) = machine.next_change() else { break };
             if let Some(stop) = self.on_change(machine, change) {

@@ -127,7 +127,9 @@ impl Machine for TestMachine {
     fn sleep(&mut self, until: Option<Instant>) {
         self.deadlines.push(until);
     }
-    fn advance(&mut self) {}
+    fn advance(&mut self) -> Instant {
+        self.now()
+    }
     fn next_change(&mut self) -> Option<Change> {
         self.changes.pop_front()
     }

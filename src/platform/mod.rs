@@ -50,8 +50,8 @@ const STORE_MESSAGES_PER_TURN: usize = 64;
 const OFFLOADS: bool = true;
 /// Frames taken from the uplink in one turn.
 const UPLINK_FRAMES_PER_TURN: usize = 128;
-/// Slots of frames taken from one client in one turn: a page each, and one more for a super-frame.
-const FRAMES_PER_CLIENT: usize = 32;
+/// Bytes that a client may send before the next one's turn.
+const CLIENT_QUANTUM: u32 = 16 << 10;
 /// Frames taken from all clients in one turn while there is no uplink: they are only answered or dropped.
 const FRAMES_WITHOUT_UPLINK: usize = 64;
 /// Longest frame that the packet path makes in place of one that it got: an ICMP error of 576 bytes (RFC 1812).
@@ -127,6 +127,10 @@ pub enum Scope {
 pub struct XenMachine {
     boot: BootInfo,
     clock: Clock,
+    /// System time of this turn, in nanoseconds. Looking at the clock is an exit where Xen emulates it.
+    now_ns: u64,
+    /// The deadline of a sleep that has just ended.
+    slept_until: Option<Option<u64>>,
     store: xenstore::Client,
     back: Backend,
     front: Frontend,
@@ -215,6 +219,8 @@ impl XenMachine {
         let mut machine = Self {
             boot,
             clock: Clock::new(),
+            now_ns: time::system_time_ns(),
+            slept_until: None,
             back: Backend::new(back),
             front: Frontend::new(front),
             vifs: alloc::vec![None; slots],
@@ -396,9 +402,11 @@ impl Machine for XenMachine {
         if !is_short && (!self.changes.is_empty() || self.has_work()) {
             return;
         }
+        let before = time::system_time_ns();
+        self.clock.turn(before);
         let loop_deadline = until.map(|instant| self.clock.shared_ns(instant));
         let pages_deadline = (self.is_starved && self.back.has_work())
-            .then(|| time::system_time_ns().saturating_add(NO_PAGES_PAUSE_NS));
+            .then(|| before.saturating_add(NO_PAGES_PAUSE_NS));
         let deadlines = [
             loop_deadline,
             pages_deadline,
@@ -408,17 +416,20 @@ impl Machine for XenMachine {
             self.links.next_deadline(),
         ];
         // What could not begin is due all the time.
-        let least =
-            if is_short { time::system_time_ns().saturating_add(SHORT_PAUSE_NS) } else { 0 };
+        let least = if is_short { before.saturating_add(SHORT_PAUSE_NS) } else { 0 };
         let deadline = deadlines.into_iter().flatten().min().map(|due| due.max(least));
         let deadline = if is_short { deadline.or(Some(least)) } else { deadline };
-        event::wait(deadline);
-        self.clock.woke(deadline, time::system_time_ns());
+        event::wait_from(deadline, before);
+        self.slept_until = Some(deadline);
     }
 
-    fn advance(&mut self) {
+    fn advance(&mut self) -> Instant {
         let now = time::system_time_ns();
-        self.clock.turn(now);
+        match self.slept_until.take() {
+            Some(deadline) => self.clock.woke(deadline, now),
+            None => self.clock.turn(now),
+        }
+        self.now_ns = now;
         self.take_port_events();
         self.take_store_messages(now);
         if let Some(_operation) = self.operation(Part::Netback) {
@@ -441,6 +452,7 @@ impl Machine for XenMachine {
             self.store.health() == xenstore::Health::Good,
             "the xenstore ring is corrupt: this domain can no longer be managed"
         );
+        self.clock.instant(now)
     }
 
     fn next_change(&mut self) -> Option<Change> {
@@ -448,12 +460,12 @@ impl Machine for XenMachine {
     }
 
     fn receive(&mut self) {
-        let now = time::system_time_ns();
+        let now = self.now_ns;
         self.front.receive(UPLINK_FRAMES_PER_TURN, now);
         let room = if self.front.is_up() { self.front.send_room() } else { FRAMES_WITHOUT_UPLINK };
         let spare = mem::free_pages().saturating_sub(RESERVED_PAGES);
         self.is_starved = spare < self.back.least_budget();
-        let budget = Budget { per_vif: FRAMES_PER_CLIENT, total: room.min(spare) };
+        let budget = Budget { quantum: CLIENT_QUANTUM, total: room.min(spare) };
         self.back.receive(budget, now);
         let [from_clients, from_uplink, ..] = &mut self.batches;
         *from_clients += u64::from(self.back.has_frames());
@@ -529,7 +541,7 @@ impl Machine for XenMachine {
     }
 
     fn flush(&mut self) {
-        let now = time::system_time_ns();
+        let now = self.now_ns;
         let [.., to_clients, to_uplink] = &mut self.batches;
         let [has_client, has_uplink] = core::mem::take(&mut self.has_sent);
         *to_clients += u64::from(has_client);

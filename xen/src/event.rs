@@ -134,11 +134,16 @@ pub fn take_pending(mut deliver: impl FnMut(EventPort)) {
 /// Sleeps until an event is pending or Xen's system time reaches `deadline` (ns); returns at once if it is so already.
 /// May return early. To be followed by [`take_pending`].
 pub fn wait(deadline: Option<u64>) {
+    wait_from(deadline, time::system_time_ns());
+}
+
+/// The same for a caller that knows the time: `now` in ns, not later than it is.
+pub fn wait_from(deadline: Option<u64>, now: u64) {
     if hypercall::shared_info().load_u64(PENDING_SEL) != 0 {
         return;
     }
     if let Some(deadline) = deadline {
-        if time::system_time_ns() >= deadline {
+        if now >= deadline {
             return;
         }
         arm_timer(deadline);

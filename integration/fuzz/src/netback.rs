@@ -381,7 +381,7 @@ impl World {
             }
         }
         self.back.advance(&mut self.client, now);
-        let budget = Budget { per_vif: 32, total: 64 };
+        let budget = Budget { quantum: 16 << 10, total: 64 };
         self.back.receive(budget, now);
         let mut slots = 0;
         while let Some(frame) = self.back.next_frame() {

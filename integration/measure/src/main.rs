@@ -1,4 +1,5 @@
-//! Packets through the whole core, for callgrind to count the instructions: `first-packet` or `established`.
+//! Packets through the whole core, for callgrind to count the instructions: `first-packet` or `established`. `marginal`
+//! measures time.
 //!
 //! It counts those in [`measured`] from one [`report`] to the next. Each prints a line that says what was measured. That
 //! the packets get what they are meant to get is checked here.
@@ -7,6 +8,7 @@
 
 mod established;
 mod first_packet;
+mod marginal;
 mod shapes;
 mod wire;
 mod world;
@@ -23,7 +25,8 @@ fn main() -> ExitCode {
     let outcome = match what.as_str() {
         "first-packet" => first_packet::run(),
         "established" => established::run(),
-        other => Err(format!("measure first-packet | established, not {other:?}")),
+        "marginal" => marginal::run(std::env::args().skip(2)),
+        other => Err(format!("measure first-packet | established | marginal SIZES, not {other:?}")),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

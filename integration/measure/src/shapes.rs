@@ -9,6 +9,8 @@ pub(crate) enum End {
     LastRule,
     /// No rule matches; the policy is accept.
     Policy,
+    /// No rule matches; the policy is drop.
+    Refused,
 }
 
 impl End {
@@ -16,6 +18,7 @@ impl End {
         match self {
             Self::LastRule => "last rule",
             Self::Policy => "policy",
+            Self::Refused => "refused",
         }
     }
 }
@@ -58,15 +61,18 @@ fn port(n: usize) -> u16 {
     2000 + n as u16
 }
 
+/// What people write most.
+pub(crate) const HOSTS: Shape = Shape {
+    name: "hosts",
+    line: |n| format!("dst4={} proto=tcp dstports=443", host(n)),
+    target: |n| v4(host(n), 443),
+    miss: v4(SERVER, 443),
+    is_v6: false,
+};
+
 /// All of them. Actions are put to the lines later.
 pub(crate) const SHAPES: &[Shape] = &[
-    Shape {
-        name: "hosts",
-        line: |n| format!("dst4={} proto=tcp dstports=443", host(n)),
-        target: |n| v4(host(n), 443),
-        miss: v4(SERVER, 443),
-        is_v6: false,
-    },
+    HOSTS,
     Shape {
         name: "ports of one host",
         line: |n| format!("dst4={SERVER} proto=tcp dstports={}", port(n)),

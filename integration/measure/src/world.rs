@@ -53,7 +53,7 @@ impl World {
         firewall.set_rules(now, client, set).map_err(|error| error.to_string())?;
         let target = match end {
             End::LastRule => (shape.target)(rules - 1),
-            End::Policy => shape.miss,
+            End::Policy | End::Refused => shape.miss,
         };
         let mut world = Self { firewall, now, client, target };
         world.resolve()?;
@@ -104,13 +104,14 @@ fn set(shape: &Shape, end: End, rules: usize, family: Family) -> Result<RulesSta
     let action = |n| match end {
         End::LastRule if n + 1 == rules => "accept",
         End::LastRule | End::Policy => "drop",
+        End::Refused => "accept",
     };
     let policy = match end {
-        End::LastRule => "drop",
+        End::LastRule | End::Refused => "drop",
         End::Policy => "accept",
     };
     let lines = (0..rules)
-        .map(|n| (format!("{n:04}"), format!("action={} {}", action(n), (shape.line)(n))));
+        .map(|n| (format!("{n:05}"), format!("action={} {}", action(n), (shape.line)(n))));
     let entries: Vec<(String, String)> = lines.chain([("policy".into(), policy.into())]).collect();
     let bytes = entries.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes()));
     let set = RuleSet::parse(family, bytes).and_then(CompiledSet::new);

@@ -131,7 +131,8 @@ impl DomainSpec {
         }
     }
 
-    /// The text of `xl`'s configuration file.
+    /// The text of `xl`'s configuration file. The time stamp counter is the processor's own, as in Qubes (libvirt's
+    /// `<timer name="tsc" mode="native"/>`): else Xen takes each look at it for an exit on this machine.
     pub(super) fn config(&self, tsc_khz: u64) -> String {
         let mut cmdline = self.cmdline.clone();
         if self.ramdisk.is_some() {
@@ -142,6 +143,7 @@ impl DomainSpec {
         let mut text = format!(
             "name=\"{}\"\ntype=\"pvh\"\nkernel=\"{}\"\nextra=\"{cmdline}\"\nmemory={m}\nmaxmem={m}\nvcpus=1\n\
              cpus=\"{}\"\non_crash=\"preserve\"\non_reboot=\"destroy\"\non_poweroff=\"destroy\"\n\
+             tsc_mode=\"native\"\n\
              vif=[{}]\n",
             self.name,
             self.kernel,

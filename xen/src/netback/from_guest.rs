@@ -26,16 +26,23 @@ pub(super) const BATCH_FRAMES: usize = 128;
 /// Copies of one packet: a slot that reaches over the end of our page takes two.
 const MAX_COPIES: usize = MAX_FRAGMENTS + MAX_CHAIN_PAGES - 1;
 
-/// How much one call of [`super::Backend::receive`] may take, in slots: one for each page of a frame, one more for each
-/// super-frame. That is what the frame takes in the ring of the way out.
+/// How much one call of [`super::Backend::receive`] may take.
+///
+/// Vifs whose frames wait are served by deficit round robin (Shreedhar and Varghese, SIGCOMM 1995): in each round one gets
+/// `quantum` bytes of credit and sends while it has any; what its last frame took beyond, it owes. Rounds follow each other
+/// until nothing waits or `total` is used up, so that nobody who is alone waits for anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Of one vif. The last frame of its turn may exceed it.
-    pub per_vif: usize,
-    /// In all, never exceeded; not above what the way out can take, so that the rest stays with its senders. Nothing is
-    /// taken while it is below [`super::Backend::least_budget`].
+    /// Bytes of one vif in one round; each frame costs [`FRAME_COST`] besides its own.
+    pub quantum: u32,
+    /// Slots in all, never exceeded: one for each page of a frame, one more for each super-frame. That is what a frame takes
+    /// in the ring of the way out; not above what that can take, so that the rest stays with its senders. Nothing is taken
+    /// while it is below [`super::Backend::least_budget`].
     pub total: usize,
 }
+
+/// What a frame costs besides its bytes, in bytes: whoever sends small ones takes our time with their number.
+pub const FRAME_COST: u32 = 1024;
 
 /// How a drain of one ring ended.
 pub(super) enum Drained {
@@ -114,7 +121,7 @@ impl FromGuest {
                 return Ok(Drained::Empty);
             }
             link.note_work();
-            let is_spent = budget.per_vif == 0 && !is_planted(Defect::ClientBudgetIgnored);
+            let is_spent = link.credit <= 0 && !is_planted(Defect::ClientBudgetIgnored);
             if is_spent || budget.total < self.least_budget || self.room() == 0 {
                 return Ok(Drained::Spent);
             }
@@ -125,23 +132,24 @@ impl FromGuest {
             // First the page, then the request: without memory the requests stay where they are.
             let Some(buffer) = Page::alloc_recycled() else { return Ok(Drained::NoPage) };
             let slots = self.take_packet(link, buffer)?;
-            budget.per_vif = budget.per_vif.saturating_sub(slots);
             budget.total = budget.total.saturating_sub(slots);
         }
     }
 
-    /// Returns what the packet takes of the budget.
+    /// Returns the slots that the packet takes of the budget; what it costs its sender is booked.
     fn take_packet(&mut self, link: &mut Link, buffer: Page) -> Result<usize, CloseReason> {
         let (ring, page) = link.tx();
         let Some(first) = ring.take(page) else { return Ok(1) };
         let assembled = self.assembler.assemble(&first, || ring.take(page));
         match assembled.map_err(CloseReason::Slots)? {
             Assembled::Drop(packet, reason) => {
+                link.charge(packet.len());
                 link.counters.count_refused(reason);
                 answer(link, &packet, STATUS_ERROR);
                 Ok(1)
             }
             Assembled::Packet(packet) => {
+                link.charge(packet.len());
                 let pages = usize::from(packet.len()).div_ceil(PAGE_SIZE);
                 if pages > 1 && !self.collect_pages(pages.saturating_sub(1)) {
                     link.counters.no_page = link.counters.no_page.saturating_add(1);

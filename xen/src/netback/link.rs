@@ -3,7 +3,7 @@
 use alloc::collections::VecDeque;
 
 use super::identity::{RxNotify, Settings};
-use super::{CloseReason, VifCounters, VifId};
+use super::{CloseReason, FRAME_COST, VifCounters, VifId};
 use crate::abi::DomId;
 use crate::event::Channel;
 use crate::grant::{self, Access, Mapping};
@@ -36,6 +36,8 @@ pub(super) struct Link {
     pub(super) rx_notify: RxNotify,
     /// Requests may wait in the TX ring.
     pub(super) ready: bool,
+    /// Bytes that it may send before the others' turn; below zero what it has sent beyond.
+    pub(super) credit: i64,
     gate: EventGate,
     /// RX requests that were there at the last event.
     rx_seen: u32,
@@ -75,6 +77,7 @@ impl Link {
             capabilities: settings.capabilities,
             rx_notify: settings.rx_notify,
             ready: true,
+            credit: 0,
             gate: EventGate::default(),
             rx_seen: 0,
             touched: false,
@@ -98,6 +101,17 @@ impl Link {
     /// The RX ring with its page.
     pub(super) fn rx(&mut self) -> (&mut BackRing<RX_SLOT_BYTES>, &SharedPage) {
         (&mut self.rx, self.mapping.page(RX))
+    }
+
+    /// Begins a round: more credit, but never more than that of one round.
+    pub(super) fn begin_round(&mut self, quantum: u32) {
+        self.credit = self.credit.saturating_add(quantum.into()).min(quantum.into());
+    }
+
+    /// Takes what a frame costs off the credit.
+    pub(super) fn charge(&mut self, bytes: u16) {
+        self.credit =
+            self.credit.saturating_sub(i64::from(bytes)).saturating_sub(FRAME_COST.into());
     }
 
     /// Something useful was found or done.

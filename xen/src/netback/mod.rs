@@ -22,7 +22,7 @@
 //! }
 //! back.advance(&mut store, now);                       // timers, xenstore work
 //! while let Some(event) = back.next_event() { ... }    // ports come and go
-//! back.receive(Budget { per_vif: 32, total: uplink.send_room() }, now);
+//! back.receive(Budget { quantum: 16 << 10, total: uplink.send_room() }, now);
 //! while let Some(frame) = back.next_frame() {          // verdict, then
 //!     ... uplink.send(frame.chain, offload) ...        // or back.send(other, ...)
 //! }
@@ -53,7 +53,7 @@ use crate::netif::{Chain, Offload};
 use crate::planted::{Defect, is_planted};
 use crate::xenstore::{DirtySet, ReqId};
 use connect::Vifs;
-pub use from_guest::Budget;
+pub use from_guest::{Budget, FRAME_COST};
 use from_guest::{Drained, FromGuest};
 pub use identity::{Identity, IdentityError, Setting};
 pub(crate) use identity::{parse_mac, parse_mtu};
@@ -83,6 +83,8 @@ pub struct Backend {
     to: ToGuest,
     /// Slot whose turn is next.
     turn: usize,
+    /// The slot whose round the end of the last call has cut off.
+    cut_off: Option<usize>,
     /// The store's queue had no room for the last marks.
     store_full: bool,
     /// The last drain ended for want of a page.
@@ -108,6 +110,7 @@ impl Backend {
             from: FromGuest::new(&config),
             to: ToGuest::new(),
             turn: 0,
+            cut_off: None,
             store_full: false,
             starved: None,
             now: 0,
@@ -137,42 +140,65 @@ impl Backend {
         let bound = self.vifs.bound();
         let first = if self.turn < bound { self.turn } else { 0 };
         self.turn = first.saturating_add(1);
-        for slot in (first..bound).chain(0..first) {
-            if total < self.least_budget() || self.from.room() == 0 {
-                // Whoever is cut off starts the next round.
-                self.turn = slot;
-                break;
-            }
-            self.receive_from(slot, budget.per_vif, &mut total, now);
-        }
+        while self.serve_round(first, budget.quantum, &mut total, now) {}
         self.from.complete(&mut self.vifs);
     }
 
-    fn receive_from(&mut self, slot: usize, per_vif: usize, total: &mut usize, now: u64) {
-        let mut left = Budget { per_vif, total: *total };
+    /// Serves each vif once, from `first` on. Says whether one still has frames and may get another round.
+    fn serve_round(&mut self, first: usize, quantum: u32, total: &mut usize, now: u64) -> bool {
+        let mut is_waiting = false;
+        for slot in (first..self.vifs.bound()).chain(0..first) {
+            if *total < self.least_budget() || self.from.room() == 0 {
+                // Whoever is cut off starts the next call.
+                self.turn = self.cut_off.unwrap_or(slot);
+                return false;
+            }
+            is_waiting |= self.receive_from(slot, quantum, total, now);
+        }
+        is_waiting
+    }
+
+    /// Says whether the vif has frames for which its credit did not suffice.
+    fn receive_from(&mut self, slot: usize, quantum: u32, total: &mut usize, now: u64) -> bool {
+        let mut left = Budget { quantum, total: *total };
+        let goes_on = self.cut_off.take_if(|cut_off| *cut_off == slot).is_some();
+        if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut())
+            && !goes_on
+        {
+            link.begin_round(quantum);
+        }
         let ended = loop {
             let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) else {
-                return;
+                return false;
             };
             if !link.ready {
-                return;
+                return false;
             }
             match self.from.drain(link, &mut left) {
-                Ok(Drained::Empty) => break link.settle(now),
+                Ok(Drained::Empty) => {
+                    // What was not used is lost, what is owed is not.
+                    link.credit = link.credit.min(0);
+                    break link.settle(now).map(|()| false);
+                }
                 Ok(Drained::Full) => self.from.complete(&mut self.vifs),
-                Ok(Drained::Spent) => break Ok(()),
+                Ok(Drained::Spent) => {
+                    // With credit left it was the whole that ended.
+                    self.cut_off = (link.credit > 0).then_some(slot);
+                    break Ok(true);
+                }
                 Ok(Drained::NoPage) => {
                     self.starved = Some(now.saturating_add(NO_PAGE_PAUSE_NS));
                     *total = 0;
-                    return;
+                    return false;
                 }
                 Err(reason) => break Err(reason),
             }
         };
         *total = left.total;
-        if let Err(reason) = ended {
+        ended.unwrap_or_else(|reason| {
             self.break_link(slot, reason);
-        }
+            false
+        })
     }
 
     /// What [`Budget::total`] must hold for frames to be taken: the largest frame that a client may send.

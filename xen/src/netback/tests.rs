@@ -44,7 +44,7 @@ impl Rig {
             back: Backend::new(config),
             events: Vec::new(),
             frames: Vec::new(),
-            budget: Budget { per_vif: 32, total: 64 },
+            budget: Budget { quantum: 16 << 10, total: 64 },
         };
         rig.back.start(&mut rig.client);
         rig.settle();
@@ -341,7 +341,8 @@ fn r1_every_slot_is_read_once() {
     let id = guest.send(&frame(60), TxFlags(0));
     // Between the check and the copy the guest rewrites the slot.
     let link = rig.back.vifs.link_mut(vif).unwrap();
-    assert!(rig.back.from.drain(link, &mut Budget { per_vif: 1, total: 1 }).is_ok());
+    link.begin_round(1);
+    assert!(rig.back.from.drain(link, &mut Budget { quantum: 1, total: 1 }).is_ok());
     let (gref, page) = guest.peer.grant_page(crate::grant::Access::ReadOnly);
     page.copy_in(0, &[0xee; 4096]);
     let flags = TxFlags(TxFlags::CSUM_BLANK);
@@ -419,7 +420,7 @@ fn r3_producer_index_jump_closes_the_device() {
 fn r3_producer_index_going_backwards_closes_the_device() {
     let mut rig = Rig::new();
     let (mut guest, vif) = rig.connect(A);
-    rig.budget = Budget { per_vif: 1, total: 1 };
+    rig.budget = Budget { quantum: 1, total: 1 };
     for _ in 0..3 {
         guest.send(&frame(60), TxFlags(0));
     }
@@ -524,7 +525,7 @@ fn budgets_are_kept_and_nobody_is_starved() {
     for _ in 0..10 {
         b.send(&frame(60), TxFlags(0));
     }
-    rig.budget = Budget { per_vif: 8, total: 12 };
+    rig.budget = Budget { quantum: 8 * (60 + FRAME_COST), total: 12 };
     let mut order = Vec::new();
     for _ in 0..4 {
         rig.turn();

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::report::Report;
+use super::report::{Report, median};
 use crate::error::{Error, Result};
 use crate::lab::domain::{Domain, DomainSpec, Vif};
 use crate::lab::guests::Role;
@@ -289,19 +289,6 @@ fn round_trip(text: &str) -> Option<(f64, f64)> {
     Some((average, f64::from(steps::replies(text)?)))
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.as_slice() {
-        [] => f64::NAN,
-        all if all.len() % 2 == 1 => all.get(middle).copied().unwrap_or(f64::NAN),
-        all => all
-            .get(middle.saturating_sub(1)..=middle)
-            .map_or(f64::NAN, |two| two.iter().sum::<f64>() / 2.0),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,12 +314,5 @@ rtt min/avg/max/mdev = 0.500/1.250/3.000/0.100 ms";
             assert_eq!(read("iperf3: error - unable to connect to server"), None);
             assert_eq!(read(""), None);
         }
-    }
-
-    #[test]
-    fn the_median_is_the_middle() {
-        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
-        assert_eq!(median([4.0, 1.0].into_iter()), 2.5);
-        assert!(median([].into_iter()).is_nan());
     }
 }

@@ -3,6 +3,7 @@
 
 mod engine;
 mod lab;
+mod nft;
 mod report;
 
 use std::path::Path;
@@ -17,24 +18,33 @@ use report::Report;
 /// # Errors
 /// When the words are unknown, or something cannot be measured.
 pub fn run(args: &[&str]) -> Result<()> {
+    if let ["nft-here", file] = args {
+        return nft::here(Path::new(file));
+    }
     let (mut part, mut json, mut is_quick) = (None, None, false);
     let mut words = args.iter().copied();
     while let Some(word) = words.next() {
         match word {
             "--quick" => is_quick = true,
             "--json" => json = Some(words.next().map_or_else(|| fail!("--json wants a file"), Ok)?),
-            "engine" | "lab" if part.is_none() => part = Some(word),
-            _ => fail!("cargo xtask bench [--quick] [--json FILE] [engine|lab], not {word:?}"),
+            "engine" | "nft" | "lab" if part.is_none() => part = Some(word),
+            _ => fail!("cargo xtask bench [--quick] [--json FILE] [engine|nft|lab], not {word:?}"),
         }
     }
     let mut report = Report::new()?;
-    if part != Some("lab") {
+    let wants = |name| part.is_none_or(|part| part == name);
+    if wants("engine") {
         engine::run(&mut report)?;
     }
-    if part != Some("engine") {
+    if wants("nft") {
+        nft::run(&mut report)?;
+    }
+    if wants("lab") {
         lab::run(&mut report, is_quick)?;
     }
-    report.write()?;
+    if part.is_none() && !is_quick {
+        report.write()?;
+    }
     match json {
         Some(file) => report.write_json(Path::new(file)),
         None => Ok(()),

@@ -78,6 +78,20 @@ impl Report {
     }
 }
 
+/// The middle one, or the mean of the two in the middle.
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.as_slice() {
+        [] => f64::NAN,
+        all if all.len() % 2 == 1 => all.get(middle).copied().unwrap_or(f64::NAN),
+        all => all
+            .get(middle.saturating_sub(1)..=middle)
+            .map_or(f64::NAN, |two| two.iter().sum::<f64>() / 2.0),
+    }
+}
+
 /// Model and number of the processors.
 fn machine() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -111,5 +125,12 @@ mod tests {
             text.contains("## T\n\n```\na 1\n```") && text.contains("| `a.b` | 1.235 |"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
+        assert_eq!(median([4.0, 1.0].into_iter()), 2.5);
+        assert!(median([].into_iter()).is_nan());
     }
 }

@@ -15,7 +15,7 @@ const GSO4: [u8; 8] = [1, 0, 0xa8, 5, 1, 0, 0, 0];
 
 fn rig() -> Rig {
     let mut rig = Rig::with(CONFIG);
-    rig.budget = Budget { per_vif: 64, total: 256 };
+    rig.budget = Budget { quantum: 16 << 10, total: 256 };
     rig
 }
 
@@ -315,15 +315,62 @@ fn super_frames_count_in_slots_against_the_budget() {
         guest.send_super(id * 10, &frame, &[3616, 4096, 4096, 4096, 4096], offload);
     }
     let least = rig.back.least_budget();
-    for (per_vif, total, taken) in [(64, least - 1, 0), (64, least, 1), (1, 256, 1), (7, 256, 2)] {
-        rig.budget = Budget { per_vif, total };
+    for (total, taken) in [(least - 1, 0), (least, 1), (least + 6, 2), (least + 1, 1)] {
+        rig.budget = Budget { quantum: 16 << 10, total };
         rig.turn();
-        assert_eq!(rig.frames.drain(..).count(), taken, "{per_vif} {total}");
+        assert_eq!(rig.frames.drain(..).count(), taken, "{total}");
         assert!(rig.back.has_work());
     }
-    rig.budget = Budget { per_vif: 64, total: 256 };
+    rig.budget = Budget { quantum: 16 << 10, total: 256 };
     rig.settle();
     assert_eq!(rig.frames.len(), 2);
+}
+
+/// Of two clients that always have something to send, whatever the size of their frames, each gets its half of the bytes,
+/// with what frames cost besides; one alone gets all.
+#[test]
+fn deficit_round_robin_is_fair_in_bytes() {
+    let mut rig = rig();
+    let (mut bulk, vif_bulk) = connect(&mut rig, A);
+    let (mut small, vif_small) = connect(&mut rig, B);
+    let long = super_frame(GsoKind::TcpV4, 60_000);
+    let pieces: Vec<usize> = [&[long.len() % 4096][..], &vec![4096; long.len() / 4096]].concat();
+    let pieces = bulk.pieces(&long, &pieces);
+    let (offload, total) = (super_offload(GsoKind::TcpV4), u16::try_from(long.len()).unwrap());
+    let extras: Vec<[u8; 8]> = offload.gso.into_iter().map(ExtraInfo::encode_gso).collect();
+    let short = vec![0; 500];
+    rig.budget = Budget { quantum: 16 << 10, total: 40 };
+    let (mut cost_bulk, mut cost_small) = (0u64, 0u64);
+    let (mut bulk_waits, mut small_wait) = (0, 0);
+    let mut id = 0u16;
+    for _ in 0..400 {
+        while bulk_waits < 3 {
+            bulk.write_packet(id, TxFlags::for_frame(offload).0, total, &extras, &pieces);
+            bulk.push_tx();
+            (id, bulk_waits) = (id.wrapping_add(20), bulk_waits + 1);
+        }
+        while small_wait < 100 {
+            small.send(&short, TxFlags(0));
+            small_wait += 1;
+        }
+        rig.turn();
+        bulk.responses();
+        small.responses();
+        for frame in rig.frames.drain(..) {
+            let cost = frame.chain.len() as u64 + u64::from(FRAME_COST);
+            match frame.vif {
+                vif if vif == vif_bulk => {
+                    (cost_bulk, bulk_waits) = (cost_bulk + cost, bulk_waits - 1)
+                }
+                vif if vif == vif_small => {
+                    (cost_small, small_wait) = (cost_small + cost, small_wait - 1);
+                }
+                _ => panic!("a third client"),
+            }
+        }
+    }
+    let apart = cost_bulk.abs_diff(cost_small);
+    assert!(cost_bulk > 1_000_000 && apart <= 2 * 65_536, "{cost_bulk} {cost_small}");
 }
 
 #[test]
