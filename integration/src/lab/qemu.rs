@@ -214,6 +214,9 @@ fn command_line(
     ]);
     command.args(["-cpu", "qemu64,+svm,+npt,+rdrand,+popcnt,+ssse3,+sse4.1,+sse4.2"]);
     command.args(["-display", "none", "-no-reboot"]);
+    // For who wants to look at the machine itself while it runs; a longer path does not fit into an address.
+    let monitor = prefixed("unix:", &dir.join("monitor,server=on,wait=off"));
+    command.arg("-monitor").arg(if monitor.len() < 120 { monitor } else { "none".into() });
     command.arg("-serial").arg(prefixed("file:", &dir.join("console.log")));
     command.arg("-kernel").arg(base.xen());
     // dom0 has the first CPU for itself, clients share the second, NetVMs the third, and the firewall has the last:

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use super::report::{Report, median};
 use crate::error::{Error, Result};
 use crate::lab::domain::{Domain, DomainSpec, Vif};
@@ -42,10 +44,10 @@ struct Workload {
 }
 
 const WORKLOADS: &[Workload] = &[
-    tcp("tcp4_up", "iperf3 -f k -n 8M -c SERVER"),
-    tcp("tcp4_down", "iperf3 -f k -n 8M -R -c SERVER"),
-    tcp("tcp6_up", "iperf3 -f k -n 8M -c SERVER6"),
-    tcp("tcp6_down", "iperf3 -f k -n 8M -R -c SERVER6"),
+    tcp("tcp4_up", "iperf3 -f k -n 48M -c SERVER"),
+    tcp("tcp4_down", "iperf3 -f k -n 48M -R -c SERVER"),
+    tcp("tcp6_up", "iperf3 -f k -n 48M -c SERVER6"),
+    tcp("tcp6_down", "iperf3 -f k -n 48M -R -c SERVER6"),
     Workload {
         key: "udp64",
         line: "iperf3 -f k -u -l 64 -b 0 -t 5 -c SERVER",
@@ -73,6 +75,8 @@ struct Sample {
     seconds: f64,
     /// Processor seconds of each domain.
     cpu: BTreeMap<String, f64>,
+    /// What our firewall asked the hypervisor for meanwhile, and what it forwarded; of ours only.
+    effort: BTreeMap<String, f64>,
 }
 
 pub(super) fn run(report: &mut Report, is_quick: bool) -> Result<()> {
@@ -105,9 +109,13 @@ fn measure(world: &mut World, report: &mut Report, turns: usize) -> Result<()> {
     for server in servers.into_iter().flatten() {
         world.sh(world.netvm(0)?, &format!("iperf3 -s -B {server} -D"))?;
     }
-    let ours =
-        Side { name: "ours", firewall: &world.plan.firewall.name, client: world.client(ALICE)? };
-    let linux = Side { name: "Linux", firewall: LINUX_FIREWALL.0, client: &linux };
+    let ours = Side {
+        name: "ours",
+        is_ours: true,
+        firewall: &world.plan.firewall.name,
+        client: world.client(ALICE)?,
+    };
+    let linux = Side { name: "Linux", is_ours: false, firewall: LINUX_FIREWALL.0, client: &linux };
     let mut idle = f64::INFINITY;
     for workload in WORKLOADS {
         let mut samples = [Vec::new(), Vec::new()];
@@ -125,6 +133,7 @@ fn measure(world: &mut World, report: &mut Report, turns: usize) -> Result<()> {
             format!("{}, median of {turns}", workload.key),
             table(workload, [(&ours, of_ours, &a), (&linux, of_linux, &b)]),
         );
+        hypercalls(report, workload, of_ours);
         if workload.key == "rtt_idle" {
             report.figure("lab.rtt_idle.ratio", a.rate / b.rate);
             continue;
@@ -164,6 +173,7 @@ fn linux_side(world: &World) -> Result<Domain> {
 /// A firewall and its client.
 struct Side<'a> {
     name: &'static str,
+    is_ours: bool,
     firewall: &'a str,
     client: &'a Domain,
 }
@@ -182,17 +192,42 @@ impl Side<'_> {
         let server6 = world.plan.internet6.as_deref().unwrap_or_default();
         let line = workload.line.replace("SERVER6", server6);
         let line = line.replace("SERVER", &world.plan.internet);
+        let effort_before = self.effort(world)?;
         let (before, begun) = (cpu(world)?, Instant::now());
         let out = self.client.exec_for(&world.lab, &line, PATIENCE)?.ok(workload.key)?;
         let (after, seconds) = (cpu(world)?, begun.elapsed().as_secs_f64());
+        let effort = difference(&effort_before, self.effort(world)?);
         let Some((rate, amount)) = (workload.read)(&out) else {
             fail!("{}: {}: {out}", self.name, workload.key);
         };
-        let used = |(name, after): (String, f64)| {
-            let used = after - before.get(&name).copied().unwrap_or(0.0);
-            (name, used)
-        };
-        Ok(Sample { rate, amount, seconds, cpu: after.into_iter().map(used).collect() })
+        Ok(Sample { rate, amount, seconds, cpu: difference(&before, after), effort })
+    }
+
+    /// The counters of `firewall.Stats`, if this is our firewall.
+    fn effort(&self, world: &World) -> Result<BTreeMap<String, f64>> {
+        let mut counts = BTreeMap::new();
+        if !self.is_ours {
+            return Ok(counts);
+        }
+        let out = world.dom0d()?.call(&world.lab, "QUBESRPC firewall.Stats+ dom0")?;
+        for line in out.text.lines() {
+            let line: Value = serde_json::from_str(line).unwrap_or_default();
+            let kind = line.get("kind").and_then(Value::as_str).unwrap_or_default();
+            let numbers = match kind {
+                "machine" => Some(&line),
+                "client" | "uplink" => line.get("counters"),
+                _ => None,
+            };
+            for (name, value) in numbers.and_then(Value::as_object).into_iter().flatten() {
+                if let Some(value) = value.as_f64().filter(|_| name != "slot" && name != "domid") {
+                    *counts.entry(format!("{kind} {name}")).or_default() += value;
+                }
+            }
+        }
+        if !counts.contains_key("machine hypercalls") {
+            fail!("firewall.Stats: exit status {}: {}", out.status, out.text);
+        }
+        Ok(counts)
     }
 
     fn summary(&self, workload: &Workload, samples: &[Sample]) -> Summary {
@@ -203,6 +238,60 @@ impl Side<'_> {
             share: median(samples.iter().map(|sample| own(sample) / sample.seconds)),
         }
     }
+}
+
+/// Hypercalls, events and copies of our firewall, for a packet that it forwarded and for a MB.
+///
+/// The least that can be: for each batch of a client's frames, up or down, one hypercall that copies and one event to tell
+/// the client; for each batch to or from the uplink, one event; each byte copied once. Whoever sleeps between batches needs
+/// one call for that, too.
+fn hypercalls(report: &mut Report, workload: &Workload, samples: &[Sample]) {
+    let sum =
+        |name: &str| -> f64 { samples.iter().filter_map(|sample| sample.effort.get(name)).sum() };
+    let frames = sum("client sent-frames") + sum("uplink sent-frames");
+    let bytes = sum("client sent-bytes") + sum("uplink sent-bytes");
+    let (copies, notifications) = (sum("machine copies"), sum("machine notifications"));
+    let of_clients = sum("machine batches_from_clients") + sum("machine batches_to_clients");
+    let of_uplink = sum("machine batches_from_uplink") + sum("machine batches_to_uplink");
+    let (all, sleeps) = (sum("machine hypercalls"), sum("machine sleeps"));
+    let least = of_clients * 2.0 + of_uplink + sleeps;
+    let batches = of_clients + of_uplink;
+    report.table(
+        format!("{}: hypercalls of our firewall", workload.key),
+        vec![
+            format!(
+                "{:.3} hypercalls for a packet, {:.1} for a MB; the least for these batches: {:.3} and {:.1}",
+                all / frames, all / bytes * 1e6, least / frames, least / bytes * 1e6
+            ),
+            format!(
+                "{:.1} packets in a batch; {:.2} copying calls for a batch of clients' frames; {:.2} events for a batch; {:.2} sleeps for a batch",
+                frames / batches * 2.0, copies / of_clients, notifications / batches, sleeps / batches
+            ),
+            format!(
+                "{:.0} bytes copied for a packet, {:.3} for each byte forwarded; {:.0} allocations",
+                sum("machine copied_bytes") / frames,
+                sum("machine copied_bytes") / bytes,
+                sum("machine allocations")
+            ),
+        ],
+    );
+    report.figure(format!("lab.{}.hypercalls_per_packet", workload.key), all / frames);
+    report.figure(format!("lab.{}.hypercalls_per_mb", workload.key), all / bytes * 1e6);
+    report.figure(format!("lab.{}.copies_per_batch", workload.key), copies / of_clients);
+    report.figure(format!("lab.{}.notifications_per_batch", workload.key), notifications / batches);
+    report.figure(format!("lab.{}.allocations", workload.key), sum("machine allocations"));
+}
+
+/// What changed.
+fn difference(
+    before: &BTreeMap<String, f64>,
+    after: BTreeMap<String, f64>,
+) -> BTreeMap<String, f64> {
+    let change = |(name, after): (String, f64)| {
+        let change = after - before.get(&name).copied().unwrap_or(0.0);
+        (name, change)
+    };
+    after.into_iter().map(change).collect()
 }
 
 /// Rate and processor time of both sides, with the share of the time that each domain was running.
