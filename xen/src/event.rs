@@ -146,7 +146,7 @@ pub fn wait_from(deadline: Option<u64>, now: u64) {
         if now >= deadline {
             return;
         }
-        arm_timer(deadline);
+        arm_timer(deadline, now);
     }
     let mut list = [0; LISTED_PORTS];
     counts::call(Call::Sleep);
@@ -170,8 +170,9 @@ fn open_ports<'a>(shared: &SharedPage, list: &'a mut [u32; LISTED_PORTS]) -> &'a
     list.get(..count).unwrap_or_default()
 }
 
-/// Sets the one-shot timer unless it will fire in time anyway.
-fn arm_timer(deadline: u64) {
+/// Sets the one-shot timer unless it will fire in time anyway: a sleep that ends too early costs less than a timer that is set
+/// anew whenever a deadline moves on, as it does with each packet of the oldest flow.
+fn arm_timer(deadline: u64, now: u64) {
     TIMER.with(|timer| {
         if timer.port.get().is_none() {
             let port =
@@ -179,12 +180,19 @@ fn arm_timer(deadline: u64) {
             timer.port.set(Some(port));
             unmask_timer(port);
         }
-        if timer.armed.get() != Some(deadline) {
+        // One that should have fired and was not heard of is not waited for.
+        let will_fire = |armed| now < armed && armed <= deadline;
+        if !timer.armed.get().is_some_and(will_fire) {
             counts::call(Call::Timer);
             hypercall::set_timer(deadline).expect("the one-shot timer of the own vCPU can be set");
             timer.armed.set(Some(deadline));
         }
     });
+}
+
+/// After a suspension: whether the timer is still set is not known.
+pub(crate) fn forget_timer() {
+    TIMER.with(|timer| timer.armed.set(None));
 }
 
 /// Not owned by a [`Channel`]: it lives as long as the domain.

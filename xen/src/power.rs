@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::abi::platform::{SHUTDOWN_CRASH, SHUTDOWN_POWEROFF, SHUTDOWN_REBOOT, SHUTDOWN_SUSPEND};
-use crate::hypercall;
+use crate::{event, hypercall};
 
 /// How a suspension ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,9 @@ pub fn crash() -> ! {
 
 /// Stops until dom0 resumes the domain.
 pub fn suspend() -> SuspendResult {
-    match hypercall::shutdown(SHUTDOWN_SUSPEND) {
+    let resumed = hypercall::shutdown(SHUTDOWN_SUSPEND);
+    event::forget_timer();
+    match resumed {
         Ok(0) => SuspendResult::NewDomain,
         Ok(_) => SuspendResult::Resumed,
         Err(_) => SuspendResult::Refused,

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use super::{early, panic};
 
 /// Vector of the event upcall.
-pub(super) const UPCALL_VECTOR: u8 = 0xf0;
+pub(crate) const UPCALL_VECTOR: u8 = 0xf0;
 
 /// Exceptions of the architecture; vectors above share the last stub.
 const EXCEPTIONS: usize = 32;

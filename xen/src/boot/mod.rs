@@ -34,7 +34,7 @@ mod stacks;
 mod start;
 
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
-pub(crate) use exceptions::idle;
+pub(crate) use exceptions::{UPCALL_VECTOR, idle};
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
 pub use panic::panic;
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]

@@ -90,7 +90,7 @@ fn connect_to_xen(layout: &Layout) {
         early::log(format_args!("no console"));
     }
     exceptions::set_upcall_pending_address(layout.window.start + UPCALL_PENDING as u64);
-    if let Err(error) = hypercall::set_callback_vector(exceptions::UPCALL_VECTOR) {
+    if let Err(error) = hypercall::fix_layout() {
         panic!("event upcalls cannot be set up: error {}", error.0);
     }
 }

@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{cpu, trap};
 use crate::abi::event_channel::{
@@ -23,6 +23,9 @@ pub(crate) use trap::select_instruction;
 /// Where the hole begins that Xen's pages and peers' grants are mapped into: `shared_info`, then the frames of the
 /// grant table, then from the second large page on the window for peers' pages.
 static WINDOW: AtomicU64 = AtomicU64::new(0);
+
+/// Xen raises interrupts.
+static UPCALLS_WANTED: AtomicBool = AtomicBool::new(false);
 
 /// Frames that the grant table may grow to at most.
 const MAX_GRANT_FRAMES: u32 = 64;
@@ -180,9 +183,12 @@ fn vcpu_call<T>(command: u32, argument: &mut T) -> Result<(), Errno> {
 ///
 /// `SCHEDOP_poll` needs no interrupt: the processor takes none from boot to shutdown, which also spares us the delivery.
 /// (QEMU's emulated SVM was seen to deliver the upcall over and over without one instruction in between.) Only with
-/// more ports than Xen polls does the domain sleep in HLT.
+/// more ports than Xen polls does the domain sleep in HLT; Xen is asked for interrupts only then.
 pub(crate) fn block(ports: &[u32]) {
     if ports.len() > MAX_POLLED_PORTS {
+        if !UPCALLS_WANTED.swap(true, Ordering::Relaxed) {
+            set_callback(upcall()).expect("the upcall vector was taken at boot");
+        }
         return crate::boot::idle();
     }
     let mut poll = Poll {
@@ -259,10 +265,19 @@ fn hvm_param(index: u32) -> Option<u64> {
     Some(param.value)
 }
 
-/// Lets Xen raise this interrupt vector when an event is pending. Must be called in 64-bit mode: it fixes the layout
-/// of `shared_info`.
-pub(crate) fn set_callback_vector(vector: u8) -> Result<(), Errno> {
-    let value = CALLBACK_VIA_VECTOR | u64::from(vector);
+/// How Xen raises an interrupt when an event is pending.
+fn upcall() -> u64 {
+    CALLBACK_VIA_VECTOR | u64::from(crate::boot::UPCALL_VECTOR)
+}
+
+/// Fixes the layout of `shared_info`, which must be done in 64-bit mode: it happens when Xen is told of an interrupt. None is
+/// wanted: with events to be delivered Xen would interrupt us, and have something to do at each entry until it can.
+pub(crate) fn fix_layout() -> Result<(), Errno> {
+    set_callback(upcall())?;
+    set_callback(0)
+}
+
+fn set_callback(value: u64) -> Result<(), Errno> {
     let mut param = HvmParam { dom: DomId::SELF.0, pad: 0, index: PARAM_CALLBACK_IRQ, value };
     call(HVM_OP, HVM_SET_PARAM, &mut param).map(drop)
 }

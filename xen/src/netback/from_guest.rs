@@ -4,7 +4,8 @@
 //! copies in one batch. A packet whose slots are malformed closes its device; one that is refused or whose copy
 //! fails is answered with an error. Every slot is answered exactly once.
 //!
-//! Whatever slots a packet came in, its copy fills page after page: what fits one page is in one.
+//! What fits one page is in one. Of a longer packet each slot goes to a page of its own, so that it takes one copy and not
+//! two (a copy costs far more than its bytes); only the first page gets enough for all headers.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -15,16 +16,16 @@ use super::{CloseReason, Frame};
 use crate::grant::{CopyBatch, CopyStatus};
 use crate::mem::{PAGE_SIZE, Page};
 use crate::netif::{
-    Assembled, Assembler, Chain, DropReason, Limits, MAX_CHAIN_PAGES, MAX_FRAGMENTS,
-    MAX_FRAME_BYTES, Piece, STATUS_ERROR, STATUS_NULL, STATUS_OKAY, TxPacket, TxRequest,
-    TxResponse,
+    Assembled, Assembler, Chain, DropReason, Fragment, HEAD_BYTES, Limits, MAX_CHAIN_PAGES,
+    MAX_FRAGMENTS, MAX_FRAME_BYTES, Piece, STATUS_ERROR, STATUS_NULL, STATUS_OKAY, TxPacket,
+    TxRequest, TxResponse,
 };
 use crate::planted::{Defect, is_planted};
 
 /// Pages in one copy batch, and most frames that wait to be taken by the event loop.
 pub(super) const BATCH_FRAMES: usize = 128;
-/// Copies of one packet: a slot that reaches over the end of our page takes two.
-const MAX_COPIES: usize = MAX_FRAGMENTS + MAX_CHAIN_PAGES - 1;
+/// Copies of one packet: one slot may be divided.
+const MAX_COPIES: usize = MAX_FRAGMENTS + 1;
 
 /// How much one call of [`super::Backend::receive`] may take.
 ///
@@ -59,6 +60,8 @@ pub(super) enum Drained {
 struct Job {
     link: super::VifId,
     packet: TxPacket,
+    /// Bytes in each of its pages.
+    lens: [u16; MAX_CHAIN_PAGES],
     /// What has come back from the batch so far; nothing if a copy failed.
     chain: Option<Chain>,
     failed: bool,
@@ -150,7 +153,7 @@ impl FromGuest {
             }
             Assembled::Packet(packet) => {
                 link.charge(packet.len());
-                let pages = usize::from(packet.len()).div_ceil(PAGE_SIZE);
+                let pages = pages(&packet);
                 if pages > 1 && !self.collect_pages(pages.saturating_sub(1)) {
                     link.counters.no_page = link.counters.no_page.saturating_add(1);
                     answer(link, &packet, STATUS_ERROR);
@@ -178,26 +181,21 @@ impl FromGuest {
     fn add_job(&mut self, link: &mut Link, buffer: Page, packet: TxPacket) {
         let tag = self.jobs.len() as u64;
         self.batch.begin(buffer, tag);
-        let mut at = 0u16;
-        for piece in packet.fragments() {
-            let (mut from, mut left) = (piece.offset, piece.len);
-            while left > 0 {
-                if usize::from(at) == PAGE_SIZE {
-                    let page = self.pages.pop().expect("pages were collected for the length");
-                    self.batch.begin(page, tag);
-                    at = 0;
-                }
-                let part = left.min((PAGE_SIZE as u16).saturating_sub(at));
-                // Lengths and offsets were checked by the assembler, and the batch has room for the largest packet.
-                self.batch
-                    .from_peer(link.peer, piece.gref, from, at, part)
-                    .expect("an assembled fragment fits in its page and the batch");
-                from = from.saturating_add(part);
-                at = at.saturating_add(part);
-                left = left.saturating_sub(part);
+        let mut lens = [0; MAX_CHAIN_PAGES];
+        place(&packet, |copy| {
+            if copy.at == 0 && copy.page > 0 {
+                let page = self.pages.pop().expect("pages were counted and collected");
+                self.batch.begin(page, tag);
             }
-        }
-        self.jobs.push(Job { link: link.id, packet, chain: None, failed: false });
+            // Lengths and offsets were checked by the assembler, and the batch has room for the largest packet.
+            self.batch
+                .from_peer(link.peer, copy.piece.gref, copy.from, copy.at, copy.len)
+                .expect("an assembled fragment fits in its page and the batch");
+            if let Some(len) = lens.get_mut(copy.page) {
+                *len = copy.at.saturating_add(copy.len);
+            }
+        });
+        self.jobs.push(Job { link: link.id, packet, lens, chain: None, failed: false });
     }
 
     /// Runs the copies, answers every slot, keeps the good frames for [`FromGuest::next_frame`]. Frames of a link that
@@ -249,9 +247,8 @@ impl Job {
 
     /// Takes the next page of the packet out of the batch.
     fn take(&mut self, page: Page, status: CopyStatus) {
-        let before = self.chain.as_ref().map_or(0, |chain| chain.pages().saturating_mul(PAGE_SIZE));
-        let left = usize::from(self.packet.len()).saturating_sub(before).min(PAGE_SIZE);
-        let piece = Piece::new(page, u16::try_from(left).unwrap_or(0));
+        let number = self.chain.as_ref().map_or(0, Chain::pages);
+        let piece = Piece::new(page, self.lens.get(number).copied().unwrap_or(0));
         // Without heap for the list of pages the packet is as good as not copied.
         let kept = match &mut self.chain {
             Some(chain) => chain.push(piece),
@@ -262,6 +259,46 @@ impl Job {
         };
         self.failed |= !kept || status != CopyStatus::Ok;
     }
+}
+
+/// A copy of a packet: `len` bytes from offset `from` of a slot's page to offset `at` of our page number `page`.
+struct Placed<'a> {
+    piece: &'a Fragment,
+    from: u16,
+    page: usize,
+    at: u16,
+    len: u16,
+}
+
+/// Puts a packet into pages: a slot that does not fit into what is left of a page begins a new one, but of the first page
+/// so much is filled that it holds all headers. At most one slot is divided, and there are no more pages than slots.
+fn place<'a>(packet: &'a TxPacket, mut each: impl FnMut(Placed<'a>)) {
+    const PAGE: u16 = PAGE_SIZE as u16;
+    const HEAD: u16 = HEAD_BYTES as u16;
+    let (mut page, mut at) = (0usize, 0u16);
+    for piece in packet.fragments() {
+        let (mut from, mut left) = (piece.offset, piece.len);
+        while left > 0 {
+            let len = match left <= PAGE.saturating_sub(at) {
+                true => left,
+                false if page == 0 && at < HEAD => HEAD.saturating_sub(at),
+                false => {
+                    (page, at) = (page.saturating_add(1), 0);
+                    left
+                }
+            };
+            each(Placed { piece, from, page, at, len });
+            from = from.saturating_add(len);
+            at = at.saturating_add(len);
+            left = left.saturating_sub(len);
+        }
+    }
+}
+
+fn pages(packet: &TxPacket) -> usize {
+    let mut last = 0;
+    place(packet, |copy| last = copy.page);
+    last.saturating_add(1)
 }
 
 /// Answers every slot of a packet once.
