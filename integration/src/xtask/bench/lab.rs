@@ -14,27 +14,36 @@ use crate::lab::plan::{FIREWALL_CPU, Plan};
 use crate::lab::qemu::MachineOptions;
 use crate::lab::world::{Kind, World};
 use crate::lab::{Lab, cache};
-use crate::scenarios::steps::{self, ALICE};
+use crate::scenarios::steps::{self, ALICE, BOB};
 use crate::xtask::{image, scenarios};
 use crate::{apt, fail, progress};
 
 /// Turns of each side, and when it has to be quick.
 const TURNS: usize = 5;
 const QUICK_TURNS: usize = 2;
+/// What goes on beside a workload has ended so long after it.
+const BESIDE_ENDS: Duration = Duration::from_secs(6);
 /// A run may take so long on a busy host.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The Linux firewall VM, and its client: name and addresses.
-const LINUX_FIREWALL: (&str, &str, &str) =
-    ("linux-firewall", "10.137.0.31", "fd09:24ef:4179::a89:1f");
-const LINUX_CLIENT: (&str, &str, &str) = ("linux-client", "10.137.0.32", "fd09:24ef:4179::a89:20");
+/// Names and addresses.
+type Place = (&'static str, &'static str, &'static str);
+const LINUX_FIREWALL: Place = ("linux-firewall", "10.137.0.31", "fd09:24ef:4179::a89:1f");
+const LINUX_CLIENTS: [Place; 2] = [
+    ("linux-client", "10.137.0.32", "fd09:24ef:4179::a89:20"),
+    ("linux-other", "10.137.0.33", "fd09:24ef:4179::a89:21"),
+];
 
 /// What is measured.
 struct Workload {
     /// In the figures' names.
     key: &'static str,
-    /// The client's command; SERVER and SERVER6 stand for the server's addresses.
+    /// The client's command; SERVER and SERVER6 stand for the server's addresses. Port 5202 is for what goes on beside.
     line: &'static str,
+    /// What the other client begins before, if anything.
+    beside: Option<&'static str>,
+    /// Whether a bound is set for it: it gets more turns.
+    is_judged: bool,
     /// Rate, and the amount that was transferred, from what the command printed.
     read: fn(&str) -> Option<(f64, f64)>,
     /// Of the amount, what processor time is given for, and its name.
@@ -48,24 +57,39 @@ const WORKLOADS: &[Workload] = &[
     tcp("tcp4_down", "iperf3 -f k -n 48M -R -c SERVER"),
     tcp("tcp6_up", "iperf3 -f k -n 48M -c SERVER6"),
     tcp("tcp6_down", "iperf3 -f k -n 48M -R -c SERVER6"),
+    udp("udp64", "iperf3 -f k -u -l 64 -b 0 -t 5 -c SERVER"),
+    Workload { is_judged: true, ..ping("rtt_idle", "ping -c 50 -i 0.2 SERVER", round_trip) },
+    Workload { is_judged: false, ..tcp("tcp4_up_8", "iperf3 -f k -P 8 -n 6M -c SERVER") },
+    Workload { is_judged: false, ..tcp("tcp4_down_8", "iperf3 -f k -P 8 -n 6M -R -c SERVER") },
+    Workload { is_judged: false, ..udp("udp1400", "iperf3 -f k -u -l 1400 -b 0 -t 5 -c SERVER") },
+    ping(
+        "rtt_load",
+        "(iperf3 -R -t 13 -p 5202 -c SERVER >/dev/null 2>&1 &); sleep 1; ping -c 100 -i 0.1 SERVER",
+        worst,
+    ),
     Workload {
-        key: "udp64",
-        line: "iperf3 -f k -u -l 64 -b 0 -t 5 -c SERVER",
-        read: datagrams,
-        per: (1e6, "million packets"),
-        unit: (1.0, "packets/s"),
-    },
-    Workload {
-        key: "rtt_idle",
-        line: "ping -q -c 30 -i 0.2 SERVER",
-        read: round_trip,
-        per: (1.0, "ping"),
-        unit: (1.0, "ms"),
+        beside: Some("(iperf3 -u -l 64 -b 0 -t 13 -p 5202 -c SERVER >/dev/null 2>&1 &)"),
+        ..ping("flooded_p99", "sleep 1; ping -c 100 -i 0.1 SERVER", worst)
     },
 ];
 
 const fn tcp(key: &'static str, line: &'static str) -> Workload {
-    Workload { key, line, read: bytes, per: (1e9, "GB"), unit: (1e6, "MB/s") }
+    let (per, unit) = ((1e9, "GB"), (1e6, "MB/s"));
+    Workload { key, line, beside: None, is_judged: true, read: bytes, per, unit }
+}
+
+const fn udp(key: &'static str, line: &'static str) -> Workload {
+    let (per, unit) = ((1e6, "million packets"), (1.0, "packets/s"));
+    Workload { key, line, beside: None, is_judged: true, read: datagrams, per, unit }
+}
+
+const fn ping(
+    key: &'static str,
+    line: &'static str,
+    read: fn(&str) -> Option<(f64, f64)>,
+) -> Workload {
+    let (per, unit) = ((1.0, "ping"), (1.0, "ms"));
+    Workload { key, line, beside: None, is_judged: false, read, per, unit }
 }
 
 /// One run.
@@ -97,27 +121,39 @@ pub(super) fn run(report: &mut Report, is_quick: bool) -> Result<()> {
 
 fn measure(world: &mut World, report: &mut Report, turns: usize) -> Result<()> {
     progress::step("NetVM", || world.need_netvm(0))?;
-    progress::step("our firewall and its client", || {
+    progress::step("our firewall and its clients", || {
         world.need_firewall(Some(0))?;
-        world.need_client(ALICE)
+        world.need_client(ALICE)?;
+        world.need_client(BOB)
     })?;
-    let linux = progress::step("Linux firewall and its client", || linux_side(world))?;
+    let [linux, linux_other] =
+        progress::step("Linux firewall and its clients", || linux_side(world))?;
     let ready = world.firewall()?.wait_console(&world.lab, "fw: ready", PATIENCE)?;
     report.figure("boot.ready.vcpu_ms", steps::decimal(&ready, "vcpu_ms")?);
 
     let servers = [Some(&world.plan.internet), world.plan.internet6.as_ref()];
     for server in servers.into_iter().flatten() {
-        world.sh(world.netvm(0)?, &format!("iperf3 -s -B {server} -D"))?;
+        for port in [5201, 5202] {
+            world.sh(world.netvm(0)?, &format!("iperf3 -s -B {server} -p {port} -D"))?;
+        }
     }
     let ours = Side {
         name: "ours",
         is_ours: true,
         firewall: &world.plan.firewall.name,
         client: world.client(ALICE)?,
+        other: world.client(BOB)?,
     };
-    let linux = Side { name: "Linux", is_ours: false, firewall: LINUX_FIREWALL.0, client: &linux };
+    let linux = Side {
+        name: "Linux",
+        is_ours: false,
+        firewall: LINUX_FIREWALL.0,
+        client: &linux,
+        other: &linux_other,
+    };
     let mut idle = f64::INFINITY;
     for workload in WORKLOADS {
+        let turns = if workload.is_judged { turns } else { QUICK_TURNS };
         let mut samples = [Vec::new(), Vec::new()];
         progress::step(workload.key, || -> Result<()> {
             for _ in 0..turns {
@@ -134,13 +170,13 @@ fn measure(world: &mut World, report: &mut Report, turns: usize) -> Result<()> {
             table(workload, [(&ours, of_ours, &a), (&linux, of_linux, &b)]),
         );
         hypercalls(report, workload, of_ours);
-        if workload.key == "rtt_idle" {
-            report.figure("lab.rtt_idle.ratio", a.rate / b.rate);
+        if workload.is_ping() {
+            report.figure(format!("lab.{}.ratio", workload.key), a.rate / b.rate);
             continue;
         }
         report.figure(format!("lab.{}.cpu_ratio", workload.key), a.cpu / b.cpu);
         report.figure(format!("lab.{}.rate_ratio", workload.key), a.rate / b.rate);
-        if workload.key.starts_with("tcp") {
+        if workload.is_judged && workload.key.starts_with("tcp") {
             idle = idle.min(1.0 - a.share);
         }
     }
@@ -148,12 +184,12 @@ fn measure(world: &mut World, report: &mut Report, turns: usize) -> Result<()> {
     Ok(())
 }
 
-/// A Linux firewall VM beside ours, and a client behind it.
-fn linux_side(world: &World) -> Result<Domain> {
+/// A Linux firewall VM beside ours, and two clients behind it.
+fn linux_side(world: &World) -> Result<[Domain; 2]> {
     let netvm = world.netvm_plan(0)?;
     let netvm6 = netvm.ip6.as_deref().unwrap_or_default();
     let kernel = world.plan.kernel;
-    let spec = |own: (&str, &str, &str), role, gateways: (&str, &str), backend: &str| {
+    let spec = |own: Place, role, gateways: (&str, &str), backend: &str| {
         let (name, ip, ip6) = own;
         let words = [("ip", ip), ("gw", gateways.0), ("ip6", ip6), ("gw6", gateways.1)];
         let mut spec = DomainSpec::linux(name, role, kernel, &words);
@@ -164,18 +200,29 @@ fn linux_side(world: &World) -> Result<Domain> {
     firewall.cpu = FIREWALL_CPU;
     world.lab.create(&firewall)?.wait_ready(&world.lab)?;
     let (backend, gateway, gateway6) = LINUX_FIREWALL;
-    let client = spec(LINUX_CLIENT, Role::Client, (gateway, gateway6), backend);
-    let client = world.lab.create(&client)?;
-    client.wait_ready(&world.lab)?;
-    Ok(client)
+    let client = |place: Place| -> Result<Domain> {
+        let client = spec(place, Role::Client, (gateway, gateway6), backend);
+        let client = world.lab.create(&client)?;
+        client.wait_ready(&world.lab)?;
+        Ok(client)
+    };
+    let [one, other] = LINUX_CLIENTS;
+    Ok([client(one)?, client(other)?])
 }
 
-/// A firewall and its client.
+/// A firewall and its clients.
 struct Side<'a> {
     name: &'static str,
     is_ours: bool,
     firewall: &'a str,
     client: &'a Domain,
+    other: &'a Domain,
+}
+
+impl Workload {
+    fn is_ping(&self) -> bool {
+        self.per.1 == "ping"
+    }
 }
 
 /// Medians of a side.
@@ -190,8 +237,12 @@ struct Summary {
 impl Side<'_> {
     fn run(&self, world: &World, workload: &Workload) -> Result<Sample> {
         let server6 = world.plan.internet6.as_deref().unwrap_or_default();
-        let line = workload.line.replace("SERVER6", server6);
-        let line = line.replace("SERVER", &world.plan.internet);
+        let named =
+            |line: &str| line.replace("SERVER6", server6).replace("SERVER", &world.plan.internet);
+        let line = named(workload.line);
+        if let Some(beside) = workload.beside {
+            self.other.exec_for(&world.lab, &named(beside), PATIENCE)?.ok(workload.key)?;
+        }
         let effort_before = self.effort(world)?;
         let (before, begun) = (cpu(world)?, Instant::now());
         let out = self.client.exec_for(&world.lab, &line, PATIENCE)?.ok(workload.key)?;
@@ -200,6 +251,10 @@ impl Side<'_> {
         let Some((rate, amount)) = (workload.read)(&out) else {
             fail!("{}: {}: {out}", self.name, workload.key);
         };
+        if workload.line.contains("5202") || workload.beside.is_some() {
+            // What goes on beside has to end before the next turn.
+            std::thread::sleep(BESIDE_ENDS);
+        }
         Ok(Sample { rate, amount, seconds, cpu: difference(&before, after), effort })
     }
 
@@ -300,7 +355,7 @@ fn table(workload: &Workload, sides: [(&Side<'_>, &Vec<Sample>, &Summary); 2]) -
     for (side, samples, summary) in sides {
         let (scale, unit) = workload.unit;
         let mut line = format!("{:<5} {:>9.2} {unit}", side.name, summary.rate / scale);
-        if workload.key != "rtt_idle" {
+        if !workload.is_ping() {
             line.push_str(&format!(
                 ", {:>8.1} s of the firewall's CPU for a {}",
                 summary.cpu, workload.per.1
@@ -378,6 +433,22 @@ fn round_trip(text: &str) -> Option<(f64, f64)> {
     Some((average, f64::from(steps::replies(text)?)))
 }
 
+/// The 99th percentile of the times, in milliseconds, and how many were answered. One that was not counts as a second.
+fn worst(text: &str) -> Option<(f64, f64)> {
+    let sent: usize = text.lines().find_map(|line| {
+        line.split_once(" packets transmitted")?.0.split_whitespace().next_back()?.parse().ok()
+    })?;
+    let mut times: Vec<f64> = text
+        .lines()
+        .filter_map(|line| line.split_once(" time=")?.1.split_whitespace().next()?.parse().ok())
+        .collect();
+    let answered = times.len();
+    times.resize(sent.max(answered), 1000.0);
+    times.sort_by(f64::total_cmp);
+    let at = times.len().saturating_mul(99).div_ceil(100).saturating_sub(1);
+    Some((*times.get(at)?, answered as f64))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -399,7 +470,14 @@ rtt min/avg/max/mdev = 0.500/1.250/3.000/0.100 ms";
         assert_eq!(bytes(TCP), Some((2_500_000.0, 20_000_000.0)));
         assert_eq!(datagrams(UDP), Some((3600.0, 18_000.0)));
         assert_eq!(round_trip(PING), Some((1.25, 30.0)));
-        for read in [bytes, datagrams, round_trip] {
+        let times = "64 bytes from 192.0.2.1: icmp_seq=1 ttl=62 time=4.5 ms
+64 bytes from 192.0.2.1: icmp_seq=2 ttl=62 time=1.5 ms
+
+2 packets transmitted, 2 received, 0% packet loss, time 100ms";
+        assert_eq!(worst(times), Some((4.5, 2.0)));
+        let lost = times.replace("2 packets transmitted", "3 packets transmitted");
+        assert_eq!(worst(&lost), Some((1000.0, 2.0)));
+        for read in [bytes, datagrams, round_trip, worst] {
             assert_eq!(read("iperf3: error - unable to connect to server"), None);
             assert_eq!(read(""), None);
         }
