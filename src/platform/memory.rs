@@ -65,7 +65,7 @@ impl fmt::Display for Budgets {
 pub(super) fn effort(batches: [u64; 4]) -> Effort {
     let counts = xen::counts::counts();
     Effort {
-        hypercalls: counts.hypercalls(),
+        hypercalls: counts.hypercalls,
         copies: counts.copies,
         copy_operations: counts.copy_operations,
         copied_bytes: counts.copied_bytes,

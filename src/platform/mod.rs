@@ -400,7 +400,7 @@ impl Machine for XenMachine {
     fn sleep(&mut self, until: Option<Instant>) {
         let is_short = core::mem::take(&mut self.is_short);
         if !is_short && (!self.changes.is_empty() || self.has_work()) {
-            return;
+            return event::send_held();
         }
         let before = time::system_time_ns();
         self.clock.turn(before);
@@ -546,6 +546,7 @@ impl Machine for XenMachine {
         let [has_client, has_uplink] = core::mem::take(&mut self.has_sent);
         *to_clients += u64::from(has_client);
         *to_uplink += u64::from(has_uplink);
+        event::hold();
         self.back.flush(now);
         self.front.flush(now);
         if let Some(_operation) = self.operation(Part::Links) {
@@ -590,6 +591,7 @@ impl Machine for XenMachine {
 impl XenMachine {
     /// Stops the domain as dom0 asked.
     pub fn stop(self, stop: Stop) -> ! {
+        event::send_held();
         console::drain();
         match stop {
             Stop::Poweroff | Stop::Halt => xen::power::poweroff(),

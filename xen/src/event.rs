@@ -25,6 +25,60 @@ global! {
     static OPEN: Cell<usize> = Cell::new(0);
 }
 
+global! {
+    static HELD: Held = Held {
+        is_on: Cell::new(false),
+        count: Cell::new(0),
+        ports: [const { Cell::new(EventPort(0)) }; MAX_HELD],
+    };
+}
+
+/// Most events that wait for each other.
+const MAX_HELD: usize = 16;
+
+/// Events that wait for each other, each port once.
+struct Held {
+    is_on: Cell<bool>,
+    count: Cell<usize>,
+    ports: [Cell<EventPort>; MAX_HELD],
+}
+
+impl Held {
+    /// Whether the event was taken: it is sent later.
+    fn take_up(&self, port: EventPort) -> bool {
+        let count = self.count.get();
+        let known = self.ports.get(..count).unwrap_or_default();
+        if !self.is_on.get() || known.iter().any(|held| held.get() == port) {
+            return self.is_on.get();
+        }
+        let Some(place) = self.ports.get(count) else { return false };
+        place.set(port);
+        self.count.set(count.saturating_add(1));
+        true
+    }
+
+    /// The port is no longer ours.
+    fn forget(&self, port: EventPort) {
+        let last = self.count.get().saturating_sub(1);
+        let known = self.ports.get(..self.count.get()).unwrap_or_default();
+        if let Some(place) = known.iter().find(|held| held.get() == port)
+            && let Some(moved) = self.ports.get(last)
+        {
+            place.set(moved.get());
+            self.count.set(last);
+        }
+    }
+
+    /// Ends it: the ports, and how many they are.
+    fn end(&self) -> ([EventPort; MAX_HELD], usize) {
+        self.is_on.set(false);
+        (
+            core::array::from_fn(|at| self.ports.get(at).map_or(EventPort(0), Cell::get)),
+            self.count.take(),
+        )
+    }
+}
+
 struct Timer {
     port: Cell<Option<EventPort>>,
     /// Deadline that Xen's one-shot timer is set to; `None` once it has fired.
@@ -76,10 +130,12 @@ impl Channel {
         self.port
     }
 
-    /// Raises an event at the other end. A dead peer is not an error.
+    /// Raises an event at the other end, or together with others while they are held ([`hold`]). A dead peer is not an error.
     pub fn notify(&self) {
-        counts::call(Call::Notify);
-        hypercall::event_send(self.port);
+        if !HELD.with(|held| held.take_up(self.port)) {
+            counts::call(Call::Notify);
+            hypercall::event_send(self.port);
+        }
     }
 
     /// Whether a peer is bound to the other end now.
@@ -102,6 +158,7 @@ impl Channel {
 impl Drop for Channel {
     fn drop(&mut self) {
         OPEN.with(|open| open.set(open.get().saturating_sub(1)));
+        HELD.with(|held| held.forget(self.port));
         let shared = hypercall::shared_info();
         mask(&shared, self.port);
         counts::call(Call::Port);
@@ -109,6 +166,28 @@ impl Drop for Channel {
         // The number may be handed out again; a stale event would be an event of the next owner.
         let (word, bit) = position(self.port);
         shared.fetch_and_u64(EVTCHN_PENDING + word * 8, !bit);
+    }
+}
+
+/// From now on events wait for each other, until [`send_held`] or the next [`wait`] sends all of them in one hypercall.
+pub fn hold() {
+    HELD.with(|held| held.is_on.set(true));
+}
+
+/// Sends the events that were held. From now on they go at once again.
+pub fn send_held() {
+    let (ports, count) = HELD.with(|held| held.end());
+    match ports.get(..count) {
+        None | Some([]) => {}
+        Some([port]) => {
+            counts::call(Call::Notify);
+            hypercall::event_send(*port);
+        }
+        Some(ports) => {
+            counts::several();
+            ports.iter().for_each(|_| counts::part(Call::Notify));
+            hypercall::notify_all(ports, None);
+        }
     }
 }
 
@@ -140,17 +219,24 @@ pub fn wait(deadline: Option<u64>) {
 /// The same for a caller that knows the time: `now` in ns, not later than it is.
 pub fn wait_from(deadline: Option<u64>, now: u64) {
     if hypercall::shared_info().load_u64(PENDING_SEL) != 0 {
-        return;
+        return send_held();
     }
     if let Some(deadline) = deadline {
         if now >= deadline {
-            return;
+            return send_held();
         }
         arm_timer(deadline, now);
     }
     let mut list = [0; LISTED_PORTS];
+    let sleep = open_ports(&hypercall::shared_info(), &mut list);
+    let (ports, count) = HELD.with(|held| held.end());
+    let ports = ports.get(..count).unwrap_or_default();
     counts::call(Call::Sleep);
-    hypercall::block(open_ports(&hypercall::shared_info(), &mut list));
+    ports.iter().for_each(|_| counts::part(Call::Notify));
+    match ports {
+        [] => hypercall::block(sleep),
+        _ => hypercall::notify_all(ports, Some(sleep)),
+    }
 }
 
 /// The ports that may wake us: all that are not masked. Xen starts with every port masked by us, so that a clear bit
@@ -248,6 +334,7 @@ pub(crate) fn reset() {
         timer.port.set(None);
         timer.armed.set(None);
     });
+    HELD.with(|held| held.end());
 }
 
 #[cfg(test)]
@@ -258,6 +345,29 @@ mod tests {
     use alloc::vec::Vec;
 
     const PEER: DomId = DomId(3);
+
+    #[test]
+    fn events_that_are_held_go_together_and_each_once() {
+        let mut channels: Vec<Channel> =
+            (0..3).map(|_| Channel::alloc_unbound(PEER).unwrap()).collect();
+        let peer = fake::peer(PEER);
+        let theirs: Vec<EventPort> = channels.iter().map(|one| peer.bind(one.port())).collect();
+        peer.take_notifications();
+        hold();
+        for at in [0, 1, 0, 2] {
+            channels[at].notify();
+        }
+        assert_eq!(peer.take_notifications(), []);
+        drop(channels.remove(1));
+        let before = counts::counts();
+        send_held();
+        let after = counts::counts();
+        assert_eq!(peer.take_notifications(), [theirs[0], theirs[2]]);
+        assert_eq!(after.notifications - before.notifications, 2);
+        assert_eq!(after.hypercalls - before.hypercalls, 1);
+        channels[0].notify();
+        assert_eq!(peer.take_notifications(), [theirs[0]], "held no longer");
+    }
 
     fn pending() -> Vec<EventPort> {
         let mut ports = Vec::new();

@@ -3,6 +3,8 @@
 
 /// `__HYPERVISOR_memory_op`.
 pub const MEMORY_OP: u64 = 12;
+/// `__HYPERVISOR_multicall`.
+pub const MULTICALL: u64 = 13;
 /// `__HYPERVISOR_xen_version`.
 pub const XEN_VERSION: u64 = 17;
 /// `__HYPERVISOR_grant_table_op`.
@@ -15,6 +17,19 @@ pub const SCHED_OP: u64 = 29;
 pub const EVENT_CHANNEL_OP: u64 = 32;
 /// `__HYPERVISOR_hvm_op`.
 pub const HVM_OP: u64 = 34;
+
+/// One call of several (`struct multicall_entry` of Xen public/xen.h).
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct MulticallEntry {
+    /// Number of the hypercall.
+    pub op: u64,
+    /// What it returned.
+    pub result: u64,
+    /// Its arguments.
+    pub args: [u64; 6],
+}
+const _: () = assert!(size_of::<MulticallEntry>() == 64);
 
 /// `XENMEM_add_to_physmap`.
 pub const MEMORY_ADD_TO_PHYSMAP: u32 = 7;

@@ -175,6 +175,12 @@ pub(crate) fn set_timer(deadline_ns: u64) -> Result<(), Errno> {
     Ok(())
 }
 
+/// All of it, in order.
+pub(crate) fn notify_all(ports: &[EventPort], sleep: Option<&[u32]>) {
+    ports.iter().for_each(|port| event_send(*port));
+    sleep.into_iter().for_each(block);
+}
+
 /// Lets virtual time run to the next event of one of `ports`.
 pub(crate) fn block(ports: &[u32]) {
     loop {

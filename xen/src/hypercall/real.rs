@@ -24,6 +24,11 @@ pub(crate) use trap::select_instruction;
 /// grant table, then from the second large page on the window for peers' pages.
 static WINDOW: AtomicU64 = AtomicU64::new(0);
 
+/// Xen takes one hypercall at a time.
+static NO_MULTICALL: AtomicBool = AtomicBool::new(false);
+/// Events in one hypercall.
+const MAX_AT_ONCE: usize = 16;
+
 /// Xen raises interrupts.
 static UPCALLS_WANTED: AtomicBool = AtomicBool::new(false);
 
@@ -178,6 +183,44 @@ fn vcpu_call<T>(command: u32, argument: &mut T) -> Result<(), Errno> {
     unsafe { trap::hypercall(VCPU_OP, [command.into(), 0, pointer]) }.map(drop)
 }
 
+/// Sends events through all these ports, then sleeps as [`block`] does if `sleep` says through which ports events may come:
+/// in one hypercall, as far as Xen takes several at once.
+pub(crate) fn notify_all(ports: &[EventPort], sleep: Option<&[u32]>) {
+    let sleep_at_once = sleep.filter(|ports| ports.len() <= MAX_POLLED_PORTS);
+    let fits = ports.len() <= MAX_AT_ONCE && (sleep_at_once.is_some() || sleep.is_none());
+    if fits && !NO_MULTICALL.load(Ordering::Relaxed) {
+        if multicall(ports, sleep_at_once).is_ok() {
+            return;
+        }
+        NO_MULTICALL.store(true, Ordering::Relaxed);
+    }
+    ports.iter().for_each(|port| event_send(*port));
+    sleep.into_iter().for_each(block);
+}
+
+/// As [`notify_all`]. An error: nothing was done.
+fn multicall(ports: &[EventPort], sleep: Option<&[u32]>) -> Result<(), Errno> {
+    let mut sends = [const { PortOnly { port: EventPort(0) } }; MAX_AT_ONCE];
+    let mut poll = sleep.map(poll_of);
+    let mut entries = [MulticallEntry::default(); MAX_AT_ONCE + 1];
+    let mut count = 0;
+    for ((send, port), entry) in sends.iter_mut().zip(ports).zip(&mut entries) {
+        send.port = *port;
+        let args = [OP_SEND.into(), (&raw mut *send).addr() as u64, 0, 0, 0, 0];
+        *entry = MulticallEntry { op: EVENT_CHANNEL_OP, result: 0, args };
+        count += 1;
+    }
+    if let (Some(poll), Some(entry)) = (&mut poll, entries.get_mut(count)) {
+        let args = [SCHED_POLL.into(), (&raw mut *poll).addr() as u64, 0, 0, 0, 0];
+        *entry = MulticallEntry { op: SCHED_OP, result: 0, args };
+        count += 1;
+    }
+    let list = (&raw mut entries).addr() as u64;
+    // SAFETY: the first `count` entries are hypercalls with the structures that `event_send` and `block` give them; these
+    // and the entries live until the call returns, and Xen writes nothing but their results.
+    unsafe { trap::hypercall(MULTICALL, [list, count as u64, 0]) }.map(drop)
+}
+
 /// Sleeps until one of `ports` has an event; at once if one has, so that none is lost between the caller's last look
 /// and the sleep.
 ///
@@ -191,14 +234,14 @@ pub(crate) fn block(ports: &[u32]) {
         }
         return crate::boot::idle();
     }
-    let mut poll = Poll {
-        ports: ports.as_ptr().addr() as u64,
-        count: ports.len() as u32,
-        pad: 0,
-        timeout_ns: 0,
-    };
+    let mut poll = poll_of(ports);
     // Fails only for a port beyond the ABI or a bad pointer, which would be a fault of ours.
     call(SCHED_OP, SCHED_POLL, &mut poll).expect("open ports can be polled");
+}
+
+fn poll_of(ports: &[u32]) -> Poll {
+    let (list, count) = (ports.as_ptr().addr() as u64, ports.len() as u32);
+    Poll { ports: list, count, pad: 0, timeout_ns: 0 }
 }
 
 pub(crate) fn system_time_ns() -> u64 {
