@@ -58,10 +58,6 @@ const FRAMES_WITHOUT_UPLINK: usize = 64;
 const ANSWER_BYTES: usize = 14 + 576;
 /// Pause until memory is looked for again when clients' frames wait for want of it, in nanoseconds.
 const NO_PAGES_PAUSE_NS: u64 = 1_000_000;
-/// Turns with frames belong together if no more time than so many of them take is between them.
-const STREAM_TURNS: u64 = 4;
-/// Longest pause in which frames gather, in nanoseconds.
-const MAX_PAUSE_NS: u64 = 2_000_000;
 /// Pause until work is tried again that could not begin for want of memory, in nanoseconds.
 const SHORT_PAUSE_NS: u64 = 10_000_000;
 /// What happened to devices and links and is not handled yet, at most in one turn: two for each of their slots.
@@ -147,9 +143,6 @@ pub struct XenMachine {
     is_starved: bool,
     /// Work could not begin for want of memory in this turn.
     is_short: bool,
-    /// Frames moved in this turn; when the latest turn with frames before began, in nanoseconds.
-    has_moved: bool,
-    moved_at_ns: u64,
     /// Turns with frames of each kind, as [`Effort`] has them.
     batches: [u64; 4],
     /// Frames were sent to a client, to the uplink, in this turn.
@@ -236,8 +229,6 @@ impl XenMachine {
             changes: VecDeque::with_capacity(CHANGES_PER_TURN),
             is_starved: false,
             is_short: false,
-            has_moved: false,
-            moved_at_ns: 0,
             batches: [0; 4],
             has_sent: [false; 2],
             unsent: Unsent::NAMES.map(|name| (name, 0)),
@@ -362,25 +353,6 @@ impl XenMachine {
         }
     }
 
-    /// Lets frames gather while they come one after the other. True if that was done.
-    ///
-    /// A turn costs the same however few frames it has. While turns with frames follow each other closely, each is followed
-    /// by a pause as long as itself. What comes after a time without frames is taken at once.
-    fn pause(&mut self, before: u64) -> bool {
-        let took = before.saturating_sub(self.now_ns).min(MAX_PAUSE_NS);
-        let since = self.now_ns.saturating_sub(self.moved_at_ns);
-        if !core::mem::take(&mut self.has_moved) {
-            return false;
-        }
-        self.moved_at_ns = self.now_ns;
-        let is_stream = since < took.saturating_mul(STREAM_TURNS);
-        let until = before.saturating_add(took);
-        is_stream && !self.is_short && event::pause(until) && {
-            self.slept_until = Some(Some(until));
-            true
-        }
-    }
-
     /// Work that an event will not announce again.
     fn has_work(&self) -> bool {
         let is_uplink_bound =
@@ -432,9 +404,6 @@ impl Machine for XenMachine {
         }
         let before = time::system_time_ns();
         self.clock.turn(before);
-        if self.pause(before) {
-            return;
-        }
         let loop_deadline = until.map(|instant| self.clock.shared_ns(instant));
         let pages_deadline = (self.is_starved && self.back.has_work())
             .then(|| before.saturating_add(NO_PAGES_PAUSE_NS));
@@ -501,7 +470,6 @@ impl Machine for XenMachine {
         let [from_clients, from_uplink, ..] = &mut self.batches;
         *from_clients += u64::from(self.back.has_frames());
         *from_uplink += u64::from(self.front.has_frames());
-        self.has_moved |= self.back.has_frames() || self.front.has_frames();
     }
 
     fn next_frame(&mut self) -> Option<Arrival<Page, Tail>> {

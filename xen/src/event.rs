@@ -234,22 +234,9 @@ pub fn wait_from(deadline: Option<u64>, now: u64) {
     counts::call(Call::Sleep);
     ports.iter().for_each(|_| counts::part(Call::Notify));
     match ports {
-        [] => hypercall::block(sleep, 0),
-        _ => hypercall::notify_all(ports, Some((sleep, 0))),
+        [] => hypercall::block(sleep),
+        _ => hypercall::notify_all(ports, Some(sleep)),
     }
-}
-
-/// Sends the events that are held and sleeps until Xen's system time reaches `until` (ns), whatever events come meanwhile:
-/// they are found by the next [`take_pending`]. Only the timer ends it early, and `false` says that there is none yet: then
-/// nothing was done.
-pub fn pause(until: u64) -> bool {
-    let Some(EventPort(timer)) = TIMER.with(|timer| timer.port.get()) else { return false };
-    let (ports, count) = HELD.with(|held| held.end());
-    let ports = ports.get(..count).unwrap_or_default();
-    counts::call(Call::Sleep);
-    ports.iter().for_each(|_| counts::part(Call::Notify));
-    hypercall::notify_all(ports, Some((&[timer], until)));
-    true
 }
 
 /// The ports that may wake us: all that are not masked. Xen starts with every port masked by us, so that a clear bit

@@ -176,15 +176,13 @@ pub(crate) fn set_timer(deadline_ns: u64) -> Result<(), Errno> {
 }
 
 /// All of it, in order.
-pub(crate) fn notify_all(ports: &[EventPort], sleep: Option<(&[u32], u64)>) {
+pub(crate) fn notify_all(ports: &[EventPort], sleep: Option<&[u32]>) {
     ports.iter().for_each(|port| event_send(*port));
-    if let Some((ports, until_ns)) = sleep {
-        block(ports, until_ns);
-    }
+    sleep.into_iter().for_each(block);
 }
 
-/// Lets virtual time run to the next event of one of `ports`, at most to `until_ns` if that is not 0.
-pub(crate) fn block(ports: &[u32], until_ns: u64) {
+/// Lets virtual time run to the next event of one of `ports`.
+pub(crate) fn block(ports: &[u32]) {
     loop {
         let wake = with(|xen| {
             let is_pending = |port: &u32| {
@@ -195,12 +193,10 @@ pub(crate) fn block(ports: &[u32], until_ns: u64) {
             (!ports.iter().any(is_pending)).then_some((xen.timer_ns, planned))
         });
         let Some((timer, planned)) = wake else { return };
-        let until = (until_ns > 0).then_some(until_ns);
-        if until.is_some_and(|until| system_time_ns() >= until) {
-            return;
-        }
-        let next = [timer, planned, until].into_iter().flatten().min();
-        let next = next.expect("the domain would sleep for ever");
+        let next = match (timer, planned) {
+            (Some(timer), Some(planned)) => timer.min(planned),
+            (one, other) => one.or(other).expect("the domain would sleep for ever"),
+        };
         if !run_next_until(next) {
             with(|xen| {
                 xen.clock_ns = xen.clock_ns.max(next);

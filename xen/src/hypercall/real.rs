@@ -183,10 +183,10 @@ fn vcpu_call<T>(command: u32, argument: &mut T) -> Result<(), Errno> {
     unsafe { trap::hypercall(VCPU_OP, [command.into(), 0, pointer]) }.map(drop)
 }
 
-/// Sends events through all these ports, then sleeps as [`block`] does if `sleep` says through which ports events may come,
-/// and until when at most if that is not 0: in one hypercall, as far as Xen takes several at once.
-pub(crate) fn notify_all(ports: &[EventPort], sleep: Option<(&[u32], u64)>) {
-    let sleep_at_once = sleep.filter(|(ports, _)| ports.len() <= MAX_POLLED_PORTS);
+/// Sends events through all these ports, then sleeps as [`block`] does if `sleep` says through which ports events may come:
+/// in one hypercall, as far as Xen takes several at once.
+pub(crate) fn notify_all(ports: &[EventPort], sleep: Option<&[u32]>) {
+    let sleep_at_once = sleep.filter(|ports| ports.len() <= MAX_POLLED_PORTS);
     let fits = ports.len() <= MAX_AT_ONCE && (sleep_at_once.is_some() || sleep.is_none());
     if fits && !NO_MULTICALL.load(Ordering::Relaxed) {
         if multicall(ports, sleep_at_once).is_ok() {
@@ -195,15 +195,13 @@ pub(crate) fn notify_all(ports: &[EventPort], sleep: Option<(&[u32], u64)>) {
         NO_MULTICALL.store(true, Ordering::Relaxed);
     }
     ports.iter().for_each(|port| event_send(*port));
-    if let Some((ports, until_ns)) = sleep {
-        block(ports, until_ns);
-    }
+    sleep.into_iter().for_each(block);
 }
 
 /// As [`notify_all`]. An error: nothing was done.
-fn multicall(ports: &[EventPort], sleep: Option<(&[u32], u64)>) -> Result<(), Errno> {
+fn multicall(ports: &[EventPort], sleep: Option<&[u32]>) -> Result<(), Errno> {
     let mut sends = [const { PortOnly { port: EventPort(0) } }; MAX_AT_ONCE];
-    let mut poll = sleep.map(|(ports, until_ns)| poll_of(ports, until_ns));
+    let mut poll = sleep.map(poll_of);
     let mut entries = [MulticallEntry::default(); MAX_AT_ONCE + 1];
     let mut count = 0;
     for ((send, port), entry) in sends.iter_mut().zip(ports).zip(&mut entries) {
@@ -229,22 +227,21 @@ fn multicall(ports: &[EventPort], sleep: Option<(&[u32], u64)>) -> Result<(), Er
 /// `SCHEDOP_poll` needs no interrupt: the processor takes none from boot to shutdown, which also spares us the delivery.
 /// (QEMU's emulated SVM was seen to deliver the upcall over and over without one instruction in between.) Only with
 /// more ports than Xen polls does the domain sleep in HLT; Xen is asked for interrupts only then.
-/// `until_ns`: system time at which the sleep ends, 0 for never.
-pub(crate) fn block(ports: &[u32], until_ns: u64) {
+pub(crate) fn block(ports: &[u32]) {
     if ports.len() > MAX_POLLED_PORTS {
         if !UPCALLS_WANTED.swap(true, Ordering::Relaxed) {
             set_callback(upcall()).expect("the upcall vector was taken at boot");
         }
         return crate::boot::idle();
     }
-    let mut poll = poll_of(ports, until_ns);
+    let mut poll = poll_of(ports);
     // Fails only for a port beyond the ABI or a bad pointer, which would be a fault of ours.
     call(SCHED_OP, SCHED_POLL, &mut poll).expect("open ports can be polled");
 }
 
-fn poll_of(ports: &[u32], timeout_ns: u64) -> Poll {
+fn poll_of(ports: &[u32]) -> Poll {
     let (list, count) = (ports.as_ptr().addr() as u64, ports.len() as u32);
-    Poll { ports: list, count, pad: 0, timeout_ns }
+    Poll { ports: list, count, pad: 0, timeout_ns: 0 }
 }
 
 pub(crate) fn system_time_ns() -> u64 {
