@@ -12,8 +12,8 @@ use crate::world::{Effect, HOSTILE_MARK, World};
 
 /// Where Xen's ring.h has the first slot.
 const SLOTS: usize = 64;
-/// Slots that one client is given in a turn, with a frame on top.
-const MOST_PER_TURN: usize = 32 + 18;
+/// Frames in one batch: more than that no client is given in a turn, however much is left of it.
+const BATCH: usize = 128;
 /// Frames of a flood: the ring has room for them, and the uplink.
 const FLOOD: usize = 200;
 
@@ -118,7 +118,7 @@ pub(super) fn index_goes_back(world: &mut World, visit: &mut Visit) -> Effect {
     let (count, turns, by) = if world.random.bool() {
         (1, 6, 1)
     } else {
-        (2 * MOST_PER_TURN, 1, world.random.u32(1..MOST_PER_TURN as u32 / 2))
+        (FLOOD, 1, world.random.u32(1..(FLOOD - BATCH) as u32))
     };
     visit.fill(count);
     world.turns(turns)?;
@@ -291,7 +291,7 @@ pub(super) fn flood(world: &mut World, visit: &mut Visit) -> Effect {
     world.honest_sends_only(which, &payload);
     world.turns(1)?;
     let taken = visit.statuses().len();
-    if taken > MOST_PER_TURN {
+    if taken > BATCH {
         return Err(format!("{taken} frames of one client in one turn"));
     }
     let is_out = |frame: &Vec<u8>| frames::read(frame).is_some_and(|read| read.1 == payload);

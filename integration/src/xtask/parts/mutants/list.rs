@@ -92,8 +92,8 @@ pub(super) const FLIPS: &[Flip] = &[
     fast(
         "fast path: what the port takes",
         "src/fast/mod.rs",
-        "None => self.total_len <= caps.mtu && (!is_blank || F::takes(caps).0),",
-        "None => self.total_len <= caps.mtu,",
+        "None => self.total_len <= usize::from(caps.mtu) && (!is_blank || F::takes(caps).0),",
+        "None => self.total_len <= usize::from(caps.mtu),",
     ),
     fast(
         "fast path: answers of resolvers",
