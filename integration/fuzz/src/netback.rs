@@ -418,7 +418,9 @@ impl World {
     fn check_frame(&mut self, frame: Frame) {
         let (chain, offload) = (&frame.chain, frame.offload);
         let len = chain.len();
-        assert!(chain.pages() <= MAX_CHAIN_PAGES && chain.pages() == len.div_ceil(PAGE));
+        assert!(chain.pages() <= MAX_CHAIN_PAGES && (len > PAGE || chain.pages() == 1));
+        assert!(chain.head().len() >= 256 || chain.pages() == 1, "headers are all in the head");
+        assert!(!chain.pieces().any(Piece::is_empty), "a page with nothing in it");
         match offload.gso {
             None => assert!((14..=1518).contains(&len) && chain.pages() == 1),
             Some(gso) => {
