@@ -111,7 +111,7 @@ fn set(shape: &Shape, end: End, rules: usize, family: Family) -> Result<RulesSta
         End::Policy => "accept",
     };
     let lines = (0..rules)
-        .map(|n| (format!("{n:05}"), format!("action={} {}", action(n), (shape.line)(n))));
+        .map(|n| (format!("{n:04}"), format!("action={} {}", action(n), (shape.line)(n))));
     let entries: Vec<(String, String)> = lines.chain([("policy".into(), policy.into())]).collect();
     let bytes = entries.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes()));
     let set = RuleSet::parse(family, bytes).and_then(CompiledSet::new);
