@@ -265,8 +265,19 @@ pub(crate) fn vcpu_running_ns() -> u64 {
 }
 
 /// Ends or suspends the domain; returns only from a suspension, or if Xen refuses.
+///
+/// The toolstack gives a suspended domain that it resumes in place the return value 1 only if that takes interrupts for events
+/// (`modify_returncode` of Xen's libxenguest): else it would look like a new domain.
 pub(crate) fn shutdown(reason: u32) -> Result<u64, Errno> {
-    call(SCHED_OP, SCHED_SHUTDOWN, &mut { reason })
+    let takes_interrupts = UPCALLS_WANTED.load(Ordering::Relaxed);
+    if reason == SHUTDOWN_SUSPEND {
+        set_callback(upcall())?;
+    }
+    let returned = call(SCHED_OP, SCHED_SHUTDOWN, &mut { reason });
+    if !takes_interrupts {
+        set_callback(0)?;
+    }
+    returned
 }
 
 /// Stops for good without Xen's help. With interrupts off a halted last vCPU is a powered-off domain.
