@@ -150,6 +150,17 @@ fn translate(rule: &str) -> Result<String> {
     Ok(text + "accept")
 }
 
+/// Packets are forwarded, and each is refused as it would be alone.
+const PARAMETERS: &[(&str, &str)] = &[
+    ("net/ipv4/ip_forward", "1"),
+    ("net/ipv4/conf/all/rp_filter", "0"),
+    ("net/ipv4/conf/default/rp_filter", "0"),
+    ("net/ipv4/icmp_ratelimit", "0"),
+    ("net/ipv4/icmp_ratemask", "0"),
+    ("net/ipv4/icmp_msgs_per_sec", "10000000"),
+    ("net/ipv4/icmp_msgs_burst", "10000000"),
+];
+
 /// A firewall of the host's kernel with one client.
 struct Kernel {
     space: Namespace,
@@ -160,9 +171,7 @@ struct Kernel {
 impl Kernel {
     fn new() -> Result<Self> {
         let space = Namespace::new("bench")?;
-        for (parameter, value) in
-            [("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/rp_filter", "0")]
-        {
+        for (parameter, value) in PARAMETERS {
             space.set(parameter, value)?;
         }
         let client = space.tap("vif1", "fe:ff:ff:ff:ff:ff")?;
