@@ -1,6 +1,6 @@
 //! The clients' TX rings: requests in, whole frames in private pages out.
 //!
-//! Each turn takes a bounded number of packets from each ring, in turns, reads every slot once, and gathers their
+//! Each turn takes a bounded number of packets from the rings, by deficit round robin ([`Budget`]), reads every slot once, and gathers their
 //! copies in one batch. A packet whose slots are malformed closes its device; one that is refused or whose copy
 //! fails is answered with an error. Every slot is answered exactly once.
 //!
