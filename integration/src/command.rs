@@ -68,6 +68,18 @@ pub fn last_lines(text: &str, count: usize) -> String {
     lines.iter().skip(lines.len().saturating_sub(count)).copied().collect::<Vec<_>>().join("\n")
 }
 
+/// `text`, or its first and last bytes with `...` between them where it is longer than 600 bytes.
+pub fn shortened(text: &str) -> String {
+    const HEAD: usize = 200;
+    const TAIL: usize = 400;
+    if text.len() <= HEAD + TAIL {
+        return text.to_owned();
+    }
+    let (head, tail) = (text.floor_char_boundary(HEAD), text.ceil_char_boundary(text.len() - TAIL));
+    let (head, tail) = (text.get(..head), text.get(tail..));
+    format!("{} ... {}", head.unwrap_or_default(), tail.unwrap_or_default())
+}
+
 fn describe(command: &Command) -> String {
     let program = Path::new(command.get_program())
         .file_name()
@@ -76,8 +88,7 @@ fn describe(command: &Command) -> String {
     let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy()).collect();
     let mut line = format!("{program} {}", args.join(" "));
     if line.len() > 160 {
-        let end = (0..=157).rev().find(|&i| line.is_char_boundary(i)).unwrap_or(0);
-        line.truncate(end);
+        line.truncate(line.floor_char_boundary(157));
         line.push_str("...");
     }
     line
@@ -92,6 +103,14 @@ mod tests {
         let error = output(&mut new("sh", &["-c", "echo out; echo oops >&2; exit 3"])).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("oops") && text.contains("exit status: 3"), "{text}");
+    }
+
+    #[test]
+    fn a_long_text_keeps_both_ends() {
+        let long = format!("reason {} end", "é".repeat(500));
+        let short = shortened(&long);
+        assert!(short.len() < 620 && short.starts_with("reason ") && short.ends_with("é end"));
+        assert_eq!(shortened("all of it"), "all of it");
     }
 
     #[test]

@@ -19,6 +19,7 @@ const EMULATOR_TRIES: u32 = 3;
 #[derive(Default)]
 struct Tally {
     passed: u32,
+    /// Names and reasons.
     failed: Vec<String>,
     emulator_faults: u32,
     /// Number of the run, when there are several.
@@ -181,7 +182,7 @@ fn run_group(
                     begun.elapsed().as_secs_f32()
                 ));
                 save_logs(world.as_ref(), &label);
-                tally.failed.push(label);
+                tally.failed.push(format!("{label} ({})", command::shortened(&error.to_string())));
                 // The next one finds an empty world; a dom0 that does not answer is replaced.
                 if world.as_mut().is_some_and(|world| world.clear().is_err()) {
                     world = None;

@@ -46,6 +46,7 @@ pub fn run(fast: bool) -> Result<()> {
 /// How the checks ended so far.
 #[derive(Default)]
 struct Report {
+    /// Names and reasons, which the last lines repeat: of a long report often only the end is kept.
     failures: Vec<String>,
     not_run: Vec<&'static str>,
 }
@@ -54,7 +55,7 @@ impl Report {
     fn check(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> bool {
         if let Err(error) = progress::step(name, work) {
             progress::say(format!("FAILED {name}: {error}"));
-            self.failures.push(name.to_owned());
+            self.failures.push(format!("{name}: {}", command::shortened(&error.to_string())));
             return false;
         }
         true
@@ -92,7 +93,7 @@ impl Report {
                 Ok(())
             }
             failures => {
-                fail!("{} of the checks failed: {}", failures.len(), failures.join("; "))
+                fail!("{} of the checks failed:\n{}", failures.len(), failures.join("\n"))
             }
         }
     }
@@ -178,7 +179,7 @@ fn lab(report: &mut Report, image: Option<&Image>, patient: &[&Part]) {
             (Some(image), Some(images)) => {
                 if let Err(error) = scenarios::run_all(images, image) {
                     progress::say(format!("FAILED scenarios: {error}"));
-                    report.failures.push("scenarios".into());
+                    report.failures.push(format!("scenarios: {error}"));
                 }
             }
             (None, _) => report.failures.push("scenarios (no image to run)".into()),
