@@ -8,13 +8,13 @@ use firewall::event_loop::{EventLoop, Millis};
 use firewall::platform::{Budgets, ConsoleSink, XenMachine};
 use firewall::{Firewall, Limits};
 use xen::boot::{BootInfo, selftest};
-use xen::{console_line, entropy};
+use xen::{console_line, counts, entropy, event};
 
 xen::entry!(run);
 
 /// The first instruction of the firewall proper. Interrupts are off, memory and console are up.
 fn run(info: BootInfo) -> ! {
-    let kernel_us = info.uptime_us();
+    let kernel = phase(&info);
     let (major, minor) = info.xen_version;
     console_line!(
         "fw: qubes-rust-firewall {} booting on Xen {major}.{minor}, memory {} KiB, domid {}",
@@ -25,6 +25,8 @@ fn run(info: BootInfo) -> ! {
     if let Some(name) = info.value("fw-selftest") {
         selftest::run(name);
     }
+    // What is said from here on is told with the first sleep.
+    event::hold();
     // The control plane reports what it cannot understand.
     let words = Words::of_command_line(info.cmdline, &mut |_| {});
     let wanted = Features::new(&Words::default(), &words, DebugMode::Off).flows;
@@ -41,16 +43,23 @@ fn run(info: BootInfo) -> ! {
         Ok(firewall) => firewall,
         Err(error) => panic!("{error}"),
     };
-    let tables_us = info.uptime_us();
+    let tables = phase(&info);
     let mut machine = match XenMachine::start(info, &limits) {
         Ok(machine) => machine,
         Err(error) => panic!("{error}"),
     };
     console_line!("fw: budgets_kib {Budgets}");
-    let phases = [("kernel", kernel_us), ("tables", tables_us), ("devices", info.uptime_us())];
-    for (name, (wall_us, vcpu_us)) in phases {
-        console_line!("fw: phase {name} wall_ms={} vcpu_ms={}", Millis(wall_us), Millis(vcpu_us));
+    for (name, ((wall_us, vcpu_us), hypercalls)) in
+        [("kernel", kernel), ("tables", tables), ("devices", phase(&info))]
+    {
+        let (wall, vcpu) = (Millis(wall_us), Millis(vcpu_us));
+        console_line!("fw: phase {name} wall_ms={wall} vcpu_ms={vcpu} hypercalls={hypercalls}");
     }
     let stop = EventLoop::new(firewall, memory_bytes, command_line, ConsoleSink).run(&mut machine);
     machine.stop(stop)
+}
+
+/// Time since the first instruction, and hypercalls since then.
+fn phase(info: &BootInfo) -> ((u64, u64), u64) {
+    (info.uptime_us(), counts::counts().hypercalls)
 }

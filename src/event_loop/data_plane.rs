@@ -13,9 +13,15 @@ const OWN_FRAMES_PER_TURN: usize = 16;
 type PagedOf<M> = Paged<<M as Machine>::Page, <M as Machine>::Tail>;
 
 impl<S: Sink> EventLoop<S> {
-    /// Takes one batch of frames through the packet path.
+    /// Takes one batch of frames from each side through the packet path: first those for clients.
     pub(super) fn forward<M: Machine>(&mut self, machine: &mut M) {
-        machine.receive();
+        machine.receive_from_uplink();
+        self.forward_batch(machine);
+        machine.receive_from_clients();
+        self.forward_batch(machine);
+    }
+
+    fn forward_batch<M: Machine>(&mut self, machine: &mut M) {
         while let Some(arrival) = machine.next_frame() {
             self.forward_one(machine, arrival);
         }

@@ -289,8 +289,11 @@ pub trait Machine {
     /// What that led to.
     fn next_change(&mut self) -> Option<Change>;
 
-    /// Takes a bounded batch of frames from all ports.
-    fn receive(&mut self);
+    /// Takes a bounded batch of frames from the uplink.
+    fn receive_from_uplink(&mut self);
+    /// Takes a bounded batch of frames from the clients. What was sent to them goes out with it, for one exit to the
+    /// hypervisor.
+    fn receive_from_clients(&mut self);
     /// The next frame of the batch.
     fn next_frame(&mut self) -> Option<Arrival<Self::Page, Self::Tail>>;
     /// A page for a frame of our own; `None` if memory is short.

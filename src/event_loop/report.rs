@@ -229,9 +229,10 @@ impl<S: Sink> EventLoop<S> {
                     self.now,
                     Source::System,
                     format_args!(
-                        "phase {name} wall_ms={} vcpu_ms={}",
+                        "phase {name} wall_ms={} vcpu_ms={} hypercalls={}",
                         Millis(wall_us),
-                        Millis(running_us)
+                        Millis(running_us),
+                        machine.effort().hypercalls
                     ),
                 );
             }

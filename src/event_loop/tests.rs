@@ -133,7 +133,8 @@ impl Machine for TestMachine {
     fn next_change(&mut self) -> Option<Change> {
         self.changes.pop_front()
     }
-    fn receive(&mut self) {}
+    fn receive_from_uplink(&mut self) {}
+    fn receive_from_clients(&mut self) {}
     fn next_frame(&mut self) -> Option<Arrival<Vec<u8>, TestTail>> {
         let (origin, bytes, head, offload) = self.supers.pop_front().or_else(|| {
             let (origin, bytes) = self.frames.pop_front()?;

@@ -430,6 +430,8 @@ impl Machine for XenMachine {
             None => self.clock.turn(now),
         }
         self.now_ns = now;
+        // Whoever is to be told anything in this turn is told at its end: one exit for all of them.
+        event::hold();
         self.take_port_events();
         self.take_store_messages(now);
         if let Some(_operation) = self.operation(Part::Netback) {
@@ -459,17 +461,20 @@ impl Machine for XenMachine {
         self.changes.pop_front()
     }
 
-    fn receive(&mut self) {
-        let now = self.now_ns;
-        self.front.receive(UPLINK_FRAMES_PER_TURN, now);
+    fn receive_from_uplink(&mut self) {
+        self.front.receive(UPLINK_FRAMES_PER_TURN, self.now_ns);
+        let [_, from_uplink, ..] = &mut self.batches;
+        *from_uplink += u64::from(self.front.has_frames());
+    }
+
+    fn receive_from_clients(&mut self) {
         let room = if self.front.is_up() { self.front.send_room() } else { FRAMES_WITHOUT_UPLINK };
         let spare = mem::free_pages().saturating_sub(RESERVED_PAGES);
         self.is_starved = spare < self.back.least_budget();
         let budget = Budget { quantum: CLIENT_QUANTUM, total: room.min(spare) };
-        self.back.receive(budget, now);
-        let [from_clients, from_uplink, ..] = &mut self.batches;
+        self.back.receive(budget, self.now_ns);
+        let [from_clients, ..] = &mut self.batches;
         *from_clients += u64::from(self.back.has_frames());
-        *from_uplink += u64::from(self.front.has_frames());
     }
 
     fn next_frame(&mut self) -> Option<Arrival<Page, Tail>> {
@@ -546,7 +551,6 @@ impl Machine for XenMachine {
         let [has_client, has_uplink] = core::mem::take(&mut self.has_sent);
         *to_clients += u64::from(has_client);
         *to_uplink += u64::from(has_uplink);
-        event::hold();
         self.back.flush(now);
         self.front.flush(now);
         if let Some(_operation) = self.operation(Part::Links) {
@@ -591,7 +595,6 @@ impl Machine for XenMachine {
 impl XenMachine {
     /// Stops the domain as dom0 asked.
     pub fn stop(self, stop: Stop) -> ! {
-        event::send_held();
         console::drain();
         match stop {
             Stop::Poweroff | Stop::Halt => xen::power::poweroff(),

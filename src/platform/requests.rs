@@ -3,9 +3,9 @@
 //! A request is acknowledged by writing the node empty, then obeyed. It works from the first turn on, whether or not
 //! QubesDB or an uplink is there.
 
-use xen::console;
 use xen::power::{self, SuspendResult};
 use xen::xenstore::{self, Owner, ReqId, Request, Token, WatchEvent};
+use xen::{console, event};
 
 use crate::event_loop::machine::{Change, Reason, Stop};
 
@@ -128,6 +128,7 @@ impl Requests {
 /// Suspends. Xen returns here when the host resumes the domain in place: grants, ports, mappings and the shared pages
 /// are what they were. A return into a new domain (restore, migration) is not supported and Qubes never does it.
 fn suspend() -> Change {
+    event::send_held();
     match power::suspend() {
         SuspendResult::Resumed => Change::Resumed,
         SuspendResult::Refused => {

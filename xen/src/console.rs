@@ -9,7 +9,7 @@ use core::cell::RefCell;
 use core::fmt;
 
 use crate::abi::platform::{CONSOLE_OUT, CONSOLE_OUT_BYTES, CONSOLE_OUT_CONS, CONSOLE_OUT_PROD};
-use crate::event::Channel;
+use crate::event::{self, Channel};
 use crate::mem::global;
 use crate::shared::{SharedPage, fence_full};
 use crate::{hypercall, time};
@@ -57,8 +57,9 @@ pub fn dropped_bytes() -> u64 {
     CONSOLE.with(|console| console.try_borrow().map_or(0, |console| console.dropped))
 }
 
-/// Waits, at most 100 ms, until xenconsoled has read everything: for last words.
+/// Waits, at most 100 ms, until xenconsoled has read everything: for last words. Events that were held are sent first.
 pub fn drain() {
+    event::send_held();
     CONSOLE.with(|console| {
         let Ok(console) = console.try_borrow() else { return };
         let Some((page, _)) = &console.link else { return };

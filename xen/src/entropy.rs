@@ -29,9 +29,9 @@ pub fn seed() -> [u8; 32] {
 /// The same with `extra` mixed in, which can only make it better.
 pub fn seed_with(extra: &[u8]) -> [u8; 32] {
     let mut mixer = Mixer::new();
-    let mut hardware = 0;
+    let (mut hardware, random) = (0, cpu::Random::detect());
     for _ in 0..HARDWARE_VALUES {
-        hardware += mixer.add_if_ready(cpu::rdseed) + mixer.add_if_ready(cpu::rdrand);
+        hardware += mixer.add_if_ready(|| random.rdseed()) + mixer.add_if_ready(|| random.rdrand());
     }
     mixer.add(time::system_time_ns());
     mixer.add(time::wall_clock_s());
@@ -60,7 +60,7 @@ impl Mixer {
     }
 
     /// Number of values added.
-    fn add_if_ready(&mut self, source: fn() -> Option<u64>) -> usize {
+    fn add_if_ready(&mut self, source: impl Fn() -> Option<u64>) -> usize {
         let value = (0..TRIES).find_map(|_| source());
         value.into_iter().map(|value| self.add(value)).count()
     }

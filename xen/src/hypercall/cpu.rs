@@ -24,21 +24,35 @@ pub(crate) fn has_leaf7(in_ecx: bool, bit: u32) -> bool {
     highest >= 7 && register & (1 << bit) != 0
 }
 
-/// 64 bits from RDSEED, if the processor has it and some are ready.
-pub(crate) fn rdseed() -> Option<u64> {
-    /// CPUID.7.0:EBX.RDSEED
-    const RDSEED: u32 = 18;
-    let mut value = 0;
-    // SAFETY: only executed if CPUID reports the instruction.
-    (has_leaf7(false, RDSEED) && unsafe { _rdseed64_step(&mut value) } == 1).then_some(value)
+/// The processor's instructions for random numbers. CPUID is asked once: it is an exit each time.
+#[derive(Clone, Copy)]
+pub(crate) struct Random {
+    has_rdseed: bool,
+    has_rdrand: bool,
 }
 
-/// 64 bits from RDRAND, if the processor has it and some are ready.
-pub(crate) fn rdrand() -> Option<u64> {
-    /// CPUID.1:ECX.RDRAND
-    const RDRAND: u32 = 30;
-    let [_, _, ecx, _] = cpuid(1);
-    let mut value = 0;
-    // SAFETY: only executed if CPUID reports the instruction.
-    (ecx & (1 << RDRAND) != 0 && unsafe { _rdrand64_step(&mut value) } == 1).then_some(value)
+impl Random {
+    /// Those that CPUID reports.
+    pub(crate) fn detect() -> Random {
+        /// CPUID.7.0:EBX.RDSEED
+        const RDSEED: u32 = 18;
+        /// CPUID.1:ECX.RDRAND
+        const RDRAND: u32 = 30;
+        let [_, _, ecx, _] = cpuid(1);
+        Random { has_rdseed: has_leaf7(false, RDSEED), has_rdrand: ecx & (1 << RDRAND) != 0 }
+    }
+
+    /// 64 bits from RDSEED, if the processor has it and some are ready.
+    pub(crate) fn rdseed(self) -> Option<u64> {
+        let mut value = 0;
+        // SAFETY: only executed if CPUID reports the instruction; only `detect` sets the field.
+        (self.has_rdseed && unsafe { _rdseed64_step(&mut value) } == 1).then_some(value)
+    }
+
+    /// 64 bits from RDRAND, if the processor has it and some are ready.
+    pub(crate) fn rdrand(self) -> Option<u64> {
+        let mut value = 0;
+        // SAFETY: as in `rdseed`.
+        (self.has_rdrand && unsafe { _rdrand64_step(&mut value) } == 1).then_some(value)
+    }
 }

@@ -1,7 +1,7 @@
 //! The clients' TX rings: requests in, whole frames in private pages out.
 //!
 //! Each turn takes a bounded number of packets from the rings, by deficit round robin ([`Budget`]), reads every slot once, and gathers their
-//! copies in one batch. A packet whose slots are malformed closes its device; one that is refused or whose copy
+//! copies in the batch of the turn. A packet whose slots are malformed closes its device; one that is refused or whose copy
 //! fails is answered with an error. Every slot is answered exactly once.
 //!
 //! What fits one page is in one. Of a longer packet each slot goes to a page of its own, so that it takes one copy and not
@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 
 use super::connect::Vifs;
 use super::link::Link;
-use super::{CloseReason, Frame};
+use super::{CloseReason, Frame, Tag};
 use crate::grant::{CopyBatch, CopyStatus};
 use crate::mem::{PAGE_SIZE, Page};
 use crate::netif::{
@@ -22,8 +22,8 @@ use crate::netif::{
 };
 use crate::planted::{Defect, is_planted};
 
-/// Pages in one copy batch, and most frames that wait to be taken by the event loop.
-pub(super) const BATCH_FRAMES: usize = 128;
+/// Most frames that wait to be taken by the event loop.
+const MAX_FRAMES: usize = 128;
 /// Copies of one packet: one slot may be divided.
 const MAX_COPIES: usize = MAX_FRAGMENTS + 1;
 
@@ -67,9 +67,8 @@ struct Job {
     failed: bool,
 }
 
-/// The copy batch and the frames that came out of it.
+/// Packets whose copies are in the batch, and the frames that came out of it.
 pub(super) struct FromGuest {
-    batch: CopyBatch,
     jobs: Vec<Job>,
     received: VecDeque<Frame>,
     assembler: Assembler,
@@ -87,9 +86,8 @@ impl FromGuest {
         let largest =
             if config.offloads { (MAX_CHAIN_PAGES, MAX_COPIES) } else { (1, MAX_FRAGMENTS) };
         FromGuest {
-            batch: CopyBatch::with_capacity(BATCH_FRAMES, BATCH_FRAMES.saturating_mul(2)),
-            jobs: Vec::with_capacity(BATCH_FRAMES),
-            received: VecDeque::with_capacity(BATCH_FRAMES),
+            jobs: Vec::with_capacity(MAX_FRAMES),
+            received: VecDeque::with_capacity(MAX_FRAMES),
             assembler: Assembler::new(limits),
             pages: Vec::with_capacity(MAX_CHAIN_PAGES),
             largest,
@@ -107,7 +105,7 @@ impl FromGuest {
 
     /// Frames that can still be taken before the event loop has to fetch some.
     pub(super) fn room(&self) -> usize {
-        BATCH_FRAMES.saturating_sub(self.received.len().saturating_add(self.jobs.len()))
+        MAX_FRAMES.saturating_sub(self.received.len().saturating_add(self.jobs.len()))
     }
 
     /// Takes packets from the link's TX ring into the batch; lowers `budget` accordingly.
@@ -115,6 +113,7 @@ impl FromGuest {
         &mut self,
         link: &mut Link,
         budget: &mut Budget,
+        batch: &mut CopyBatch,
     ) -> Result<Drained, CloseReason> {
         loop {
             let (ring, page) = link.tx();
@@ -129,18 +128,23 @@ impl FromGuest {
                 return Ok(Drained::Spent);
             }
             let (pages, copies) = self.largest;
-            if self.batch.is_full_for(pages, copies) {
+            if batch.is_full_for(pages, copies) {
                 return Ok(Drained::Full);
             }
             // First the page, then the request: without memory the requests stay where they are.
             let Some(buffer) = Page::alloc_recycled() else { return Ok(Drained::NoPage) };
-            let slots = self.take_packet(link, buffer)?;
+            let slots = self.take_packet(link, buffer, batch)?;
             budget.total = budget.total.saturating_sub(slots);
         }
     }
 
     /// Returns the slots that the packet takes of the budget; what it costs its sender is booked.
-    fn take_packet(&mut self, link: &mut Link, buffer: Page) -> Result<usize, CloseReason> {
+    fn take_packet(
+        &mut self,
+        link: &mut Link,
+        buffer: Page,
+        batch: &mut CopyBatch,
+    ) -> Result<usize, CloseReason> {
         let (ring, page) = link.tx();
         let Some(first) = ring.take(page) else { return Ok(1) };
         let assembled = self.assembler.assemble(&first, || ring.take(page));
@@ -160,7 +164,7 @@ impl FromGuest {
                     return Ok(1);
                 }
                 let slots = pages.saturating_add(usize::from(packet.offload().gso.is_some()));
-                self.add_job(link, buffer, packet);
+                self.add_job(link, buffer, packet, batch);
                 Ok(slots)
             }
         }
@@ -178,17 +182,17 @@ impl FromGuest {
         true
     }
 
-    fn add_job(&mut self, link: &mut Link, buffer: Page, packet: TxPacket) {
-        let tag = self.jobs.len() as u64;
-        self.batch.begin(buffer, tag);
+    fn add_job(&mut self, link: &mut Link, buffer: Page, packet: TxPacket, batch: &mut CopyBatch) {
+        let tag = Tag::FromGuest(self.jobs.len()).encode();
+        batch.begin(buffer, tag);
         let mut lens = [0; MAX_CHAIN_PAGES];
         place(&packet, |copy| {
             if copy.at == 0 && copy.page > 0 {
                 let page = self.pages.pop().expect("pages were counted and collected");
-                self.batch.begin(page, tag);
+                batch.begin(page, tag);
             }
             // Lengths and offsets were checked by the assembler, and the batch has room for the largest packet.
-            self.batch
+            batch
                 .from_peer(link.peer, copy.piece.gref, copy.from, copy.at, copy.len)
                 .expect("an assembled fragment fits in its page and the batch");
             if let Some(len) = lens.get_mut(copy.page) {
@@ -198,19 +202,16 @@ impl FromGuest {
         self.jobs.push(Job { link: link.id, packet, lens, chain: None, failed: false });
     }
 
-    /// Runs the copies, answers every slot, keeps the good frames for [`FromGuest::next_frame`]. Frames of a link that
-    /// is gone by now are dropped.
-    pub(super) fn complete(&mut self, vifs: &mut Vifs) {
-        if self.jobs.is_empty() {
-            return;
+    /// A page of a packet comes back from the batch.
+    pub(super) fn take(&mut self, job: usize, page: Page, status: CopyStatus) {
+        if let Some(job) = self.jobs.get_mut(job) {
+            job.take(page, status);
         }
-        self.batch.run();
-        let jobs = &mut self.jobs;
-        self.batch.finish(|page, tag, status| {
-            if let Some(job) = usize::try_from(tag).ok().and_then(|tag| jobs.get_mut(tag)) {
-                job.take(page, status);
-            }
-        });
+    }
+
+    /// After the copies: answers every slot, keeps the good frames for [`FromGuest::next_frame`]. Frames of a link that is
+    /// gone by now are dropped.
+    pub(super) fn complete(&mut self, vifs: &mut Vifs) {
         for job in &mut self.jobs {
             let Some(link) = vifs.link_mut(job.link) else { continue };
             if is_planted(Defect::TxSlotReadTwice) {

@@ -7,7 +7,7 @@
 //! * `connect`: one vif and what a look at its nodes found; `lifecycle`: what leads to a look; `act`: decision
 //!   (`xenbus::backend_action`) and deed
 //! * `link`: the mapped rings and the event channel of one connection
-//! * `from_guest`, `to_guest`: the two directions, each with one batch of grant copies per turn
+//! * `from_guest`, `to_guest`: the two directions, which share a batch of grant copies
 //!
 //! # In the event loop
 //! Nothing here waits. One turn of the loop is:
@@ -22,7 +22,8 @@
 //! }
 //! back.advance(&mut store, now);                       // timers, xenstore work
 //! while let Some(event) = back.next_event() { ... }    // ports come and go
-//! back.receive(Budget { quantum: 16 << 10, total: uplink.send_room() }, now);
+//! ... back.send(vif, chain, offload) ...               // what came from the uplink
+//! back.receive(Budget { quantum: 16 << 10, total: uplink.send_room() }, now); // copies both ways
 //! while let Some(frame) = back.next_frame() {          // verdict, then
 //!     ... uplink.send(frame.chain, offload) ...        // or back.send(other, ...)
 //! }
@@ -48,6 +49,7 @@ mod types;
 use alloc::collections::{BTreeMap, VecDeque};
 
 use crate::abi::EventPort;
+use crate::grant::CopyBatch;
 use crate::mem::ledger;
 use crate::netif::{Chain, Offload};
 use crate::planted::{Defect, is_planted};
@@ -64,10 +66,37 @@ pub use types::{
     CloseReason, Config, Event, Frame, SendError, Totals, VifCounters, VifId, VifStatus,
 };
 
+/// Pages in one batch of copies.
+const BATCH_PAGES: usize = 256;
+/// Copies in one batch.
+const BATCH_COPIES: usize = 2 * BATCH_PAGES;
 /// Pages that may wait for one client even when many share the total.
 const LEAST_QUOTA: usize = 8;
 /// Pause before the next attempt when no page was free, in ns.
 const NO_PAGE_PAUSE_NS: u64 = 1_000_000;
+
+/// Whose a page in the batch of copies is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tag {
+    /// Of the packet with this number.
+    FromGuest(usize),
+    /// Of the frame with this number.
+    ToGuest(usize),
+}
+
+impl Tag {
+    const fn encode(self) -> u64 {
+        match self {
+            Self::FromGuest(job) => (job as u64) << 1,
+            Self::ToGuest(job) => (job as u64) << 1 | 1,
+        }
+    }
+
+    const fn decode(tag: u64) -> Self {
+        let job = (tag >> 1) as usize;
+        if tag & 1 == 0 { Self::FromGuest(job) } else { Self::ToGuest(job) }
+    }
+}
 
 /// All vifs of this domain, and the copies from and to their clients.
 pub struct Backend {
@@ -79,6 +108,7 @@ pub struct Backend {
     scan: Scan,
     generation: u32,
     events: VecDeque<Event>,
+    copies: CopyBatch,
     from: FromGuest,
     to: ToGuest,
     /// Slot whose turn is next.
@@ -107,6 +137,7 @@ impl Backend {
             generation: 0,
             // Taken each turn: a vif comes and goes once in it, and may leave something behind.
             events: VecDeque::with_capacity(config.max_vifs.saturating_mul(4)),
+            copies: CopyBatch::with_capacity(BATCH_PAGES, BATCH_COPIES),
             from: FromGuest::new(&config),
             to: ToGuest::new(),
             turn: 0,
@@ -132,16 +163,33 @@ impl Backend {
         self.events.pop_front()
     }
 
-    /// Takes frames from the clients' rings, in turns, within the budget; they wait for [`Backend::next_frame`].
+    /// Takes frames from the clients' rings, in turns, within the budget; they wait for [`Backend::next_frame`]. What waits
+    /// for the clients is copied to them in the same batch, and published by [`Backend::flush`].
     pub fn receive(&mut self, budget: Budget, now: u64) {
         self.now = now;
         self.starved = None;
+        self.pump_all(now);
         let mut total = budget.total;
         let bound = self.vifs.bound();
         let first = if self.turn < bound { self.turn } else { 0 };
         self.turn = first.saturating_add(1);
         while self.serve_round(first, budget.quantum, &mut total, now) {}
+        self.complete();
+    }
+
+    /// Runs the copies that were gathered, and answers whose they are.
+    fn complete(&mut self) {
+        if self.copies.is_empty() {
+            return;
+        }
+        self.copies.run();
+        let (from, to) = (&mut self.from, &mut self.to);
+        self.copies.finish(|page, tag, status| match Tag::decode(tag) {
+            Tag::FromGuest(job) => from.take(job, page, status),
+            Tag::ToGuest(job) => to.take(job, status),
+        });
         self.from.complete(&mut self.vifs);
+        self.to.complete(&mut self.vifs);
     }
 
     /// Serves each vif once, from `first` on. Says whether one still has frames and may get another round.
@@ -174,13 +222,13 @@ impl Backend {
             if !link.ready {
                 return false;
             }
-            match self.from.drain(link, &mut left) {
+            match self.from.drain(link, &mut left, &mut self.copies) {
                 Ok(Drained::Empty) => {
                     // What was not used is lost, what is owed is not.
                     link.credit = link.credit.min(0);
                     break link.settle(now).map(|()| false);
                 }
-                Ok(Drained::Full) => self.from.complete(&mut self.vifs),
+                Ok(Drained::Full) => self.complete(),
                 Ok(Drained::Spent) => {
                     // With credit left it was the whole that ended.
                     self.cut_off = (link.credit > 0).then_some(slot);
@@ -228,10 +276,8 @@ impl Backend {
     /// Copies waiting frames to the clients that have buffers, answers requests, notifies where asked.
     pub fn flush(&mut self, now: u64) {
         self.now = now;
-        for slot in 0..self.vifs.bound() {
-            self.pump(slot, now);
-        }
-        self.to.complete(&mut self.vifs);
+        self.pump_all(now);
+        self.complete();
         for slot in 0..self.vifs.bound() {
             if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) {
                 link.push();
@@ -239,11 +285,18 @@ impl Backend {
         }
     }
 
+    /// Gathers the copies of what waits for clients that have buffers.
+    fn pump_all(&mut self, now: u64) {
+        for slot in 0..self.vifs.bound() {
+            self.pump(slot, now);
+        }
+    }
+
     fn pump(&mut self, slot: usize, now: u64) {
         while let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) {
-            match self.to.pump(link, now) {
+            match self.to.pump(link, now, &mut self.copies) {
                 Ok(false) => return,
-                Ok(true) => self.to.complete(&mut self.vifs),
+                Ok(true) => self.complete(),
                 Err(reason) => return self.break_link(slot, reason),
             }
         }

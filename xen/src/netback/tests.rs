@@ -9,7 +9,7 @@ use crate::netif::{
     TxResponse,
 };
 use crate::xenstore::Client;
-use crate::{event, fake, grant, mem, toolstack, xenstore};
+use crate::{counts, event, fake, grant, mem, toolstack, xenstore};
 use alloc::string::String;
 use alloc::vec::Vec;
 use proptest::prelude::*;
@@ -342,13 +342,14 @@ fn r1_every_slot_is_read_once() {
     // Between the check and the copy the guest rewrites the slot.
     let link = rig.back.vifs.link_mut(vif).unwrap();
     link.begin_round(1);
-    assert!(rig.back.from.drain(link, &mut Budget { quantum: 1, total: 1 }).is_ok());
+    let mut budget = Budget { quantum: 1, total: 1 };
+    assert!(rig.back.from.drain(link, &mut budget, &mut rig.back.copies).is_ok());
     let (gref, page) = guest.peer.grant_page(crate::grant::Access::ReadOnly);
     page.copy_in(0, &[0xee; 4096]);
     let flags = TxFlags(TxFlags::CSUM_BLANK);
     let other = TxRequest { gref, offset: 1, flags, id: 0xdead, size: 4000 };
     guest.tx_page.1.copy_in(64, &other.encode());
-    rig.back.from.complete(&mut rig.back.vifs);
+    rig.back.complete();
     rig.back.flush(fake::now_ns());
     let got = rig.back.next_frame().unwrap();
     assert_eq!((got.chain.len(), got.offload), (60, Offload::NONE));
@@ -543,8 +544,9 @@ fn more_than_one_batch_of_copies_is_taken_in_one_turn() {
     let mut rig = Rig::new();
     let (mut a, _) = rig.connect(A);
     let (mut b, _) = rig.connect(B);
+    let (mut c, _) = rig.connect(DomId(10));
     let data = frame(17 + 40);
-    for guest in [&mut a, &mut b] {
+    for guest in [&mut a, &mut b, &mut c] {
         let gref = guest.buffer(0, &data);
         for packet in 0..14u16 {
             for piece in 0..18u16 {
@@ -556,33 +558,61 @@ fn more_than_one_batch_of_copies_is_taken_in_one_turn() {
         }
         guest.push_tx();
     }
+    let before = counts::counts().copies;
     rig.turn();
-    assert_eq!(rig.frames.len(), 28);
+    assert_eq!(rig.frames.len(), 42);
+    assert_eq!(counts::counts().copies - before, 2);
     assert!(rig.frames.iter().all(|frame| frame.chain.head().bytes() == data));
-    for guest in [&mut a, &mut b] {
+    for guest in [&mut a, &mut b, &mut c] {
         let ids: Vec<u16> = guest.responses().iter().map(|response| response.id).collect();
         assert_eq!(ids, (0..14 * 18).collect::<Vec<u16>>());
     }
 }
 
 #[test]
+fn what_goes_to_clients_and_what_comes_from_them_share_one_copying_call() {
+    let mut rig = Rig::new();
+    let (mut a, vif) = rig.connect(A);
+    let (mut b, _) = rig.connect(B);
+    a.post(4);
+    rig.back.send(vif, Rig::chain(&frame(70), 70), Offload::NONE).unwrap();
+    for guest in [&mut a, &mut b] {
+        guest.send(&frame(60), TxFlags(0));
+    }
+    let before = counts::counts().copies;
+    rig.turn();
+    assert_eq!(counts::counts().copies - before, 1);
+    assert_eq!(rig.frames.len(), 2);
+    assert!(rig.frames.iter().all(|frame| *frame.chain.head().bytes() == self::frame(60)));
+    let got = a.received();
+    assert_eq!(got.len(), 1);
+    assert_eq!(got[0].1, frame(70));
+    for guest in [&mut a, &mut b] {
+        assert!(guest.responses().iter().all(|response| response.status == STATUS_OKAY));
+    }
+    assert_eq!(rig.back.queued(), 0);
+}
+
+#[test]
 fn queues_longer_than_one_batch_are_copied_in_one_flush() {
     let mut rig = Rig::new();
-    rig.back.config.queue_per_vif = 100;
+    rig.back.config.queue_per_vif = 150;
     rig.back.config.queue_total = 1000;
     let (mut a, vif_a) = rig.connect(A);
     let (mut b, vif_b) = rig.connect(B);
-    a.post(100);
-    b.post(100);
-    for len in 60..160 {
+    a.post(150);
+    b.post(150);
+    for len in 60..210 {
         for vif in [vif_a, vif_b] {
             rig.back.send(vif, Rig::chain(&frame(len), len as u16), Offload::NONE).unwrap();
         }
     }
+    let before = counts::counts().copies;
     rig.back.flush(fake::now_ns());
+    assert_eq!(counts::counts().copies - before, 2);
     for guest in [&mut a, &mut b] {
         let got = guest.received();
-        assert!(got.iter().map(|(_, bytes)| bytes.len()).eq(60..160));
+        assert!(got.iter().map(|(_, bytes)| bytes.len()).eq(60..210));
     }
     assert_eq!(mem::free_pages(), mem::total_pages());
 }

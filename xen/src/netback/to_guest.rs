@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use super::connect::Vifs;
 use super::identity::RxNotify;
 use super::link::{Link, Queued};
-use super::{CloseReason, SendError, VifId};
+use super::{BATCH_COPIES, BATCH_PAGES, CloseReason, SendError, Tag, VifId};
 use crate::grant::{CopyBatch, CopyStatus};
 use crate::mem::PAGE_SIZE;
 use crate::netif::{
@@ -19,8 +19,6 @@ use crate::netif::{
 };
 use crate::planted::{Defect, is_planted};
 
-/// Pages in one copy batch.
-const BATCH_FRAMES: usize = 128;
 /// Copies of one frame: a page that reaches over the end of a buffer takes two.
 const MAX_COPIES: usize = MAX_CHAIN_PAGES + MAX_FRAME_SLOTS;
 /// How long frames wait for a client that posts no buffers, in ns; then its queue is dropped.
@@ -45,9 +43,8 @@ struct Slot {
     len: u16,
 }
 
-/// The copy batch towards the clients.
+/// Frames whose copies are in the batch, and what they use up.
 pub(super) struct ToGuest {
-    batch: CopyBatch,
     jobs: Vec<Job>,
     slots: Vec<Slot>,
     /// Pages of frames that wait, over all vifs.
@@ -57,10 +54,9 @@ pub(super) struct ToGuest {
 impl ToGuest {
     pub(super) fn new() -> ToGuest {
         ToGuest {
-            batch: CopyBatch::with_capacity(BATCH_FRAMES, BATCH_FRAMES.saturating_mul(2)),
-            jobs: Vec::with_capacity(BATCH_FRAMES),
+            jobs: Vec::with_capacity(BATCH_PAGES),
             // One for each copy at most, and one for each super-frame.
-            slots: Vec::with_capacity(BATCH_FRAMES.saturating_mul(3)),
+            slots: Vec::with_capacity(BATCH_PAGES.saturating_add(BATCH_COPIES)),
             queued: 0,
         }
     }
@@ -105,7 +101,12 @@ impl ToGuest {
 
     /// Moves waiting frames of one link into the batch while the client has buffers posted. `true`: the batch is
     /// full, complete it and call again.
-    pub(super) fn pump(&mut self, link: &mut Link, now: u64) -> Result<bool, CloseReason> {
+    pub(super) fn pump(
+        &mut self,
+        link: &mut Link,
+        now: u64,
+        batch: &mut CopyBatch,
+    ) -> Result<bool, CloseReason> {
         if link.queue.is_empty() && !link.stalled {
             return Ok(false);
         }
@@ -130,14 +131,14 @@ impl ToGuest {
                     break;
                 }
                 let copies = if pages > 1 { MAX_COPIES } else { needed as usize };
-                if self.batch.is_full_for(pages, copies) {
+                if batch.is_full_for(pages, copies) {
                     return Ok(true);
                 }
                 let Some(frame) = link.queue.pop_front() else { return Ok(false) };
                 posted = posted.saturating_sub(needed);
                 link.queued = link.queued.saturating_sub(pages);
                 self.queued = self.queued.saturating_sub(pages);
-                self.add_job(link, frame);
+                self.add_job(link, frame, batch);
             }
         }
     }
@@ -165,9 +166,10 @@ impl ToGuest {
 
     /// Takes the requests of a frame and adds its copies: page after page into buffer after buffer, each filled but for
     /// the last.
-    fn add_job(&mut self, link: &mut Link, frame: Queued) {
+    fn add_job(&mut self, link: &mut Link, frame: Queued, batch: &mut CopyBatch) {
         let Queued { chain, offload } = frame;
-        let (peer, tag, len) = (link.peer, self.jobs.len() as u64, chain.len());
+        let (peer, len) = (link.peer, chain.len());
+        let tag = Tag::ToGuest(self.jobs.len()).encode();
         let mut buffer = take_request(link);
         let mut at = 0u16;
         let mut has_extra = offload.gso.is_some();
@@ -175,7 +177,7 @@ impl ToGuest {
         for piece in core::iter::once(head).chain(tail.take()) {
             let (page, mut left) = piece.into_page();
             let mut from = 0u16;
-            self.batch.begin(page, tag);
+            batch.begin(page, tag);
             while left > 0 {
                 if usize::from(at) == PAGE_SIZE {
                     self.end_buffer(link, buffer.id, at, &mut has_extra);
@@ -183,7 +185,7 @@ impl ToGuest {
                     at = 0;
                 }
                 let part = left.min((PAGE_SIZE as u16).saturating_sub(at));
-                self.batch
+                batch
                     .to_peer(peer, buffer.gref, at, from, part)
                     .expect("a piece fits in a page and the batch has room");
                 from = from.saturating_add(part);
@@ -205,18 +207,15 @@ impl ToGuest {
         }
     }
 
-    /// Runs the copies and answers the requests, in the order they were taken.
-    pub(super) fn complete(&mut self, vifs: &mut Vifs) {
-        if self.jobs.is_empty() {
-            return;
+    /// A page of a frame is copied.
+    pub(super) fn take(&mut self, job: usize, status: CopyStatus) {
+        if let Some(job) = self.jobs.get_mut(job) {
+            job.good &= status == CopyStatus::Ok;
         }
-        self.batch.run();
-        let jobs = &mut self.jobs;
-        self.batch.finish(|_, tag, status| {
-            if let Some(job) = usize::try_from(tag).ok().and_then(|tag| jobs.get_mut(tag)) {
-                job.good &= status == CopyStatus::Ok;
-            }
-        });
+    }
+
+    /// After the copies: answers the requests, in the order they were taken.
+    pub(super) fn complete(&mut self, vifs: &mut Vifs) {
         let mut first = 0;
         for job in self.jobs.drain(..) {
             let slots = self.slots.get(first..job.slots_end).unwrap_or_default();
