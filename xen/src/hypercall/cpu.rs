@@ -1,5 +1,8 @@
 //! Single processor instructions that need `unsafe` or are not worth a home of their own.
-use core::arch::x86_64::{__cpuid, __cpuid_count, _rdrand64_step, _rdseed64_step, _rdtsc};
+use core::arch::x86_64::{__cpuid_count, _rdrand64_step, _rdseed64_step, _rdtsc};
+use core::cell::Cell;
+
+use crate::mem::global;
 
 /// The time-stamp counter, read after all earlier loads.
 pub(crate) fn rdtsc() -> u64 {
@@ -10,21 +13,46 @@ pub(crate) fn rdtsc() -> u64 {
     }
 }
 
-/// EAX, EBX, ECX, EDX of a leaf.
-pub(crate) fn cpuid(leaf: u32) -> [u32; 4] {
-    let result = __cpuid(leaf);
-    [result.eax, result.ebx, result.ecx, result.edx]
+/// Leaves that are remembered.
+const LEAVES: usize = 8;
+
+/// A leaf and its EAX, EBX, ECX, EDX.
+type Leaf = (u32, [u32; 4]);
+
+global! {
+    static KNOWN: [Cell<Option<Leaf>>; LEAVES] = [const { Cell::new(None) }; LEAVES];
 }
 
-/// Whether subleaf 0 of leaf 7 exists and has this bit of EBX or ECX.
+/// EAX, EBX, ECX, EDX of a leaf (subleaf 0). Asked for once: it is an exit to Xen, and the leaves that are looked at here do
+/// not change while the domain lives.
+pub(crate) fn cpuid(leaf: u32) -> [u32; 4] {
+    KNOWN.with(|known| {
+        if let Some((_, registers)) =
+            known.iter().filter_map(Cell::get).find(|(one, _)| *one == leaf)
+        {
+            return registers;
+        }
+        let result = __cpuid_count(leaf, 0);
+        let registers = [result.eax, result.ebx, result.ecx, result.edx];
+        if let Some(place) = known.iter().find(|place| place.get().is_none()) {
+            place.set(Some((leaf, registers)));
+        }
+        registers
+    })
+}
+
+/// Whether leaf 7 exists and has this bit of EBX or ECX.
 pub(crate) fn has_leaf7(in_ecx: bool, bit: u32) -> bool {
     let [highest, ..] = cpuid(0);
-    let leaf = __cpuid_count(7, 0);
-    let register = if in_ecx { leaf.ecx } else { leaf.ebx };
-    highest >= 7 && register & (1 << bit) != 0
+    if highest < 7 {
+        return false;
+    }
+    let [_, ebx, ecx, _] = cpuid(7);
+    let register = if in_ecx { ecx } else { ebx };
+    register & (1 << bit) != 0
 }
 
-/// The processor's instructions for random numbers. CPUID is asked once: it is an exit each time.
+/// The processor's instructions for random numbers.
 #[derive(Clone, Copy)]
 pub(crate) struct Random {
     has_rdseed: bool,
@@ -54,5 +82,26 @@ impl Random {
         let mut value = 0;
         // SAFETY: as in `rdseed`.
         (self.has_rdrand && unsafe { _rdrand64_step(&mut value) } == 1).then_some(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaf_is_the_same_when_it_is_remembered() {
+        // More leaves than there are places.
+        let leaves = [0, 1, 7, 0x8000_0000, 0x8000_0001, 0x8000_0002, 0x8000_0003, 0x8000_0004, 2];
+        for leaf in leaves {
+            let [_, vendor_or_features, ..] = cpuid(leaf);
+            let result = __cpuid_count(leaf, 0);
+            if leaf != 1 {
+                // EBX of leaf 1 has the number of the processor that it was asked on.
+                assert_eq!(vendor_or_features, result.ebx, "leaf {leaf:#x}");
+            }
+            assert_eq!(cpuid(leaf)[0], result.eax, "leaf {leaf:#x}");
+        }
+        assert_eq!(KNOWN.with(|known| known.iter().flat_map(Cell::get).count()), LEAVES);
     }
 }
