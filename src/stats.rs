@@ -106,6 +106,7 @@ pub struct Stats {
     uplink: PortStats,
     clients: Box<[PortStats]>,
     departed: PortStats,
+    dropped: u64,
     without_accept: u64,
 }
 
@@ -118,6 +119,7 @@ impl Stats {
             uplink: PortStats::ZERO,
             clients: slots.into_boxed_slice(),
             departed: PortStats::ZERO,
+            dropped: 0,
             without_accept: 0,
         })
     }
@@ -148,6 +150,12 @@ impl Stats {
         sum
     }
 
+    /// Packets of all ports that ended for whatever reason, since boot: whether anything did is asked for in every turn.
+    #[must_use]
+    pub fn all_drops(&self) -> u64 {
+        self.dropped
+    }
+
     /// Frames of all ports that were about to leave without an accept and ended there, since boot. Other than 0 it means
     /// a fault of the firewall.
     #[must_use]
@@ -167,6 +175,7 @@ impl Stats {
         if reason == DropReason::WithoutAccept {
             self.without_accept = self.without_accept.saturating_add(1);
         }
+        self.dropped = self.dropped.saturating_add(1);
         self.port_mut(port.into()).drop_one(reason);
     }
 
@@ -216,6 +225,7 @@ mod tests {
         assert_eq!(stats.client(ClientId(1)).unwrap(), &PortStats::ZERO);
         assert_eq!(stats.departed().get(Counter::SentBytes), 7);
         assert_eq!(stats.all_clients().dropped(DropReason::NoRules), 1);
+        assert_eq!(stats.all_drops(), 1);
     }
 
     #[test]

@@ -127,7 +127,10 @@ pub fn client_reattached(world: &mut World) -> Result<String> {
 }
 
 /// The shell line by which a client configures a vif that has just come, as Qubes' udev rule does.
-fn configure(world: &World, index: usize) -> Result<String> {
+///
+/// # Errors
+/// When the plan has no such client.
+pub fn configure(world: &World, index: usize) -> Result<String> {
     let client = world.client_of_plan(index)?;
     let (ip, gateway) = world.plan.client_addresses(client);
     let (ip6, gateway6) = world.plan.client_addresses6(client).unwrap_or_default();

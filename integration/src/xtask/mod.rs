@@ -30,7 +30,7 @@ usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM
        cargo xtask memory cycles N    what is left; also: requests, operations, limits, overhead
        cargo xtask mutants            three ways to break the core, which its tests notice
        cargo xtask diff [v4 SEED SET]  our core against nftables; one set again
-       cargo xtask bench [--quick] [--json FILE] [engine|lab]
+       cargo xtask bench [--quick] [--json FILE] [engine|nft|lab [--only KEY,KEY]]
                                       measures; the lab's part against a Linux firewall VM
        cargo xtask audit              licences, dependency directions, unsafe code
        cargo xtask image              build target/image/vmlinuz

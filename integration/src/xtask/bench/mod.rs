@@ -12,8 +12,8 @@ use crate::error::Result;
 use crate::fail;
 use report::Report;
 
-/// Measures what `args` choose: all, or one part; `--quick` in the lab with fewer turns, `--json FILE` writes the figures
-/// as one flat object.
+/// Measures what `args` choose: all, or one part; `--quick` in the lab with fewer turns, `--only` some of its
+/// workloads, `--json FILE` writes the figures as one flat object.
 ///
 /// # Errors
 /// When the words are unknown, or something cannot be measured.
@@ -21,14 +21,17 @@ pub fn run(args: &[&str]) -> Result<()> {
     if let ["nft-here", file] = args {
         return nft::here(Path::new(file));
     }
-    let (mut part, mut json, mut is_quick) = (None, None, false);
+    let (mut part, mut json, mut only, mut is_quick) = (None, None, None, false);
     let mut words = args.iter().copied();
     while let Some(word) = words.next() {
         match word {
             "--quick" => is_quick = true,
+            "--only" => only = Some(words.next().map_or_else(|| fail!("--only wants names"), Ok)?),
             "--json" => json = Some(words.next().map_or_else(|| fail!("--json wants a file"), Ok)?),
             "engine" | "nft" | "lab" if part.is_none() => part = Some(word),
-            _ => fail!("cargo xtask bench [--quick] [--json FILE] [engine|nft|lab], not {word:?}"),
+            _ => fail!(
+                "cargo xtask bench [--quick] [--json FILE] [engine|nft|lab [--only KEY,KEY]], not {word:?}"
+            ),
         }
     }
     let mut report = Report::new()?;
@@ -40,9 +43,9 @@ pub fn run(args: &[&str]) -> Result<()> {
         nft::run(&mut report)?;
     }
     if wants("lab") {
-        lab::run(&mut report, is_quick)?;
+        lab::run(&mut report, is_quick, only)?;
     }
-    if part.is_none() && !is_quick {
+    if part.is_none() && only.is_none() && !is_quick {
         report.write()?;
     }
     match json {

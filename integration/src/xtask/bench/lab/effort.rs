@@ -1,0 +1,83 @@
+//! What our firewall asked the hypervisor for.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::side::{Sample, Side};
+use super::workloads::Workload;
+use crate::error::Result;
+use crate::fail;
+use crate::lab::world::World;
+use crate::xtask::bench::report::Report;
+
+/// The counters of `firewall.Stats`; none if this is not our firewall.
+///
+/// # Errors
+/// When it does not answer.
+pub(super) fn counters(side: &Side<'_>, world: &World) -> Result<BTreeMap<String, f64>> {
+    let mut counts = BTreeMap::new();
+    if !side.is_ours {
+        return Ok(counts);
+    }
+    let out = world.dom0d()?.call(&world.lab, "QUBESRPC firewall.Stats+ dom0")?;
+    for line in out.text.lines() {
+        let line: Value = serde_json::from_str(line).unwrap_or_default();
+        let kind = line.get("kind").and_then(Value::as_str).unwrap_or_default();
+        let numbers = match kind {
+            "machine" => Some(&line),
+            "client" | "uplink" => line.get("counters"),
+            _ => None,
+        };
+        for (name, value) in numbers.and_then(Value::as_object).into_iter().flatten() {
+            if let Some(value) = value.as_f64().filter(|_| name != "slot" && name != "domid") {
+                *counts.entry(format!("{kind} {name}")).or_default() += value;
+            }
+        }
+    }
+    if !counts.contains_key("machine hypercalls") {
+        fail!("firewall.Stats: exit status {}: {}", out.status, out.text);
+    }
+    Ok(counts)
+}
+
+/// Hypercalls, events and copies of our firewall, for a packet that it forwarded and for a MB.
+///
+/// The least that can be: for each batch of a client's frames, up or down, one hypercall that copies, and one for each sleep,
+/// which takes the events with it; each byte copied once.
+pub(super) fn hypercalls(report: &mut Report, workload: &Workload, samples: &[Sample]) {
+    let sum =
+        |name: &str| -> f64 { samples.iter().filter_map(|sample| sample.effort.get(name)).sum() };
+    let frames = sum("client sent-frames") + sum("uplink sent-frames");
+    let bytes = sum("client sent-bytes") + sum("uplink sent-bytes");
+    let (copies, notifications) = (sum("machine copies"), sum("machine notifications"));
+    let of_clients = sum("machine batches_from_clients") + sum("machine batches_to_clients");
+    let of_uplink = sum("machine batches_from_uplink") + sum("machine batches_to_uplink");
+    let (all, sleeps) = (sum("machine hypercalls"), sum("machine sleeps"));
+    let least = of_clients + sleeps;
+    let batches = of_clients + of_uplink;
+    report.table(
+        format!("{}: hypercalls of our firewall", workload.key),
+        vec![
+            format!(
+                "{:.3} hypercalls for a packet, {:.1} for a MB; the least for these batches: {:.3} and {:.1}",
+                all / frames, all / bytes * 1e6, least / frames, least / bytes * 1e6
+            ),
+            format!(
+                "{:.1} packets in a batch; {:.2} copying calls for a batch of clients' frames; {:.2} events for a batch; {:.2} sleeps for a batch",
+                frames / batches * 2.0, copies / of_clients, notifications / batches, sleeps / batches
+            ),
+            format!(
+                "{:.0} bytes copied for a packet, {:.3} for each byte forwarded; {:.0} allocations",
+                sum("machine copied_bytes") / frames,
+                sum("machine copied_bytes") / bytes,
+                sum("machine allocations")
+            ),
+        ],
+    );
+    report.figure(format!("lab.{}.hypercalls_per_packet", workload.key), all / frames);
+    report.figure(format!("lab.{}.hypercalls_per_mb", workload.key), all / bytes * 1e6);
+    report.figure(format!("lab.{}.copies_per_batch", workload.key), copies / of_clients);
+    report.figure(format!("lab.{}.notifications_per_batch", workload.key), notifications / batches);
+    report.figure(format!("lab.{}.allocations", workload.key), sum("machine allocations"));
+}

@@ -1,0 +1,256 @@
+//! Our image and a Linux firewall VM on real Xen: side by side behind one NetVM, each with clients of its own, measured
+//! in turns. Processor time is what Xen says of each domain.
+//!
+//! `workloads` says what the clients do, `side` runs it behind one firewall, `effort` tells what ours asked the hypervisor
+//! for, `again` how long a firewall takes from its creation to the first packet.
+
+mod again;
+mod effort;
+mod side;
+mod workloads;
+
+use std::time::Duration;
+
+use super::report::Report;
+use crate::error::Result;
+use crate::lab::domain::{Domain, DomainSpec, Vif};
+use crate::lab::guests::Role;
+use crate::lab::plan::{FIREWALL_CPU, Plan};
+use crate::lab::qemu::MachineOptions;
+use crate::lab::world::{Kind, World};
+use crate::lab::{Lab, cache};
+use crate::scenarios::steps::{self, ALICE, BOB};
+use crate::xtask::{image, scenarios};
+use crate::{apt, fail, progress};
+use side::Side;
+use workloads::WORKLOADS;
+
+/// Turns of each side, and when it has to be quick.
+const TURNS: usize = 5;
+const QUICK_TURNS: usize = 2;
+/// A run may take so long on a busy host.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Names and addresses.
+type Place = (&'static str, &'static str, &'static str);
+const LINUX_FIREWALL: Place = ("linux-firewall", "10.137.0.31", "fd09:24ef:4179::a89:1f");
+const LINUX_CLIENTS: [Place; 2] = [
+    ("linux-client", "10.137.0.32", "fd09:24ef:4179::a89:20"),
+    ("linux-other", "10.137.0.33", "fd09:24ef:4179::a89:21"),
+];
+
+/// Which workloads, and how often in turns.
+struct Chosen<'a> {
+    /// None: all.
+    only: Option<&'a str>,
+    turns: usize,
+}
+
+impl Chosen<'_> {
+    fn wants(&self, key: &str) -> bool {
+        self.only.is_none_or(|only| only.split(',').any(|one| one == key))
+    }
+}
+
+/// Measures in the lab: quickly, if so wished, and only what `only` names (keys with commas between them).
+pub(super) fn run(report: &mut Report, is_quick: bool, only: Option<&str>) -> Result<()> {
+    let turns = if is_quick { QUICK_TURNS } else { TURNS };
+    let chosen = Chosen { only, turns };
+    let keys = WORKLOADS.iter().map(|workload| workload.key).chain(["first_packet"]);
+    for one in only.into_iter().flat_map(|only| only.split(',')) {
+        if !keys.clone().any(|key| key == one) {
+            fail!("no workload {one:?}; there are {}", keys.collect::<Vec<_>>().join(", "));
+        }
+    }
+    apt::ensure(apt::LAB)?;
+    let image = image::build()?;
+    let images = cache::images(false)?;
+    scenarios::build_dom0d()?;
+    report.figure("image.bytes", image.size as f64);
+    let lab = Lab::boot(&images, &MachineOptions { name: "bench".into(), ..Default::default() })?;
+    let mut world = World::new(lab, Plan::usual(), Kind::Image(image.path))?;
+    let result = measure(&mut world, report, &chosen);
+    if result.is_err() {
+        scenarios::save_logs(Some(&world), "bench");
+    }
+    result
+}
+
+fn measure(world: &mut World, report: &mut Report, chosen: &Chosen<'_>) -> Result<()> {
+    // As Qubes starts it: without words for the log.
+    world.extra_words.clear();
+    progress::step("NetVM", || world.need_netvm(0))?;
+    progress::step("our firewall and its clients", || {
+        world.need_firewall(Some(0))?;
+        world.need_client(ALICE)?;
+        world.need_client(BOB)
+    })?;
+    let mut linux = progress::step("Linux firewall and its clients", || LinuxSide::start(world))?;
+    start(world, report)?;
+    memory(world, report)?;
+    serve(world, &linux)?;
+    workloads(world, &linux, report, chosen)?;
+    if chosen.wants("first_packet") {
+        again::measure(world, &mut linux, report, QUICK_TURNS)?;
+    }
+    Ok(())
+}
+
+/// The servers of iperf3, and what the two firewalls need so that one client reaches another.
+fn serve(world: &World, linux: &LinuxSide) -> Result<()> {
+    let servers = [Some(&world.plan.internet), world.plan.internet6.as_ref()];
+    for server in servers.into_iter().flatten() {
+        for port in [5201, 5202] {
+            world.sh(world.netvm(0)?, &format!("iperf3 -s -B {server} -p {port} -D"))?;
+        }
+    }
+    for other in [world.client(BOB)?, &linux.other] {
+        world.sh(other, "iperf3 -s -D")?;
+    }
+    let (from, to) = (world.client_ip(ALICE)?, world.client_ip(BOB)?);
+    let allow = format!("write /vm-config/fw-allow '{from}>{to}/tcp/5201'");
+    world.dom0d()?.db(&world.lab, &allow)?;
+    let rule =
+        "nft insert rule ip labfw through_us iifname 'vif*' oifname 'vif*' tcp dport 5201 accept";
+    world.sh(&linux.firewall, rule).map(drop)
+}
+
+fn workloads(
+    world: &World,
+    linux: &LinuxSide,
+    report: &mut Report,
+    chosen: &Chosen<'_>,
+) -> Result<()> {
+    let bob_ip = world.client_ip(BOB)?;
+    let ours = Side {
+        name: "ours",
+        is_ours: true,
+        firewall: &world.plan.firewall.name,
+        client: world.client(ALICE)?,
+        other: world.client(BOB)?,
+        other_ip: &bob_ip,
+    };
+    let [_, (_, other_ip, _)] = LINUX_CLIENTS;
+    let linux = Side {
+        name: "Linux",
+        is_ours: false,
+        firewall: LINUX_FIREWALL.0,
+        client: &linux.client,
+        other: &linux.other,
+        other_ip,
+    };
+    let mut idle = f64::INFINITY;
+    for workload in WORKLOADS.iter().filter(|workload| chosen.wants(workload.key)) {
+        let turns = if workload.is_judged { chosen.turns } else { QUICK_TURNS };
+        let mut samples = [Vec::new(), Vec::new()];
+        progress::step(workload.key, || -> Result<()> {
+            for _ in 0..turns {
+                for (side, samples) in [&ours, &linux].into_iter().zip(&mut samples) {
+                    samples.push(side.run(world, workload)?);
+                }
+            }
+            Ok(())
+        })?;
+        let [of_ours, of_linux] = &samples;
+        let (a, b) = (ours.summary(workload, of_ours), linux.summary(workload, of_linux));
+        report.table(
+            format!("{}, median of {turns}", workload.key),
+            side::table(workload, [(&ours, of_ours, &a), (&linux, of_linux, &b)]),
+        );
+        effort::hypercalls(report, workload, of_ours);
+        if workload.is_ping() {
+            report.figure(format!("lab.{}.ratio", workload.key), a.rate / b.rate);
+            continue;
+        }
+        report.figure(format!("lab.{}.cpu_ratio", workload.key), a.cpu / b.cpu);
+        report.figure(format!("lab.{}.rate_ratio", workload.key), a.rate / b.rate);
+        if workload.is_judged && workload.key.starts_with("tcp") {
+            idle = idle.min(1.0 - a.share);
+        }
+    }
+    report.figure("lab.firewall_idle.share", idle);
+    Ok(())
+}
+
+/// The phases of our firewall's start. It is ready when it has an uplink and dom0's rules; clients are watched for from the
+/// phase "devices" on.
+fn start(world: &World, report: &mut Report) -> Result<()> {
+    let mut lines = Vec::new();
+    let mut ready = 0.0_f64;
+    for phase in ["kernel", "tables", "devices", "database", "uplink"] {
+        let said = format!("fw: phase {phase} ");
+        let line = world.firewall()?.wait_console(&world.lab, &said, PATIENCE)?;
+        let (wall, vcpu) = (steps::decimal(&line, "wall_ms")?, steps::decimal(&line, "vcpu_ms")?);
+        lines.push(format!("{phase:<9} {wall:>7.1} ms of time, {vcpu:>7.1} ms of it running"));
+        ready = ready.max(vcpu);
+    }
+    report.table("Start of our firewall, since its first instruction", lines);
+    report.figure("boot.ready.vcpu_ms", ready);
+    Ok(())
+}
+
+/// What the two firewalls were given.
+fn memory(world: &World, report: &mut Report) -> Result<()> {
+    let text = world.lab.sh("xl list")?;
+    let of = |name: &str| -> f64 {
+        let mut lines = text.lines().map(str::split_whitespace);
+        let mut words =
+            lines.find_map(|mut words| words.next().filter(|one| *one == name).and(Some(words)));
+        words.as_mut().and_then(|words| words.nth(1)?.parse().ok()).unwrap_or(f64::NAN)
+    };
+    let (ours, linux) = (of(&world.plan.firewall.name), of(LINUX_FIREWALL.0));
+    report.table("Memory", vec![format!("ours {ours:.0} MiB, Linux {linux:.0} MiB")]);
+    report.figure("lab.memory.ratio", ours / linux);
+    Ok(())
+}
+
+/// A Linux firewall VM beside ours, and two clients behind it.
+struct LinuxSide {
+    firewall: Domain,
+    client: Domain,
+    other: Domain,
+}
+
+impl LinuxSide {
+    fn start(world: &World) -> Result<Self> {
+        let firewall = Self::start_firewall(world)?;
+        let [one, other] = LINUX_CLIENTS;
+        let client = |place: Place| -> Result<Domain> {
+            let (backend, gateway, gateway6) = LINUX_FIREWALL;
+            let client = linux_spec(world, place, Role::Client, (gateway, gateway6), backend);
+            let client = world.lab.create(&client)?;
+            client.wait_ready(&world.lab)?;
+            Ok(client)
+        };
+        Ok(Self { firewall, client: client(one)?, other: client(other)? })
+    }
+
+    fn start_firewall(world: &World) -> Result<Domain> {
+        let netvm = world.netvm_plan(0)?;
+        let gateways = (netvm.ip.as_str(), netvm.ip6.as_deref().unwrap_or_default());
+        let mut firewall =
+            linux_spec(world, LINUX_FIREWALL, Role::LinuxFirewall, gateways, &netvm.name);
+        firewall.cpu = FIREWALL_CPU;
+        let firewall = world.lab.create(&firewall)?;
+        firewall.wait_ready(&world.lab)?;
+        Ok(firewall)
+    }
+}
+
+fn linux_spec(
+    world: &World,
+    place: Place,
+    role: Role,
+    gateways: (&str, &str),
+    backend: &str,
+) -> DomainSpec {
+    let (name, ip, ip6) = place;
+    let words = [("ip", ip), ("gw", gateways.0), ("ip6", ip6), ("gw6", gateways.1)];
+    let mut spec = DomainSpec::linux(name, role, world.plan.kernel, &words);
+    spec.vifs.push(vif(place, backend));
+    spec
+}
+
+fn vif((_, ip, ip6): Place, backend: &str) -> Vif {
+    Vif::new(&format!("{ip} {ip6}"), backend)
+}

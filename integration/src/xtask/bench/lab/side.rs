@@ -1,0 +1,148 @@
+//! A firewall with its clients: a workload run behind it, and the processor time that all domains took for it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::workloads::Workload;
+use super::{PATIENCE, effort};
+use crate::error::{Error, Result};
+use crate::fail;
+use crate::lab::domain::Domain;
+use crate::lab::world::World;
+use crate::xtask::bench::report::median;
+
+/// What goes on beside a workload has ended so long after it.
+const BESIDE_ENDS: Duration = Duration::from_secs(6);
+
+/// One run.
+pub(super) struct Sample {
+    pub(super) rate: f64,
+    pub(super) amount: f64,
+    pub(super) seconds: f64,
+    /// Processor seconds of each domain.
+    pub(super) cpu: BTreeMap<String, f64>,
+    /// What our firewall asked the hypervisor for meanwhile, and what it forwarded; of ours only.
+    pub(super) effort: BTreeMap<String, f64>,
+}
+
+/// A firewall and its clients.
+pub(super) struct Side<'a> {
+    pub(super) name: &'static str,
+    pub(super) is_ours: bool,
+    pub(super) firewall: &'a str,
+    pub(super) client: &'a Domain,
+    pub(super) other: &'a Domain,
+    /// Address of the other client.
+    pub(super) other_ip: &'a str,
+}
+
+/// Medians of a side.
+pub(super) struct Summary {
+    pub(super) rate: f64,
+    /// Processor seconds of the firewall for what the workload counts.
+    pub(super) cpu: f64,
+    /// Part of the time that the firewall's processor was busy.
+    pub(super) share: f64,
+}
+
+impl Side<'_> {
+    /// Runs it once.
+    ///
+    /// # Errors
+    /// When the client's command fails, or says what cannot be read.
+    pub(super) fn run(&self, world: &World, workload: &Workload) -> Result<Sample> {
+        let server6 = world.plan.internet6.as_deref().unwrap_or_default();
+        let named = |line: &str| {
+            line.replace("SERVER6", server6)
+                .replace("SERVER", &world.plan.internet)
+                .replace("OTHER", self.other_ip)
+        };
+        let line = named(workload.line);
+        if let Some(beside) = workload.beside {
+            self.other.exec_for(&world.lab, &named(beside), PATIENCE)?.ok(workload.key)?;
+        }
+        let effort_before = effort::counters(self, world)?;
+        let (before, begun) = (cpu(world)?, Instant::now());
+        let out = self.client.exec_for(&world.lab, &line, PATIENCE)?.ok(workload.key)?;
+        let (after, seconds) = (cpu(world)?, begun.elapsed().as_secs_f64());
+        let effort = difference(&effort_before, effort::counters(self, world)?);
+        let Some((rate, amount)) = (workload.read)(&out) else {
+            fail!("{}: {}: {out}", self.name, workload.key);
+        };
+        if workload.line.contains("5202") || workload.beside.is_some() {
+            // What goes on beside has to end before the next turn.
+            std::thread::sleep(BESIDE_ENDS);
+        }
+        Ok(Sample { rate, amount, seconds, cpu: difference(&before, after), effort })
+    }
+
+    /// Medians of several runs.
+    pub(super) fn summary(&self, workload: &Workload, samples: &[Sample]) -> Summary {
+        let own = |sample: &Sample| sample.cpu.get(self.firewall).copied().unwrap_or(f64::NAN);
+        Summary {
+            rate: median(samples.iter().map(|sample| sample.rate)),
+            cpu: median(samples.iter().map(|sample| own(sample) / sample.amount * workload.per.0)),
+            share: median(samples.iter().map(|sample| own(sample) / sample.seconds)),
+        }
+    }
+}
+
+/// What changed.
+pub(super) fn difference(
+    before: &BTreeMap<String, f64>,
+    after: BTreeMap<String, f64>,
+) -> BTreeMap<String, f64> {
+    let change = |(name, after): (String, f64)| {
+        let change = after - before.get(&name).copied().unwrap_or(0.0);
+        (name, change)
+    };
+    after.into_iter().map(change).collect()
+}
+
+/// Rate and processor time of both sides, with the share of the time that each domain was running.
+pub(super) fn table(
+    workload: &Workload,
+    sides: [(&Side<'_>, &Vec<Sample>, &Summary); 2],
+) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (side, samples, summary) in sides {
+        let (scale, unit) = workload.unit;
+        let mut line = format!("{:<5} {:>9.2} {unit}", side.name, summary.rate / scale);
+        if !workload.is_ping() {
+            line.push_str(&format!(
+                ", {:>8.1} s of the firewall's CPU for a {}",
+                summary.cpu, workload.per.1
+            ));
+        }
+        let domains = samples.first().map(|sample| sample.cpu.keys()).into_iter().flatten();
+        let shares: Vec<String> = domains
+            .map(|name| {
+                let share =
+                    median(samples.iter().map(|sample| {
+                        sample.cpu.get(name).copied().unwrap_or(0.0) / sample.seconds
+                    }));
+                (name, share)
+            })
+            .filter(|(_, share)| *share >= 0.005)
+            .map(|(name, share)| format!("{name} {:.0} %", share * 100.0))
+            .collect();
+        line.push_str(&format!("; running: {}", shares.join(", ")));
+        lines.push(line);
+    }
+    lines
+}
+
+/// Processor seconds that each domain has used, from `xl list` (in steps of 0.1 s).
+fn cpu(world: &World) -> Result<BTreeMap<String, f64>> {
+    let text = world.lab.sh("xl list")?;
+    let read = |line: &str| -> Option<(String, f64)> {
+        let mut words = line.split_whitespace();
+        let name = words.next()?.to_owned();
+        Some((name, words.next_back()?.parse().ok()?))
+    };
+    let used: BTreeMap<String, f64> = text.lines().skip(1).filter_map(read).collect();
+    if used.is_empty() {
+        return Err(Error::Failed(format!("xl list: {text:?}")));
+    }
+    Ok(used)
+}
