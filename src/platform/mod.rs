@@ -23,6 +23,7 @@ use xen::netback::{self, Backend, Budget, VifId};
 use xen::netfront::{self, Frontend};
 use xen::netif::{Chain, Piece};
 use xen::planted::{Defect, is_planted};
+use xen::postmortem::{self, What};
 use xen::xenstore::{self, Owner};
 use xen::{DomId, console, event, mem, netif, time};
 
@@ -268,7 +269,13 @@ impl XenMachine {
                 xenstore::Event::Reply(reply) => reply.owner,
                 xenstore::Event::Watch(watch) => watch.token.owner,
             };
-            let _booked = ledger::enter(part_of(owner));
+            let part = part_of(owner);
+            let _booked = ledger::enter(part);
+            let what = match event {
+                xenstore::Event::Reply(_) => What::StoreReply,
+                xenstore::Event::Watch(_) => What::StoreWatch,
+            };
+            postmortem::note(what, [part as u64, 0]);
             match event {
                 xenstore::Event::Reply(reply) => match owner {
                     Owner::Netback => self.back.on_reply(reply, &mut self.store, now),
@@ -458,13 +465,19 @@ impl Machine for XenMachine {
     }
 
     fn next_change(&mut self) -> Option<Change> {
-        self.changes.pop_front()
+        let change = self.changes.pop_front()?;
+        note(&change);
+        Some(change)
     }
 
     fn receive_from_uplink(&mut self) {
         self.front.receive(UPLINK_FRAMES_PER_TURN, self.now_ns);
         let [_, from_uplink, ..] = &mut self.batches;
-        *from_uplink += u64::from(self.front.has_frames());
+        let frames = self.front.frames();
+        if frames > 0 {
+            *from_uplink += 1;
+            postmortem::note(What::FromUplink, [frames as u64, 0]);
+        }
     }
 
     fn receive_from_clients(&mut self) {
@@ -474,7 +487,11 @@ impl Machine for XenMachine {
         let budget = Budget { quantum: CLIENT_QUANTUM, total: room.min(spare) };
         self.back.receive(budget, self.now_ns);
         let [from_clients, ..] = &mut self.batches;
-        *from_clients += u64::from(self.back.has_frames());
+        let frames = self.back.frames();
+        if frames > 0 {
+            *from_clients += 1;
+            postmortem::note(What::FromClients, [frames as u64, 0]);
+        }
     }
 
     fn next_frame(&mut self) -> Option<Arrival<Page, Tail>> {
@@ -601,6 +618,27 @@ impl XenMachine {
             Stop::Reboot => xen::power::reboot(),
         }
     }
+}
+
+/// Notes a change for the case that this domain comes to an unexpected end.
+fn note(change: &Change) {
+    let (what, numbers) = match change {
+        Change::ClientUp { id, port, .. } => (What::ClientUp, [id.0.into(), port.domid.into()]),
+        Change::ClientDown { id, .. } => (What::ClientDown, [id.0.into(), 0]),
+        Change::UplinkUp { backend, .. } => (What::UplinkUp, [(*backend).into(), 0]),
+        Change::UplinkDown { .. } => (What::UplinkDown, [0, 0]),
+        Change::DatabaseUp => (What::Database, [1, 0]),
+        Change::DatabaseDown => (What::Database, [0, 0]),
+        Change::AgentUp => (What::Agent, [1, 0]),
+        Change::AgentDown => (What::Agent, [0, 0]),
+        Change::CallUp(_) => (What::Call, [1, 0]),
+        Change::CallDown(_) => (What::Call, [0, 0]),
+        Change::Resumed => (What::Resumed, [0, 0]),
+        Change::Stop(_) => (What::Stop, [0, 0]),
+        // It has a line in the log.
+        Change::Note(_) => return,
+    };
+    postmortem::note(what, numbers);
 }
 
 /// Whose memory a message of xenstore is about.

@@ -121,6 +121,27 @@ fn printable(byte: u8) -> u8 {
     if byte == b'\n' || byte == b' ' || byte.is_ascii_graphic() { byte } else { b'?' }
 }
 
+/// Writes one line, waiting until `deadline` (ns of system time) for xenconsoled to make room: for last words. `false`: it did
+/// not.
+pub fn write_line_patiently(arguments: fmt::Arguments<'_>, deadline: u64) -> bool {
+    let mut line = Line::new();
+    line.push_fmt(arguments);
+    let bytes = line.finish();
+    CONSOLE.with(|console| {
+        let Ok(console) = console.try_borrow() else { return false };
+        loop {
+            if console.write_whole(bytes) {
+                event::send_held();
+                return true;
+            }
+            if console.link.is_none() || time::system_time_ns() >= deadline {
+                return false;
+            }
+            core::hint::spin_loop();
+        }
+    })
+}
+
 /// Writes one formatted line without allocating; cut at [`LINE_BYTES`].
 #[macro_export]
 macro_rules! console_line {

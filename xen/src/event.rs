@@ -14,6 +14,7 @@ use crate::abi::vcpu::{EVTCHN_MASK, EVTCHN_PENDING, PENDING_SEL, UPCALL_PENDING}
 use crate::abi::{DomId, Errno, EventPort};
 use crate::counts::{self, Call};
 use crate::mem::global;
+use crate::postmortem::{self, What};
 use crate::shared::SharedPage;
 use crate::{hypercall, time};
 
@@ -205,6 +206,7 @@ pub fn take_pending(mut deliver: impl FnMut(EventPort)) {
             TIMER.with(|timer| timer.armed.set(None));
             unmask_timer(port);
         } else {
+            postmortem::note(What::Port, [port.0.into(), 0]);
             deliver(port);
         }
     });
@@ -227,6 +229,7 @@ pub fn wait_from(deadline: Option<u64>, now: u64) {
         }
         arm_timer(deadline, now);
     }
+    postmortem::note(What::Sleep, [deadline.unwrap_or(0), 0]);
     let mut list = [0; LISTED_PORTS];
     let sleep = open_ports(&hypercall::shared_info(), &mut list);
     let (ports, count) = HELD.with(|held| held.end());

@@ -53,6 +53,7 @@ pub mod netback;
 pub mod netfront;
 pub mod netif;
 pub mod planted;
+pub mod postmortem;
 pub mod power;
 pub mod ring;
 pub mod shared;

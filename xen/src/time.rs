@@ -30,6 +30,11 @@ pub fn system_time_ns() -> u64 {
     })
 }
 
+/// The system time that was last looked at: no look at the clock.
+pub fn latest_ns() -> u64 {
+    LATEST.with(|latest| latest.get())
+}
+
 /// Seconds since 1970-01-01 00:00 UTC, as dom0 has set the clock. May jump.
 pub fn wall_clock_s() -> u64 {
     let (seconds, nanoseconds) = read_wall_clock_base(&hypercall::shared_info());

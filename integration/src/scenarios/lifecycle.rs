@@ -205,7 +205,10 @@ pub fn firewall_crash(world: &mut World) -> Result<String> {
 fn crash_firewall(world: &World, name: &str) -> Result<()> {
     let mark = world.firewall()?.console_mark();
     world.lab.sh(&format!("xl trigger {name} nmi"))?;
-    world.firewall()?.wait_console_after(&world.lab, mark, "vector 2", MOMENT)?;
+    for line in ["vector 2", "post-mortem: memory part=packets", "event port=", "post-mortem: end"]
+    {
+        world.firewall()?.wait_console_after(&world.lab, mark, line, MOMENT)?;
+    }
     until_crashed(world, name)
 }
 

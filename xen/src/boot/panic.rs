@@ -6,7 +6,10 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::early;
-use crate::{console, power};
+use crate::{console, postmortem, power, time};
+
+/// How long the report may take, in ns: dom0 reads some 2 KiB at a time and may be busy.
+const REPORT_NS: u64 = 2_000_000_000;
 
 static IS_DYING: AtomicBool = AtomicBool::new(false);
 
@@ -21,12 +24,15 @@ pub fn panic(info: &PanicInfo<'_>) -> ! {
     }
 }
 
-/// Prints the reason to the console and to Xen's log, and crashes the domain. A second call, while the first one
+/// Prints the reason to the console and to Xen's log, what happened before to the console, and crashes the domain. A second call, while the first one
 /// prints, only crashes.
 pub(super) fn die(reason: fmt::Arguments<'_>) -> ! {
     if !IS_DYING.swap(true, Ordering::Relaxed) {
         console::write_line(reason);
         early::log(reason);
+        console::drain();
+        let deadline = time::system_time_ns().saturating_add(REPORT_NS);
+        postmortem::report(|line| console::write_line_patiently(line, deadline));
         console::drain();
     }
     power::crash()

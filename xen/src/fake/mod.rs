@@ -65,7 +65,7 @@ use crate::abi::{DomId, EventPort};
 use crate::grant::Access;
 use crate::mem::host;
 use crate::shared::SharedPage;
-use crate::{console, event, grant, mem, time};
+use crate::{console, event, grant, mem, postmortem, time};
 
 /// The domain that the code under test runs as.
 pub const OWN_DOMAIN: DomId = DomId(7);
@@ -270,6 +270,7 @@ pub fn reset_with_pages(pages: usize) {
     assert_no_leaks();
     grant::reset();
     console::reset();
+    postmortem::reset();
     event::reset();
     time::reset();
     host::reset(pages);

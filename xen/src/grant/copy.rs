@@ -11,6 +11,7 @@ use crate::counts;
 use crate::hypercall;
 use crate::mem::{PAGE_SIZE, Page};
 use crate::planted::{Defect, is_planted};
+use crate::postmortem::{self, What};
 
 /// Why an operation was not taken into the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -124,6 +125,7 @@ impl CopyBatch {
     pub fn run(&mut self) {
         if !self.ops.is_empty() {
             let bytes = self.ops.iter().map(|op| u64::from(op.len)).sum();
+            postmortem::note(What::Copy, [self.ops.len() as u64, bytes]);
             counts::copy(self.ops.len(), bytes);
             hypercall::grant_copy(&mut self.ops);
         }

@@ -15,6 +15,7 @@
 use core::cell::Cell;
 
 use super::global;
+use crate::postmortem::{self, What};
 
 /// A part of the program, as far as its memory is kept apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -258,6 +259,7 @@ pub fn begin(part: Part) -> Option<Operation> {
                 sum.refused = sum.refused.saturating_add(1);
                 all.set(sum);
             });
+            postmortem::note(What::Short, [part as u64, 0]);
             return None;
         }
         OPERATION.with(|bytes| bytes.set(Some(0)));

@@ -95,8 +95,8 @@ impl FromGuest {
         }
     }
 
-    pub(super) fn has_frames(&self) -> bool {
-        !self.received.is_empty()
+    pub(super) fn frames(&self) -> usize {
+        self.received.len()
     }
 
     pub(super) fn next_frame(&mut self) -> Option<Frame> {

@@ -53,6 +53,7 @@ use crate::grant::CopyBatch;
 use crate::mem::ledger;
 use crate::netif::{Chain, Offload};
 use crate::planted::{Defect, is_planted};
+use crate::postmortem::{self, What};
 use crate::xenstore::{DirtySet, ReqId};
 use connect::Vifs;
 pub use from_guest::{Budget, FRAME_COST};
@@ -254,9 +255,9 @@ impl Backend {
         self.config.least_budget()
     }
 
-    /// Whether [`Backend::next_frame`] has one.
-    pub fn has_frames(&self) -> bool {
-        self.from.has_frames()
+    /// Frames that wait for [`Backend::next_frame`].
+    pub fn frames(&self) -> usize {
+        self.from.frames()
     }
 
     /// The next frame that [`Backend::receive`] took.
@@ -353,6 +354,7 @@ impl Backend {
     /// Closes a connection whose frontend broke the protocol; xenstore follows with the next `advance`.
     fn break_link(&mut self, slot: usize, reason: CloseReason) {
         self.totals.violations = self.totals.violations.saturating_add(1);
+        postmortem::note(What::Violation, [slot as u64, 0]);
         self.detach(slot, reason);
         self.dirty.mark(slot);
     }

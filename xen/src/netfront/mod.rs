@@ -161,9 +161,9 @@ impl Frontend {
         }
     }
 
-    /// Whether [`Frontend::next_frame`] has one.
-    pub fn has_frames(&self) -> bool {
-        !self.frames.is_empty()
+    /// Frames that wait for [`Frontend::next_frame`].
+    pub fn frames(&self) -> usize {
+        self.frames.len()
     }
 
     /// The next frame that [`Frontend::receive`] took.
