@@ -258,14 +258,23 @@ impl Firewall {
         }
     }
 
+    /// Whether [`Firewall::poll_generate`] may have a frame: where it has none, nobody needs a page for it.
+    #[must_use]
+    pub fn may_generate(&self, now: Instant) -> bool {
+        self.next_piece_len().is_some() || self.own_deadline().is_some_and(|due| due <= now)
+    }
+
     /// When [`Firewall::on_timer`] and [`Firewall::poll_generate`] have something to do.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
+        let others = [self.fragments.next_deadline(), self.table.next_deadline()];
+        others.into_iter().chain([self.own_deadline()]).flatten().min()
+    }
+
+    /// When there are frames of our own.
+    fn own_deadline(&self) -> Option<Instant> {
         let announcement = self.uplink.and_then(|uplink| uplink.next_deadline(&self.network));
-        let names = self.names.next_deadline();
-        let fragments = self.fragments.next_deadline();
-        let own = [announcement, names, fragments];
-        own.into_iter().chain([self.table.next_deadline()]).flatten().min()
+        [announcement, self.names.next_deadline()].into_iter().flatten().min()
     }
 
     /// Reclaims a bounded number of expired flows, and keeps the names in rules resolved.

@@ -84,6 +84,9 @@ impl<S: Sink> EventLoop<S> {
     /// Sends what the packet path has to say unasked.
     pub(super) fn generate<M: Machine>(&mut self, machine: &mut M) {
         for _ in 0..OWN_FRAMES_PER_TURN {
+            if !self.firewall.may_generate(self.now) {
+                return;
+            }
             let room = self.firewall.next_piece_len().unwrap_or(0);
             if self.generate_one(machine, room).is_none() {
                 return;
