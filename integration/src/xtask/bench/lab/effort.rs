@@ -81,3 +81,26 @@ pub(super) fn hypercalls(report: &mut Report, workload: &Workload, samples: &[Sa
     report.figure(format!("lab.{}.notifications_per_batch", workload.key), notifications / batches);
     report.figure(format!("lab.{}.allocations", workload.key), sum("machine allocations"));
 }
+
+/// What both ends found wrong in what came through ours: nothing, or a table with it.
+///
+/// # Errors
+/// When a checksum was wrong.
+pub(super) fn faults(report: &mut Report, workload: &Workload, samples: &[Sample]) -> Result<()> {
+    let sum =
+        |name: &str| -> f64 { samples.iter().filter_map(|sample| sample.faults.get(name)).sum() };
+    let wrong = sum("InCsumErrors");
+    if wrong > 0.0 {
+        fail!("{}: {wrong} segments came through our firewall with a wrong checksum", workload.key);
+    }
+    report.table(
+        format!("{}: what both ends received through our firewall", workload.key),
+        vec![format!(
+            "0 wrong checksums, {:.0} segments out of order, {:.0} sent again",
+            sum("TCPOFOQueue"),
+            sum("RetransSegs")
+        )],
+    );
+    report.figure(format!("lab.{}.out_of_order", workload.key), sum("TCPOFOQueue"));
+    Ok(())
+}

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::report::Report;
 use crate::error::Result;
 use crate::lab::domain::{Domain, DomainSpec, Vif};
-use crate::lab::guests::Role;
+use crate::lab::guests::{BIG, Role};
 use crate::lab::plan::{FIREWALL_CPU, Plan};
 use crate::lab::qemu::MachineOptions;
 use crate::lab::world::{Kind, World};
@@ -89,7 +89,10 @@ fn measure(world: &mut World, report: &mut Report, chosen: &Chosen<'_>) -> Resul
     start(world, report)?;
     memory(world, report)?;
     serve(world, &linux)?;
+    // The content of what iperf3 sends is nobody's: that files arrive whole is looked at before and after.
+    steps::download(world, world.client(ALICE)?, BIG)?;
     workloads(world, &linux, report, chosen)?;
+    steps::download(world, world.client(ALICE)?, BIG)?;
     if chosen.wants("first_packet") {
         again::measure(world, &mut linux, report, QUICK_TURNS)?;
     }
@@ -158,6 +161,9 @@ fn workloads(
             side::table(workload, [(&ours, of_ours, &a), (&linux, of_linux, &b)]),
         );
         effort::hypercalls(report, workload, of_ours);
+        if workload.unit.1 == "MB/s" {
+            effort::faults(report, workload, of_ours)?;
+        }
         if workload.is_ping() {
             report.figure(format!("lab.{}.ratio", workload.key), a.rate / b.rate);
             continue;

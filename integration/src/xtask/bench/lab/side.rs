@@ -23,7 +23,12 @@ pub(super) struct Sample {
     pub(super) cpu: BTreeMap<String, f64>,
     /// What our firewall asked the hypervisor for meanwhile, and what it forwarded; of ours only.
     pub(super) effort: BTreeMap<String, f64>,
+    /// What the client and the server found wrong in what came, by the names of Linux' counters.
+    pub(super) faults: BTreeMap<String, f64>,
 }
+
+/// Counters of Linux about segments that came: with a wrong checksum, before an earlier one, sent once more.
+const FAULTS: [&str; 3] = ["InCsumErrors", "TCPOFOQueue", "RetransSegs"];
 
 /// A firewall and its clients.
 pub(super) struct Side<'a> {
@@ -61,11 +66,13 @@ impl Side<'_> {
         if let Some(beside) = workload.beside {
             self.other.exec_for(&world.lab, &named(beside), PATIENCE)?.ok(workload.key)?;
         }
+        let faults_before = self.faults(world)?;
         let effort_before = effort::counters(self, world)?;
         let (before, begun) = (cpu(world)?, Instant::now());
         let out = self.client.exec_for(&world.lab, &line, PATIENCE)?.ok(workload.key)?;
         let (after, seconds) = (cpu(world)?, begun.elapsed().as_secs_f64());
         let effort = difference(&effort_before, effort::counters(self, world)?);
+        let faults = difference(&faults_before, self.faults(world)?);
         let Some((rate, amount)) = (workload.read)(&out) else {
             fail!("{}: {}: {out}", self.name, workload.key);
         };
@@ -73,7 +80,31 @@ impl Side<'_> {
             // What goes on beside has to end before the next turn.
             std::thread::sleep(BESIDE_ENDS);
         }
-        Ok(Sample { rate, amount, seconds, cpu: difference(&before, after), effort })
+        Ok(Sample { rate, amount, seconds, cpu: difference(&before, after), effort, faults })
+    }
+
+    /// The sums over both ends. A NetVM serves both sides, one after the other.
+    fn faults(&self, world: &World) -> Result<BTreeMap<String, f64>> {
+        let mut sums = BTreeMap::new();
+        for end in [self.client, world.netvm(0)?] {
+            let line = "grep ^Tcp: /proc/net/snmp; grep ^TcpExt: /proc/net/netstat";
+            let text = world.sh(end, line)?;
+            let lines: Vec<&str> = text.lines().collect();
+            for pair in lines.chunks(2) {
+                let [names, values] = pair else { continue };
+                for (name, value) in names.split_whitespace().zip(values.split_whitespace()) {
+                    if let Ok(value) = value.parse::<f64>()
+                        && FAULTS.contains(&name)
+                    {
+                        *sums.entry(name.to_owned()).or_default() += value;
+                    }
+                }
+            }
+        }
+        if sums.len() != FAULTS.len() {
+            fail!("{} does not count what came: {sums:?}", self.client.name);
+        }
+        Ok(sums)
     }
 
     /// Medians of several runs.
