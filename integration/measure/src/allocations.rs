@@ -47,3 +47,25 @@ impl Meter for Counter {
         self.total = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use measure::shapes::{End, HOSTS};
+
+    use super::*;
+
+    #[test]
+    fn an_allocation_is_a_fault() {
+        let mut world = World::new(&HOSTS, End::Policy, 1).unwrap();
+        let mut counter = Counter::default();
+        counter.measure(&mut world, &mut |_| ());
+        counter.report("nothing\t1");
+        assert!(counter.faults.is_empty());
+        counter.measure(&mut world, &mut |_| drop(black_box(vec![1_u8; 100])));
+        counter.measure(&mut world, &mut |_| drop(black_box(vec![1_u8; 100])));
+        counter.report("something\t1");
+        counter.measure(&mut world, &mut |_| ());
+        counter.report("nothing\t1");
+        assert_eq!(counter.faults, ["something\t1\t2"]);
+    }
+}

@@ -53,7 +53,8 @@ impl Page {
     /// A page with a frame.
     #[must_use]
     pub fn new(client: ClientId, frame: &[u8]) -> Self {
-        let mut bytes = frame.to_vec();
+        let mut bytes = Vec::with_capacity(world::PAGE);
+        bytes.extend_from_slice(frame);
         bytes.resize(world::PAGE, 0);
         Self { bytes, len: frame.len(), client }
     }

@@ -34,12 +34,15 @@ impl Segment {
     /// The frame that takes it to `macs.0` from `macs.1`.
     pub(crate) fn frame(&self, macs: ([u8; 6], [u8; 6])) -> Vec<u8> {
         let (from, to) = self.ends;
-        let mut l4 = Vec::with_capacity(20);
-        l4.extend_from_slice(&from.port().to_be_bytes());
-        l4.extend_from_slice(&to.port().to_be_bytes());
-        l4.extend_from_slice(&self.sequence.to_be_bytes());
-        l4.extend_from_slice(&self.acknowledgement.to_be_bytes());
-        l4.extend_from_slice(&[0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
+        let mut l4 = [0; 20];
+        put(&mut l4, 0, from.port());
+        put(&mut l4, 2, to.port());
+        put(&mut l4, 4, (self.sequence >> 16) as u16);
+        put(&mut l4, 6, self.sequence as u16);
+        put(&mut l4, 8, (self.acknowledgement >> 16) as u16);
+        put(&mut l4, 10, self.acknowledgement as u16);
+        put(&mut l4, 12, 0x5000 | u16::from(self.flags));
+        put(&mut l4, 14, 0xffff);
         let sum = checksum(pseudo_header(from.ip(), to.ip(), 6, l4.len()), &l4);
         put(&mut l4, 16, sum);
         frame(macs, (from.ip(), to.ip()), 6, &l4)
@@ -54,8 +57,10 @@ pub(crate) fn mac_of(client: ClientId) -> [u8; 6] {
 
 /// An empty UDP datagram.
 pub(crate) fn datagram((from, to): (SocketAddr, SocketAddr), macs: ([u8; 6], [u8; 6])) -> Vec<u8> {
-    let mut l4 = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
-    l4.extend([(UDP as u16).to_be_bytes(), [0; 2]].concat());
+    let mut l4 = [0; UDP];
+    put(&mut l4, 0, from.port());
+    put(&mut l4, 2, to.port());
+    put(&mut l4, 4, UDP as u16);
     let sum = checksum(pseudo_header(from.ip(), to.ip(), 17, l4.len()), &l4);
     put(&mut l4, 6, sum);
     frame(macs, (from.ip(), to.ip()), 17, &l4)
