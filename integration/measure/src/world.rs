@@ -100,7 +100,7 @@ impl World {
         if self.is_v6 { IpAddr::V6(v6) } else { IpAddr::V4(v4) }
     }
 
-    /// What the world takes all clients for.
+    /// The address that servers see in the place of a client's.
     pub(crate) fn own(&self) -> IpAddr {
         if self.is_v6 { IpAddr::V6(OWN6) } else { IpAddr::V4(OWN) }
     }

@@ -216,21 +216,26 @@ impl Rows {
         key: impl Fn(&'a Count) -> Option<(&'a String, &'a String)>,
     ) -> Result<Self> {
         let mut rows: Vec<(String, Vec<f64>)> = Vec::new();
-        for size in sizes {
-            for count in counts {
-                let Some((case, of)) = key(count) else { fail!("what was measured? {count:?}") };
-                if of != size {
-                    continue;
+        for count in counts {
+            let Some((case, size)) = key(count) else { fail!("what was measured? {count:?}") };
+            let Some(at) = sizes.iter().position(|known| known == size) else {
+                fail!("why was that measured? {count:?}")
+            };
+            let place = match rows.iter().position(|(known, _)| known == case) {
+                Some(place) => place,
+                None => {
+                    rows.push((case.clone(), vec![f64::NAN; sizes.len()]));
+                    rows.len().saturating_sub(1)
                 }
-                match rows.iter_mut().find(|(known, _)| known == case) {
-                    Some((_, costs)) => costs.push(count.per_packet),
-                    None => rows.push((case.clone(), vec![count.per_packet])),
-                }
+            };
+            if let Some(cost) = rows.get_mut(place).and_then(|(_, costs)| costs.get_mut(at)) {
+                *cost = count.per_packet;
             }
         }
-        let is_complete = rows.iter().all(|(_, costs)| costs.len() == sizes.len());
-        if rows.is_empty() || !is_complete || rows.len() * sizes.len() != counts.len() {
-            fail!("not everything was measured: {rows:?}");
+        // As many counts as places, and none of those empty: each has one.
+        let is_full = rows.iter().flat_map(|(_, costs)| costs).all(|cost| !cost.is_nan());
+        if rows.is_empty() || !is_full || rows.len() * sizes.len() != counts.len() {
+            fail!("not everything was measured, or something twice: {rows:?}");
         }
         Ok(Self(rows))
     }
