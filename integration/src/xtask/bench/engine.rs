@@ -156,7 +156,7 @@ fn rewrite(report: &mut Report) -> Result<()> {
         let key = [word(what), direction.clone()].join("_") + family.trim_start_matches("IPv");
         report.figure(format!("engine.rewrite.{key}.instructions"), *per_packet);
     }
-    lines.push("What the function of the stages takes, with those that it calls. The fast path has the same".into());
+    lines.push("What the function of the stages takes, with those that it calls. The fast path does the same".into());
     lines.push("in its middle, where it cannot be told apart.".into());
     report.table("Instructions of rewriting addresses, ports and checksums alone (NAT)", lines);
     Ok(())
