@@ -3,9 +3,11 @@
 
 use std::time::Instant;
 
-use crate::by_client;
+use firewall::{ClientId, Fate, PortId};
+
 use crate::shapes::{End, HOSTS};
-use crate::world::{self, World};
+use crate::world::World;
+use crate::{Page, by_client, through};
 
 /// Packets of one call, calls, and those that warm up.
 const PACKETS: usize = 500;
@@ -14,7 +16,10 @@ const WARM_UP: usize = 4;
 
 /// Lines: what the rules say, one for each; the frame in hexadecimal; then the nanoseconds of a packet without a rule and
 /// with as many as each argument says.
-pub(crate) fn run(sizes: impl Iterator<Item = String>) -> Result<(), String> {
+///
+/// # Errors
+/// When an argument is no number, or a packet is accepted.
+pub fn run(sizes: impl Iterator<Item = String>) -> Result<(), String> {
     let sizes: Vec<usize> = sizes
         .map(|size| size.parse().map_err(|_| format!("how many rules are {size:?}?")))
         .collect::<Result<_, _>>()?;
@@ -23,23 +28,21 @@ pub(crate) fn run(sizes: impl Iterator<Item = String>) -> Result<(), String> {
     }
     for rules in sizes {
         let mut world = World::new(&HOSTS, End::Refused, rules)?;
-        let frame = world.first_packet(40_000)?;
+        let page = world.first_packet(40_000);
         if rules == 0 {
-            let hex: String =
-                frame.bytes.iter().take(frame.len).map(|byte| format!("{byte:02x}")).collect();
+            let hex: String = page.frame().iter().map(|byte| format!("{byte:02x}")).collect();
             println!("frame\t{hex}");
         }
         let mut spent = 0;
         for call in 0..CALLS + WARM_UP {
-            let mut pages = (0..PACKETS)
-                .map(|_| world::page(frame.bytes.get(..frame.len).unwrap_or_default()))
-                .collect::<Result<Vec<_>, _>>()?;
+            let copy = || Page::new(ClientId(0), page.frame());
+            let mut pages: Vec<_> = std::iter::repeat_with(copy).take(PACKETS).collect();
             let begun = Instant::now();
-            let fates = by_client(&mut world, &mut pages);
+            let fates = through(&mut world, by_client, &mut pages);
             if call >= WARM_UP {
                 spent += begun.elapsed().as_nanos();
             }
-            if fates.iter().any(|fate| matches!(fate, Some(firewall::Fate::Send(to)) if *to == firewall::PortId::Uplink)) {
+            if fates.contains(&Some(Fate::Send(PortId::Uplink))) {
                 return Err("a packet that no rule accepts was accepted".into());
             }
         }

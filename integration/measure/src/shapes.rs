@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What decides about the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub enum End {
     /// The last rule alone matches: an accept rule; the policy is drop.
     LastRule,
     /// No rule matches; the policy is accept.
@@ -14,7 +14,8 @@ pub(crate) enum End {
 }
 
 impl End {
-    pub(crate) fn name(self) -> &'static str {
+    /// For a table.
+    pub fn name(self) -> &'static str {
         match self {
             Self::LastRule => "last rule",
             Self::Policy => "policy",
@@ -25,26 +26,29 @@ impl End {
 
 /// Where a packet goes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Target {
-    pub(crate) address: IpAddr,
+pub struct Target {
+    /// Where.
+    pub address: IpAddr,
     /// TCP port, or nothing for an echo request.
-    pub(crate) port: Option<u16>,
+    pub port: Option<u16>,
 }
 
 /// A kind of rule set.
-pub(crate) struct Shape {
-    pub(crate) name: &'static str,
+pub struct Shape {
+    /// For a table.
+    pub name: &'static str,
     /// The line of rule number `n`. Rules differ in what they match.
-    pub(crate) line: fn(usize) -> String,
+    pub line: fn(usize) -> String,
     /// A packet that rule `n` matches and no rule before it.
-    pub(crate) target: fn(usize) -> Target,
+    pub target: fn(usize) -> Target,
     /// A packet that no rule matches.
-    pub(crate) miss: Target,
-    pub(crate) is_v6: bool,
+    pub miss: Target,
+    /// Whether it is about IPv6.
+    pub is_v6: bool,
 }
 
 /// Number `n` of the addresses that rules name.
-pub(crate) fn host(n: usize) -> Ipv4Addr {
+pub fn host(n: usize) -> Ipv4Addr {
     Ipv4Addr::from_bits(0xcb00_0000 + n as u32)
 }
 
@@ -62,7 +66,7 @@ fn port(n: usize) -> u16 {
 }
 
 /// What people write most.
-pub(crate) const HOSTS: Shape = Shape {
+pub const HOSTS: Shape = Shape {
     name: "hosts",
     line: |n| format!("dst4={} proto=tcp dstports=443", host(n)),
     target: |n| v4(host(n), 443),
@@ -70,16 +74,46 @@ pub(crate) const HOSTS: Shape = Shape {
     is_v6: false,
 };
 
-/// All of them. Actions are put to the lines later.
-pub(crate) const SHAPES: &[Shape] = &[
-    HOSTS,
-    Shape {
-        name: "ports of one host",
-        line: |n| format!("dst4={SERVER} proto=tcp dstports={}", port(n)),
-        target: |n| v4(SERVER, port(n)),
-        miss: v4(SERVER, OTHER_PORT),
-        is_v6: false,
+/// One address, many ports.
+pub const PORTS: Shape = Shape {
+    name: "ports of one host",
+    line: |n| format!("dst4={SERVER} proto=tcp dstports={}", port(n)),
+    target: |n| v4(SERVER, port(n)),
+    miss: v4(SERVER, OTHER_PORT),
+    is_v6: false,
+};
+
+/// What costs most: each rule overlaps all others.
+pub const NESTED6: Shape = Shape {
+    name: "nested prefixes, IPv6",
+    line: |n| format!("dst6={SERVER6}/{} proto=tcp dstports={}", 1 + n % 128, port(n)),
+    target: |n| Target { address: IpAddr::V6(SERVER6), port: Some(port(n)) },
+    miss: Target { address: IpAddr::V6(SERVER6), port: Some(OTHER_PORT) },
+    is_v6: true,
+};
+
+/// Some of everything.
+pub const MIXTURE: Shape = Shape {
+    name: "mixture",
+    line: |n| match n % 5 {
+        0 => format!("dst4={}/24 proto=udp", host(256 * n)),
+        1 => format!("specialtarget=dns dst4={}", host(n)),
+        2 => format!("dsthost=n{n}.example"),
+        3 => format!("dstports={}-{}", port(n), port(n) + 9),
+        _ => format!("dst4={} proto=tcp", host(n)),
     },
+    target: |n| v4(host(n), 443),
+    miss: v4(SERVER, 443),
+    is_v6: false,
+};
+
+/// Those that are measured with up to ten thousand rules.
+pub const SIZED: &[Shape] = &[PORTS, NESTED6, MIXTURE];
+
+/// All of them. Actions are put to the lines later.
+pub const SHAPES: &[Shape] = &[
+    HOSTS,
+    PORTS,
     Shape {
         // Each overlaps those around it, and has its last ports for itself.
         name: "port ranges, any host",
@@ -95,13 +129,7 @@ pub(crate) const SHAPES: &[Shape] = &[
         miss: v4(SERVER, OTHER_PORT),
         is_v6: false,
     },
-    Shape {
-        name: "nested prefixes, IPv6",
-        line: |n| format!("dst6={SERVER6}/{} proto=tcp dstports={}", 1 + n % 128, port(n)),
-        target: |n| Target { address: IpAddr::V6(SERVER6), port: Some(port(n)) },
-        miss: Target { address: IpAddr::V6(SERVER6), port: Some(OTHER_PORT) },
-        is_v6: true,
-    },
+    NESTED6,
     Shape {
         name: "ICMP types",
         line: |n| format!("dst4={}/28 icmptype={}", host(16 * n), if n % 2 == 1 { 8 } else { 13 }),
@@ -116,17 +144,5 @@ pub(crate) const SHAPES: &[Shape] = &[
         miss: v4(SERVER, 443),
         is_v6: false,
     },
-    Shape {
-        name: "mixture",
-        line: |n| match n % 5 {
-            0 => format!("dst4={}/24 proto=udp", host(256 * n)),
-            1 => format!("specialtarget=dns dst4={}", host(n)),
-            2 => format!("dsthost=n{n}.example"),
-            3 => format!("dstports={}-{}", port(n), port(n) + 9),
-            _ => format!("dst4={} proto=tcp", host(n)),
-        },
-        target: |n| v4(host(n), 443),
-        miss: v4(SERVER, 443),
-        is_v6: false,
-    },
+    MIXTURE,
 ];

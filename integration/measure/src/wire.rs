@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use firewall::ClientId;
+
 use crate::shapes::Target;
 
-pub(crate) const CLIENT_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x0a];
 pub(crate) const UPLINK_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x06];
 pub(crate) const GATEWAY: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
 
@@ -13,6 +14,7 @@ pub(crate) const ISN: u32 = 0x1000_2000;
 
 const ETHERNET: usize = 14;
 const IPV4: usize = 20;
+const IPV6: usize = 40;
 const UDP: usize = 8;
 
 pub(crate) const SYN: u8 = 0x02;
@@ -32,20 +34,41 @@ impl Segment {
     /// The frame that takes it to `macs.0` from `macs.1`.
     pub(crate) fn frame(&self, macs: ([u8; 6], [u8; 6])) -> Vec<u8> {
         let (from, to) = self.ends;
-        let mut l4 = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
-        l4.extend(self.sequence.to_be_bytes());
-        l4.extend(self.acknowledgement.to_be_bytes());
-        l4.extend([0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
-        let pseudo = pseudo_header(from.ip(), to.ip(), 6, l4.len());
-        let sum = checksum(&[&pseudo, &l4]);
+        let mut l4 = [0; 20];
+        put(&mut l4, 0, from.port());
+        put(&mut l4, 2, to.port());
+        put(&mut l4, 4, (self.sequence >> 16) as u16);
+        put(&mut l4, 6, self.sequence as u16);
+        put(&mut l4, 8, (self.acknowledgement >> 16) as u16);
+        put(&mut l4, 10, self.acknowledgement as u16);
+        put(&mut l4, 12, 0x5000 | u16::from(self.flags));
+        put(&mut l4, 14, 0xffff);
+        let sum = checksum(pseudo_header(from.ip(), to.ip(), 6, l4.len()), &l4);
         put(&mut l4, 16, sum);
         frame(macs, (from.ip(), to.ip()), 6, &l4)
     }
 }
 
+/// A client's card: each has its own.
+pub(crate) fn mac_of(client: ClientId) -> [u8; 6] {
+    let [high, low] = client.0.wrapping_add(10).to_be_bytes();
+    [0x00, 0x16, 0x3e, 0x5e, 0x6c ^ high, low]
+}
+
+/// An empty UDP datagram.
+pub(crate) fn datagram((from, to): (SocketAddr, SocketAddr), macs: ([u8; 6], [u8; 6])) -> Vec<u8> {
+    let mut l4 = [0; UDP];
+    put(&mut l4, 0, from.port());
+    put(&mut l4, 2, to.port());
+    put(&mut l4, 4, UDP as u16);
+    let sum = checksum(pseudo_header(from.ip(), to.ip(), 17, l4.len()), &l4);
+    put(&mut l4, 6, sum);
+    frame(macs, (from.ip(), to.ip()), 17, &l4)
+}
+
 /// A client's SYN, or its echo request.
-pub(crate) fn first(source: IpAddr, number: u16, target: Target) -> Vec<u8> {
-    let macs = (GATEWAY, CLIENT_MAC);
+pub(crate) fn first(client: ClientId, source: IpAddr, number: u16, target: Target) -> Vec<u8> {
+    let macs = (GATEWAY, mac_of(client));
     if let Some(port) = target.port {
         let ends = (SocketAddr::new(source, number), SocketAddr::new(target.address, port));
         return Segment { ends, flags: SYN, sequence: ISN, acknowledgement: 0 }.frame(macs);
@@ -53,7 +76,7 @@ pub(crate) fn first(source: IpAddr, number: u16, target: Target) -> Vec<u8> {
     let mut l4 = vec![8, 0, 0, 0];
     l4.extend(number.to_be_bytes());
     l4.extend([0, 1]);
-    let sum = checksum(&[&l4]);
+    let sum = checksum(0, &l4);
     put(&mut l4, 2, sum);
     frame(macs, (source, target.address), 1, &l4)
 }
@@ -104,54 +127,57 @@ fn frame(
     protocol: u8,
     l4: &[u8],
 ) -> Vec<u8> {
-    let mut bytes = [to, from].concat();
+    let mut bytes = Vec::with_capacity(ETHERNET + IPV6 + l4.len());
+    bytes.extend_from_slice(&to);
+    bytes.extend_from_slice(&from);
     match ends {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let mut header = vec![0x45, 0];
-            header.extend(((IPV4 + l4.len()) as u16).to_be_bytes());
-            header.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
-            header.extend([source.octets(), destination.octets()].concat());
-            let sum = checksum(&[&header]);
-            put(&mut header, 10, sum);
-            bytes.extend([0x08, 0x00]);
-            bytes.extend(header);
+            bytes.extend_from_slice(&[0x08, 0x00, 0x45, 0]);
+            bytes.extend_from_slice(&((IPV4 + l4.len()) as u16).to_be_bytes());
+            bytes.extend_from_slice(&[0, 1, 0x40, 0, 64, protocol, 0, 0]);
+            bytes.extend_from_slice(&source.octets());
+            bytes.extend_from_slice(&destination.octets());
+            let sum = checksum(0, bytes.get(ETHERNET..).unwrap_or_default());
+            put(&mut bytes, ETHERNET + 10, sum);
         }
         (source, destination) => {
-            bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-            bytes.extend((l4.len() as u16).to_be_bytes());
-            bytes.extend([protocol, 64]);
-            bytes.extend([octets(source), octets(destination)].concat());
+            bytes.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0]);
+            bytes.extend_from_slice(&(l4.len() as u16).to_be_bytes());
+            bytes.extend_from_slice(&[protocol, 64]);
+            for address in [source, destination] {
+                match address {
+                    IpAddr::V4(v4) => bytes.extend_from_slice(&v4.octets()),
+                    IpAddr::V6(v6) => bytes.extend_from_slice(&v6.octets()),
+                }
+            }
         }
     }
-    bytes.extend(l4);
+    bytes.extend_from_slice(l4);
     bytes
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
-}
-
-fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
-    // In another order than the RFCs have it, which does not change the sum.
-    [octets(source), octets(destination), vec![0, protocol], (length as u16).to_be_bytes().to_vec()]
-        .concat()
-}
-
-/// RFC 1071, section 2.
-fn checksum(parts: &[&[u8]]) -> u16 {
-    let pairs = parts.iter().flat_map(|part| part.chunks(2));
-    let word = |pair: &[u8]| {
-        let low = pair.get(1).copied().unwrap_or(0);
-        u32::from(pair.first().copied().unwrap_or(0)) << 8 | u32::from(low)
+/// The sum of the pseudo header's words.
+fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> u32 {
+    let words = |address| match address {
+        IpAddr::V4(v4) => sum(&v4.octets()),
+        IpAddr::V6(v6) => sum(&v6.octets()),
     };
-    let mut sum: u32 = pairs.map(word).sum();
+    words(source) + words(destination) + u32::from(protocol) + length as u32
+}
+
+/// RFC 1071, section 2: of `bytes`, and of words that were summed before.
+fn checksum(before: u32, bytes: &[u8]) -> u16 {
+    let mut sum = before + sum(bytes);
     while sum >> 16 != 0 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
+}
+
+fn sum(bytes: &[u8]) -> u32 {
+    let (pairs, last) = bytes.as_chunks::<2>();
+    let last = last.first().map_or(0, |byte| u32::from(*byte) << 8);
+    pairs.iter().map(|pair| u32::from(u16::from_be_bytes(*pair))).sum::<u32>() + last
 }
 
 fn put(bytes: &mut [u8], at: usize, value: u16) {

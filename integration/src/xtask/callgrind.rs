@@ -2,7 +2,7 @@
 //! machine and whatever else runs on it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::image::cargo;
@@ -20,25 +20,42 @@ pub struct Count {
     pub per_packet: f64,
 }
 
+/// Builds the program of `integration/measure`, with the optimisations of the image.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn program() -> Result<PathBuf> {
+    progress::step("building what is measured", || {
+        command::output(&mut cargo(&["build", "--quiet", "--profile", "measured", "-p", "measure"]))
+    })?;
+    Ok(paths::target().join("measured/measure"))
+}
+
 /// Runs what `integration/measure` calls `what` and counts.
 ///
 /// # Errors
 /// When it cannot be built or counted.
 pub fn count(what: &str) -> Result<Vec<Count>> {
+    count_within(what, "measure::measured")
+}
+
+/// The same for the instructions within one function, with those that it calls; in the preparations, too.
+///
+/// # Errors
+/// When it cannot be built or counted, or the function has become a part of its callers.
+pub fn count_within(what: &str, function: &str) -> Result<Vec<Count>> {
     apt::ensure(PACKAGES)?;
-    progress::step("building what is measured", || {
-        command::output(&mut cargo(&["build", "--quiet", "--profile", "measured", "-p", "measure"]))
-    })?;
+    let program = program()?;
     progress::step("counting instructions", || {
         let dir = paths::target().join("callgrind").join(what);
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).doing(|| format!("cannot make {}", dir.display()))?;
         let out = command::output(
             command::new("valgrind", &["--tool=callgrind", "--quiet"])
-                .arg("--toggle-collect=measure::measured")
+                .arg(format!("--toggle-collect={function}"))
                 .arg("--dump-before=measure::report")
                 .arg(format!("--callgrind-out-file={}", dir.join("out").display()))
-                .arg(paths::target().join("measured/measure"))
+                .arg(program)
                 .arg(what),
         )?;
         let lines = out.lines().enumerate();

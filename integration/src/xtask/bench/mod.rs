@@ -1,10 +1,12 @@
-//! `cargo xtask bench`: what the firewall costs. `engine` counts instructions of the core, `lab` measures our image and a
-//! Linux firewall VM in turns on real Xen. Results with the machine and the commit: `integration/bench/RESULTS.md`.
+//! `cargo xtask bench`: what the firewall costs. `engine` counts instructions and allocations of the core and takes its
+//! times, `nft` compares rules with nftables, `lab` measures our image and a Linux firewall VM in turns on real Xen. Results
+//! with the machine and the commit: `integration/bench/RESULTS.md`.
 
 mod engine;
 mod lab;
 mod nft;
 mod report;
+mod times;
 
 use std::path::Path;
 

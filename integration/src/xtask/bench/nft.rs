@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::report::{Report, median};
 use crate::error::{Attempt, Result};
 use crate::netns::{self, Namespace, Place, read_frame, write_frame};
-use crate::xtask::image::cargo;
+use crate::xtask::callgrind;
 use crate::{apt, command, fail, paths, progress};
 
 /// Sizes of the rule sets; the first is what the others are compared with.
@@ -55,9 +55,7 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
 /// # Errors
 /// When something cannot be measured.
 pub(super) fn here(file: &Path) -> Result<()> {
-    progress::step("building what is measured", || {
-        command::output(&mut cargo(&["build", "--quiet", "--profile", "measured", "-p", "measure"]))
-    })?;
+    callgrind::program()?;
     let first = our_turn()?;
     let mut ours: [Vec<f64>; SIZES.len()] = Default::default();
     let mut linux: [Vec<f64>; SIZES.len()] = Default::default();
