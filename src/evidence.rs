@@ -30,7 +30,8 @@ pub(crate) enum Evidence {
 impl Accept {
     /// `host` is the flow's client.
     fn of(flow: &Flow, host: &Host) -> Option<Self> {
-        let is_accepted = flow.standing == Standing::Accepted && flow.generation == host.generation;
+        let is_accepted =
+            flow.standing() == Standing::Accepted && flow.generation == host.generation;
         is_accepted.then_some(Self(()))
     }
 }
@@ -55,7 +56,7 @@ impl Frame<'_> {
 impl Firewall {
     /// The evidence of what `flow` sends now.
     pub(crate) fn evidence_of(&self, flow: &Flow) -> Option<Evidence> {
-        of(flow, self.clients.host(flow.host)?)
+        of(flow, self.clients.host(flow.host())?)
     }
 
     /// Has all flows judged again: no evidence of theirs counts any more.

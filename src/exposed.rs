@@ -9,7 +9,6 @@ use crate::conntrack::{Basis, Class, Flow, NewFlow, Tuple};
 use crate::exposure::Exposure;
 use crate::firewall::Firewall;
 use crate::flows::RECLAIM_PER_NEW_FLOW;
-use crate::nat::peers::PeerId;
 use crate::packet::{Packet, Upper};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
@@ -29,9 +28,9 @@ impl Firewall {
             let (protocol, port) = (entry.transport.protocol(), entry.port.get());
             if !self.nat.reserve(entry.client, protocol, port) {
                 self.end_flows(|flow| {
-                    flow.mapping.is_some()
-                        && flow.inside.local.is_ipv4() == entry.client.is_ipv4()
-                        && (flow.outside.protocol, flow.outside.local_port) == (protocol, port)
+                    flow.mapping().is_some()
+                        && flow.is_ipv4() == entry.client.is_ipv4()
+                        && (flow.protocol(), flow.local_port_outside()) == (protocol, port)
                 });
                 // Its mapping went with the last of its flows.
                 let _ = self.nat.reserve(entry.client, protocol, port);
@@ -44,7 +43,7 @@ impl Firewall {
     /// Ends the flows of other clients to one that is gone.
     pub(crate) fn end_allowed_to(&mut self, gone: HostId) {
         if self.table.has_allowed() {
-            self.end_flows(|flow| flow.basis == Basis::Allowed { to: gone });
+            self.end_flows(|flow| flow.basis() == Basis::Allowed { to: gone });
         }
     }
 
@@ -92,16 +91,17 @@ impl Firewall {
             }
             Basis::Forwarded | Basis::Allowed { .. } => None,
         };
-        let new = NewFlow { inside, outside, host, basis, mapping, peer: None, permit, class, tcp };
+        let new =
+            NewFlow { inside, outside, host, basis, mapping, is_noted: false, permit, class, tcp };
         self.insert(now, new).ok_or(DropReason::NatAmbiguous.into())
     }
 
-    /// Notes a new flow of a client that is filtered by address.
-    pub(crate) fn note_peer(&mut self, flow: &NewFlow) -> Option<PeerId> {
-        let mapping = flow.mapping?;
+    /// Notes a new flow of a client that is filtered by address; false if it is none, or there is no room.
+    pub(crate) fn note_peer(&mut self, flow: &NewFlow) -> bool {
+        let Some(mapping) = flow.mapping else { return false };
         let has_ports = matches!(flow.outside.protocol, protocol::TCP | protocol::UDP);
         if !has_ports || !self.exposure.filters_by_address(flow.inside.local) {
-            return None;
+            return false;
         }
         let outside = &flow.outside;
         self.nat.peers.add(mapping, outside.protocol, outside.local_port, outside.remote)

@@ -209,6 +209,7 @@ impl Firewall {
             while let Some(flow) = self.table.any() {
                 self.end_flow(flow);
             }
+            self.table.set_own(self.network.own());
         }
         Ok(())
     }

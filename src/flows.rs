@@ -5,7 +5,7 @@ use core::net::IpAddr;
 use crate::clients::HostId;
 use crate::conntrack::table::{FlowId, NoRoom};
 use crate::conntrack::tcp::{Sender, Step, Tracker};
-use crate::conntrack::{Basis, Class, Hold, NewFlow, Permit, Standing, Tuple};
+use crate::conntrack::{Basis, Class, Flow, Hold, NewFlow, Permit, Standing, Tuple};
 use crate::firewall::Firewall;
 use crate::frame::Frame;
 use crate::icmp;
@@ -80,7 +80,7 @@ impl Firewall {
         self.admit(now, id)?;
         match self.follow(id, Sender::Remote, packet) {
             Step::Pass => {}
-            Step::Reopen if self.table.get(id).is_some_and(|f| f.basis == Basis::Forwarded) => {
+            Step::Reopen if self.table.get(id).is_some_and(|f| f.basis() == Basis::Forwarded) => {
                 self.end_flow(id);
                 return self.open_from_uplink(now, packet);
             }
@@ -99,10 +99,10 @@ impl Firewall {
     ) -> Result<(), DropReason> {
         let flow = self.table.get(id).ok_or(DropReason::NoFlow)?;
         frame.evidence = self.evidence_of(flow);
+        let to = self.table.outside_of(flow);
         if let Upper::IcmpError(quote) = packet.upper {
-            return icmp_error::to_remote(frame, packet, &quote, flow);
+            return icmp_error::to_remote(frame, packet, &quote, &to);
         }
-        let to = &flow.outside;
         let ends = Ends {
             source: to.local,
             source_port: to.local_port,
@@ -121,10 +121,11 @@ impl Firewall {
     ) -> Result<(), DropReason> {
         let flow = self.table.get(id).ok_or(DropReason::NoFlow)?;
         frame.evidence = self.evidence_of(flow);
+        let to = self.table.inside_of(flow);
         if let Upper::IcmpError(quote) = packet.upper {
-            return icmp_error::to_client(frame, packet, &quote, flow);
+            let faces = (&to, &self.table.outside_of(flow));
+            return icmp_error::to_client(frame, packet, &quote, faces);
         }
-        let to = &flow.inside;
         let ends = Ends {
             source: to.remote,
             source_port: to.remote_port,
@@ -137,11 +138,12 @@ impl Firewall {
     /// Removes a flow and gives its port back.
     pub(crate) fn end_flow(&mut self, id: FlowId) {
         let Some(flow) = self.table.remove(id) else { return };
-        if let Some(mapping) = flow.mapping {
+        if let Some(mapping) = flow.mapping() {
             self.nat.release(mapping);
         }
-        if let Some(peer) = flow.peer {
-            self.nat.peers.release(peer);
+        if flow.is_noted() {
+            let (port, remote) = (flow.local_port_outside(), flow.remote_outside());
+            self.nat.peers.release(flow.protocol(), port, remote);
         }
     }
 
@@ -223,22 +225,23 @@ impl Firewall {
 
     /// Whether the current rules accept the flow. Judged once per generation.
     fn admit(&mut self, now: Instant, id: FlowId) -> Result<(), DropReason> {
-        let Some(flow) = self.table.get_mut(id) else { return Err(DropReason::NoFlow) };
-        let Some(host) = self.clients.host(flow.host) else { return Err(DropReason::NoRules) };
+        let Some(flow) = self.table.get(id) else { return Err(DropReason::NoFlow) };
+        let owner = flow.host();
+        let Some(host) = self.clients.host(owner) else { return Err(DropReason::NoRules) };
         if flow.generation != host.generation {
-            flow.generation = host.generation;
-            let faces = (&flow.inside, &flow.outside);
-            let held = flow.held.map(|held| (held, flow.outside.remote));
+            let (inside, outside) = (self.table.inside_of(flow), self.table.outside_of(flow));
+            let held = flow.held.map(|held| (held, outside.remote));
             let names = self.names.view(now, host.address, held);
-            let judged = judge(host, &self.network, &self.exposure, names, flow.basis, faces);
-            flow.standing = match judged.outcome {
-                Ok(held) => {
-                    flow.held = held;
-                    Standing::Accepted
-                }
-                Err(_) => Standing::Forbidden,
+            let (basis, faces) = (flow.basis(), (&inside, &outside));
+            let judged = judge(host, &self.network, &self.exposure, names, basis, faces);
+            let (standing, held) = match judged.outcome {
+                Ok(held) => (Standing::Accepted, held),
+                Err(_) => (Standing::Forbidden, flow.held),
             };
-            let (standing, owner, is_tcp) = (flow.standing, flow.host, flow.tcp.is_some());
+            let (generation, is_tcp) = (host.generation, flow.tcp.is_some());
+            let Some(flow) = self.table.get_mut(id) else { return Err(DropReason::NoFlow) };
+            (flow.generation, flow.held) = (generation, held);
+            flow.set_standing(standing);
             self.clients.judged(now, owner);
             if standing == Standing::Forbidden {
                 self.table.set_hold(id, Hold::Loose);
@@ -247,7 +250,7 @@ impl Firewall {
                 }
             }
         }
-        match self.table.get(id).map(|flow| flow.standing) {
+        match self.table.get(id).map(Flow::standing) {
             Some(Standing::Accepted) => Ok(()),
             _ => Err(DropReason::FlowForbidden),
         }
@@ -305,7 +308,8 @@ impl Firewall {
             false => (None, inside.local_port),
         };
         let outside = Tuple { local_port, ..outside };
-        let new = NewFlow { inside, outside, host, basis, mapping, peer: None, permit, class, tcp };
+        let new =
+            NewFlow { inside, outside, host, basis, mapping, is_noted: false, permit, class, tcp };
         self.insert(now, new).ok_or(Verdict::Reject(DropReason::NatAmbiguous, Refusal::Prohibited))
     }
 
@@ -315,12 +319,15 @@ impl Firewall {
         let (host, mapping) = (new.host, new.mapping);
         let known = [self.table.find_outside(&new.outside), self.table.find_inside(&new.inside)];
         let is_ambiguous = known.into_iter().flatten().any(|id| self.is_in_use(now, id));
-        let peer = if is_ambiguous { None } else { self.note_peer(&new) };
-        let new = NewFlow { peer, ..new };
-        let opened = if is_ambiguous { None } else { self.table.insert(now, new) };
+        let is_noted = !is_ambiguous && self.note_peer(&new);
+        let new = NewFlow { is_noted, ..new };
+        let opened = if is_ambiguous { None } else { self.table.insert(now, &new) };
         if opened.is_none() {
             mapping.into_iter().for_each(|mapping| self.nat.release(mapping));
-            peer.into_iter().for_each(|peer| self.nat.peers.release(peer));
+            if is_noted {
+                let Tuple { protocol, local_port, remote, .. } = new.outside;
+                self.nat.peers.release(protocol, local_port, remote);
+            }
             return None;
         }
         self.count_opened(host);

@@ -24,7 +24,7 @@ pub struct OutOfMemory;
 
 impl Limits {
     /// What one flow costs in bytes, its share of the hash tables and of its NAT mapping included.
-    pub const FLOW_BYTES: u32 = 408;
+    pub const FLOW_BYTES: u32 = 288;
 
     /// Limits that suit a domain with `memory_bytes`: an eighth of it for flows, a quarter of those for one client.
     #[must_use]

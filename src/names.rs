@@ -159,7 +159,7 @@ impl Firewall {
             return;
         }
         let Some(payload) = udp_payload(packet, frame) else { return };
-        let host = self.table.get(flow).and_then(|flow| self.clients.host(flow.host));
+        let host = self.table.get(flow).and_then(|flow| self.clients.host(flow.host()));
         let port = host.and_then(|host| host.port).and_then(|id| self.clients.attached(id));
         let Some(client) = port.map(|attached| attached.port) else { return };
         self.names.learn(now, payload, |family| match family {

@@ -131,7 +131,7 @@ impl Firewall {
     /// Whether a client without rules sends this in a flow that dom0 has forwarded to it.
     pub(crate) fn is_forwarded_answer(&self, packet: &Packet) -> bool {
         let flow = self.flow_about(packet).and_then(|id| self.table.get(id));
-        flow.is_some_and(|flow| flow.basis == Basis::Forwarded)
+        flow.is_some_and(|flow| flow.basis() == Basis::Forwarded)
     }
 
     pub(crate) fn exit(&self, way: Way, family_of: IpAddr) -> Result<(PortId, Exit), Verdict> {
@@ -145,7 +145,7 @@ impl Firewall {
 
     /// The way to the client of a flow.
     pub(crate) fn exit_of(&self, flow: FlowId) -> Result<(PortId, Exit), DropReason> {
-        let host = self.table.get(flow).map(|flow| flow.host);
+        let host = self.table.get(flow).map(|flow| flow.host());
         host.and_then(|host| self.exit_to_client(host)).ok_or(DropReason::NoFlow)
     }
 

@@ -5,6 +5,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 
 use crate::clients::ClientPort;
+use crate::conntrack::Own;
 use crate::port::PortCaps;
 use crate::time::Instant;
 use crate::visible::MappedIp;
@@ -62,6 +63,15 @@ impl NetworkConfig {
         match family_of {
             IpAddr::V4(_) => self.v4.address.map(IpAddr::V4),
             IpAddr::V6(_) => self.v6.address.map(IpAddr::V6),
+        }
+    }
+
+    /// The same of both families at once.
+    pub(crate) fn own(&self) -> Own {
+        let unspecified = (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
+        Own {
+            v4: self.v4.address.unwrap_or(unspecified.0),
+            v6: self.v6.address.unwrap_or(unspecified.1),
         }
     }
 

@@ -13,11 +13,36 @@ pub(crate) enum Chain {
     Owner,
 }
 
+/// A slot or none, in half the space of an `Option`.
+#[derive(Clone, Copy, Debug)]
+struct Neighbour(u32);
+
+impl Neighbour {
+    /// No slot has this number: there are fewer.
+    const NONE: Self = Self(u32::MAX);
+
+    fn slot(self) -> Option<u32> {
+        (self.0 != Self::NONE.0).then_some(self.0)
+    }
+}
+
+impl From<Option<u32>> for Neighbour {
+    fn from(slot: Option<u32>) -> Self {
+        slot.map_or(Self::NONE, Self)
+    }
+}
+
 /// Neighbours in one list.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Link {
-    previous: Option<u32>,
-    next: Option<u32>,
+    previous: Neighbour,
+    next: Neighbour,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self { previous: Neighbour::NONE, next: Neighbour::NONE }
+    }
 }
 
 /// Neighbours in both lists.
@@ -28,13 +53,15 @@ pub(crate) struct Links {
 }
 
 /// Ends of a list.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct List {
     head: Option<u32>,
     tail: Option<u32>,
 }
 
 impl List {
+    pub(crate) const EMPTY: Self = Self { head: None, tail: None };
+
     /// The oldest flow.
     pub(crate) fn head(&self) -> Option<u32> {
         self.head
@@ -43,10 +70,10 @@ impl List {
     /// Appends a flow that is in no list of this chain.
     pub(crate) fn push_back(&mut self, flows: &mut Slab<Flow>, chain: Chain, slot: u32) {
         if let Some(link) = link(flows, chain, Some(slot)) {
-            *link = Link { previous: self.tail, next: None };
+            *link = Link { previous: self.tail.into(), next: Neighbour::NONE };
         }
         match link(flows, chain, self.tail) {
-            Some(tail) => tail.next = Some(slot),
+            Some(tail) => tail.next = Neighbour(slot),
             None => self.head = Some(slot),
         }
         self.tail = Some(slot);
@@ -55,13 +82,13 @@ impl List {
     /// Takes out a flow that is in this list.
     pub(crate) fn remove(&mut self, flows: &mut Slab<Flow>, chain: Chain, slot: u32) {
         let Some(gone) = link(flows, chain, Some(slot)).map(core::mem::take) else { return };
-        match link(flows, chain, gone.previous) {
+        match link(flows, chain, gone.previous.slot()) {
             Some(previous) => previous.next = gone.next,
-            None => self.head = gone.next,
+            None => self.head = gone.next.slot(),
         }
-        match link(flows, chain, gone.next) {
+        match link(flows, chain, gone.next.slot()) {
             Some(next) => next.previous = gone.previous,
-            None => self.tail = gone.previous,
+            None => self.tail = gone.previous.slot(),
         }
     }
 }

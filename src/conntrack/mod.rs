@@ -2,44 +2,24 @@
 //!
 //! [`table::Table`] holds [`Flow`]s and finds them by their face towards the client (`inside`) or towards the world
 //! (`outside`); [`tcp`] follows the handshake and the windows; `slab`, `index` and `list` are the bounded containers.
+//! `face` has the faces, `flow` what is kept of them and all else, `marks` its bits.
 
+mod face;
+mod flow;
 pub(crate) mod index;
 pub(crate) mod list;
+mod marks;
 pub(crate) mod slab;
 pub(crate) mod table;
 pub(crate) mod tcp;
 
-use core::net::IpAddr;
 use core::time::Duration;
 
 use crate::clients::{Generation, HostId};
 use crate::dns::Held;
-use crate::fast::Passed;
-use crate::nat::MappingId;
-use crate::nat::peers::PeerId;
-use crate::time::Instant;
 
-/// One face of a flow. `local` is the client's end, or our own address in its place; `remote` the far one.
-///
-/// Ports of ICMP queries: the identifier is the local one, the query's type the remote one. Protocols without ports
-/// have zeros.
-#[derive(Clone, Copy, Debug, Eq)]
-pub(crate) struct Tuple {
-    pub(crate) protocol: u8,
-    pub(crate) local: IpAddr,
-    pub(crate) local_port: u16,
-    pub(crate) remote: IpAddr,
-    pub(crate) remote_port: u16,
-}
-
-// Written out for its place in the fast path: as a function of its own it costs as much again.
-impl PartialEq for Tuple {
-    #[inline(always)]
-    fn eq(&self, other: &Self) -> bool {
-        let ports = |one: &Self| (one.protocol, one.local_port, one.remote_port);
-        ports(self) == ports(other) && self.local == other.local && self.remote == other.remote
-    }
-}
+pub(crate) use face::{Own, Tuple};
+pub(crate) use flow::{Flow, NewFlow};
 
 /// What the rules say about a flow, as of its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,14 +39,9 @@ pub(crate) enum Basis {
     Forwarded,
 }
 
-impl Basis {
-    pub(crate) fn is_allowed(self) -> bool {
-        matches!(self, Self::Allowed { .. })
-    }
-}
-
 /// Kind of a flow as far as its lifetime goes; each has a constant one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Class {
     /// TCP that is opening, closing or reset.
     TcpTransitory,
@@ -83,6 +58,8 @@ pub(crate) enum Class {
 
 impl Class {
     pub(crate) const COUNT: usize = 7;
+    /// No class has a longer lifetime.
+    pub(crate) const LONGEST: Duration = Self::TcpEstablished.lifetime();
 
     /// Life after the client's last packet.
     #[inline(always)]
@@ -109,65 +86,6 @@ pub(crate) enum Hold {
     Loose,
     /// In use both ways: stays until it ends or times out.
     Firm,
-}
-
-/// One flow and both its faces.
-#[cfg_attr(test, derive(Clone))]
-#[derive(Debug)]
-pub(crate) struct Flow {
-    /// As the client sees it, before any DNS redirection.
-    pub(crate) inside: Tuple,
-    /// As the world sees it.
-    pub(crate) outside: Tuple,
-    /// The client that opened it, or that it was forwarded to.
-    pub(crate) host: HostId,
-    pub(crate) basis: Basis,
-    /// The port on our address; none for protocols without ports, and where there is no NAT or it is a forwarded one.
-    pub(crate) mapping: Option<MappingId>,
-    /// Noted for filtering by address.
-    pub(crate) peer: Option<PeerId>,
-    pub(crate) generation: Generation,
-    pub(crate) standing: Standing,
-    /// The name by which the rules accepted it, as of its generation.
-    pub(crate) held: Option<Held>,
-    pub(crate) class: Class,
-    pub(crate) hold: Hold,
-    /// Present for TCP.
-    pub(crate) tcp: Option<tcp::Tracker>,
-    /// Not usable from then on.
-    pub(crate) deadline: Instant,
-    /// Its deadline when it got its place in the list of its class.
-    listed: Instant,
-    /// For the fast path.
-    pub(crate) passed: Passed,
-    links: list::Links,
-}
-
-/// A flow that is renewed again and again moves in the list of its class at most once in this time, so that the head of a
-/// list may be up to that much further from its end than one behind it.
-const RELIST: Duration = Duration::from_secs(1);
-
-impl Flow {
-    /// Starts its lifetime anew; false if it has to move in the list of its class.
-    #[inline(always)]
-    pub(crate) fn prolong(&mut self, now: Instant) -> bool {
-        self.deadline = now.after(self.class.lifetime());
-        self.deadline.since(self.listed) < RELIST
-    }
-}
-
-/// What a new flow starts with.
-#[derive(Debug)]
-pub(crate) struct NewFlow {
-    pub(crate) inside: Tuple,
-    pub(crate) outside: Tuple,
-    pub(crate) host: HostId,
-    pub(crate) basis: Basis,
-    pub(crate) mapping: Option<MappingId>,
-    pub(crate) peer: Option<PeerId>,
-    pub(crate) permit: Permit,
-    pub(crate) class: Class,
-    pub(crate) tcp: Option<tcp::Tracker>,
 }
 
 /// What an accept of the rules rests on.

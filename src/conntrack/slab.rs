@@ -25,7 +25,6 @@ pub(crate) struct Slab<T> {
 
 impl<T> Slab<T> {
     /// Bytes of one slot.
-    #[cfg(test)]
     pub(crate) const SLOT_BYTES: usize = size_of::<Slot<T>>();
 
     /// Room for `capacity` values.

@@ -5,16 +5,19 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr};
 
 use crate::clients::HostId;
+use crate::conntrack::face::Halves;
 use crate::conntrack::index::{FlowKey, HashKey, Index};
-use crate::conntrack::list::{Chain, Links, List};
+use crate::conntrack::list::{Chain, List};
 use crate::conntrack::slab::Slab;
-use crate::conntrack::{Class, Flow, Hold, NewFlow, Standing, Tuple};
-use crate::fast::Passed;
+use crate::conntrack::{Class, Flow, Hold, NewFlow, Own, Tuple};
 use crate::limits::{Limits, OutOfMemory};
 use crate::time::Instant;
+
+#[cfg(test)]
+mod tests;
 
 /// Slot of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,14 +32,24 @@ pub(crate) enum NoRoom {
     Table,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+/// A client address.
+#[derive(Clone, Copy, Debug)]
 struct Owner {
+    /// It is that of all flows here: another client can have the place only after the last of them.
+    address: IpAddr,
     flows: u32,
     loose: List,
     firm: List,
 }
 
 impl Owner {
+    const NOBODY: Self = Self {
+        address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        flows: 0,
+        loose: List::EMPTY,
+        firm: List::EMPTY,
+    };
+
     fn list(&mut self, hold: Hold) -> &mut List {
         match hold {
             Hold::Loose => &mut self.loose,
@@ -54,6 +67,8 @@ pub(crate) struct Table {
     by_outside: Index,
     classes: [List; Class::COUNT],
     owners: Box<[Owner]>,
+    /// Stands for the clients' addresses outside. Another one ends all flows.
+    own: Own,
     /// Flows between clients.
     allowed: u32,
     /// Flows with a mapping.
@@ -72,13 +87,14 @@ impl Table {
     pub(crate) fn new(limits: &Limits, key: HashKey) -> Result<Self, OutOfMemory> {
         let mut owners = Vec::new();
         owners.try_reserve_exact(usize::from(limits.addresses)).map_err(|_| OutOfMemory)?;
-        owners.resize(usize::from(limits.addresses), Owner::default());
+        owners.resize(usize::from(limits.addresses), Owner::NOBODY);
         Ok(Self {
             flows: Slab::with_capacity(limits.flows)?,
             by_inside: Index::with_capacity(limits.flows)?,
             by_outside: Index::with_capacity(limits.flows)?,
-            classes: [List::default(); Class::COUNT],
+            classes: [List::EMPTY; Class::COUNT],
             owners: owners.into_boxed_slice(),
+            own: Own::NONE,
             allowed: 0,
             mapped: 0,
             most: limits.flows,
@@ -105,36 +121,72 @@ impl Table {
         self.flows.get_mut(id.0)
     }
 
+    /// A flow as its client sees it, before any DNS redirection.
+    pub(crate) fn inside_of(&self, flow: &Flow) -> Tuple {
+        flow.inside(self.client_of(flow))
+    }
+
+    /// A flow as the world sees it.
+    pub(crate) fn outside_of(&self, flow: &Flow) -> Tuple {
+        flow.outside(self.local_outside_of(flow))
+    }
+
+    /// The address of a flow's client.
+    fn client_of(&self, flow: &Flow) -> IpAddr {
+        let owner = self.owners.get(flow.host().0 as usize).unwrap_or(&Owner::NOBODY);
+        owner.address
+    }
+
+    /// What stands for the address of a flow's client outside.
+    fn local_outside_of(&self, flow: &Flow) -> IpAddr {
+        let client = self.client_of(flow);
+        if flow.is_between_clients() { client } else { self.own.like(client) }
+    }
+
+    /// Replaces our own addresses. Without effect while there are flows behind the old ones.
+    pub(crate) fn set_own(&mut self, own: Own) {
+        if self.len() == 0 {
+            self.own = own;
+        }
+    }
+
     #[inline]
     pub(crate) fn find_inside(&self, tuple: &Tuple) -> Option<FlowId> {
         let mut slots = self.by_inside.candidates(hash(self.key, tuple));
-        slots
-            .find(|slot| self.flows.get(*slot).is_some_and(|flow| flow.inside == *tuple))
-            .map(FlowId)
+        let is_match = |flow: &Flow| flow.is_inside(tuple) && self.client_of(flow) == tuple.local;
+        slots.find(|slot| self.flows.get(*slot).is_some_and(is_match)).map(FlowId)
     }
 
     #[inline]
     pub(crate) fn find_outside(&self, tuple: &Tuple) -> Option<FlowId> {
         let mut slots = self.by_outside.candidates(hash(self.key, tuple));
-        slots
-            .find(|slot| self.flows.get(*slot).is_some_and(|flow| flow.outside == *tuple))
-            .map(FlowId)
+        let is_match =
+            |flow: &Flow| flow.is_outside(tuple) && self.local_outside_of(flow) == tuple.local;
+        slots.find(|slot| self.flows.get(*slot).is_some_and(is_match)).map(FlowId)
     }
 
-    /// [`Table::find_inside`] as a part of the fast path, which knows the family. Of two flows with one hash it knows the
-    /// first only.
+    /// [`Table::find_inside`] as a part of the fast path, which knows the family and whose address it is: that of `host`.
+    /// Of two flows with one hash it knows the first only. With the flow comes what stands for its client's address
+    /// outside if it is not between clients.
     #[inline(always)]
-    pub(crate) fn inside(&mut self, tuple: &Tuple) -> Option<(FlowId, &mut Flow)> {
+    pub(crate) fn inside(
+        &mut self,
+        tuple: &Tuple,
+        host: HostId,
+    ) -> Option<(FlowId, &mut Flow, Own)> {
         let slot = self.by_inside.first(hash(self.key, tuple))?;
         let flow = self.flows.get_mut(slot)?;
-        (flow.inside == *tuple).then_some((FlowId(slot), flow))
+        let is_match = flow.is_inside(tuple) && flow.host() == host;
+        is_match.then_some((FlowId(slot), flow, self.own))
     }
 
-    /// [`Table::find_outside`] as a part of the fast path, likewise.
+    /// [`Table::find_outside`] as a part of the fast path, likewise. It knows no flows between clients.
     #[inline(always)]
     pub(crate) fn outside(&mut self, tuple: &Tuple) -> Option<&mut Flow> {
         let slot = self.by_outside.first(hash(self.key, tuple))?;
-        self.flows.get_mut(slot).filter(|flow| flow.outside == *tuple)
+        let flow = self.flows.get_mut(slot)?;
+        let is_match = flow.is_outside_of_us(tuple) && self.own.like(tuple.local) == tuple.local;
+        is_match.then_some(flow)
     }
 
     /// Whether `host` may open one more flow.
@@ -155,30 +207,24 @@ impl Table {
         (self.most, self.quota)
     }
 
-    /// Adds a flow; `None` if there is no room. Neither of its faces may be in the table yet.
-    pub(crate) fn insert(&mut self, now: Instant, new: NewFlow) -> Option<FlowId> {
+    /// Adds a flow; `None` if there is no room, or its faces are not those of a flow of its client behind our own address.
+    /// Neither of them may be in the table yet.
+    pub(crate) fn insert(&mut self, now: Instant, new: &NewFlow) -> Option<FlowId> {
         self.room_for(new.host).ok()?;
         let (inside, outside) = (hash(self.key, &new.inside), hash(self.key, &new.outside));
         let (host, class) = (new.host, new.class);
-        let slot = self.flows.insert(Flow {
-            inside: new.inside,
-            outside: new.outside,
-            host,
-            basis: new.basis,
-            mapping: new.mapping,
-            peer: new.peer,
-            generation: new.permit.generation,
-            standing: Standing::Accepted,
-            held: new.permit.held,
-            class,
-            hold: Hold::Loose,
-            tcp: new.tcp,
-            deadline: now.after(class.lifetime()),
-            listed: now.after(class.lifetime()),
-            passed: Passed::default(),
-            links: Links::default(),
-        })?;
-        self.allowed += u32::from(new.basis.is_allowed());
+        let owner = self.owners.get_mut(host.0 as usize)?;
+        if owner.flows == 0 {
+            owner.address = new.inside.local;
+        }
+        let flow = Flow::new(now, new)?;
+        let locals = (self.client_of(&flow), self.local_outside_of(&flow));
+        if locals != (new.inside.local, new.outside.local) {
+            return None;
+        }
+        let is_between_clients = flow.is_between_clients();
+        let slot = self.flows.insert(flow)?;
+        self.allowed += u32::from(is_between_clients);
         self.mapped += u32::from(new.mapping.is_some());
         self.by_inside.insert(inside, slot);
         self.by_outside.insert(outside, slot);
@@ -193,10 +239,11 @@ impl Table {
     /// Takes a flow out. The caller releases its mapping.
     pub(crate) fn remove(&mut self, id: FlowId) -> Option<Flow> {
         let flow = self.flows.get(id.0)?;
-        let (host, hold, class) = (flow.host, flow.hold, flow.class);
-        let (inside, outside) = (hash(self.key, &flow.inside), hash(self.key, &flow.outside));
-        self.allowed -= u32::from(flow.basis.is_allowed());
-        self.mapped -= u32::from(flow.mapping.is_some());
+        let (host, hold, class) = (flow.host(), flow.hold(), flow.class);
+        let inside = hash(self.key, &self.inside_of(flow));
+        let outside = hash(self.key, &self.outside_of(flow));
+        self.allowed -= u32::from(flow.is_between_clients());
+        self.mapped -= u32::from(flow.mapping().is_some());
         self.by_inside.remove(inside, id.0);
         self.by_outside.remove(outside, id.0);
         self.class_list(class).remove_timer(id.0);
@@ -214,7 +261,7 @@ impl Table {
         if flow.prolong(now) && old == class {
             return;
         }
-        flow.listed = flow.deadline;
+        flow.note_listed();
         self.class_list(old).remove_timer(id.0);
         self.class_list(class).push_back_timer(id.0);
     }
@@ -223,7 +270,7 @@ impl Table {
     #[inline(never)]
     pub(crate) fn relist(&mut self, id: FlowId) {
         let Some(flow) = self.flows.get_mut(id.0) else { return };
-        flow.listed = flow.deadline;
+        flow.note_listed();
         let class = flow.class;
         self.class_list(class).remove_timer(id.0);
         self.class_list(class).push_back_timer(id.0);
@@ -235,7 +282,7 @@ impl Table {
         let old = core::mem::replace(&mut flow.class, class);
         let longer = class.lifetime().saturating_sub(old.lifetime());
         flow.deadline = flow.deadline.after(longer);
-        flow.listed = flow.deadline;
+        flow.note_listed();
         self.class_list(old).remove_timer(id.0);
         self.class_list(class).push_back_timer(id.0);
     }
@@ -243,11 +290,11 @@ impl Table {
     /// Makes a flow firm or loose.
     pub(crate) fn set_hold(&mut self, id: FlowId, hold: Hold) {
         let Some(flow) = self.flows.get_mut(id.0) else { return };
-        let (host, old) = (flow.host, flow.hold);
+        let (host, old) = (flow.host(), flow.hold());
         if old == hold {
             return;
         }
-        flow.hold = hold;
+        flow.set_hold(hold);
         if let Some(owner) = self.owners.get_mut(host.0 as usize) {
             owner.list(old).remove(&mut self.flows, Chain::Owner, id.0);
             owner.list(hold).push_back(&mut self.flows, Chain::Owner, id.0);
@@ -331,23 +378,14 @@ impl ClassList<'_> {
 
 #[inline(always)]
 fn hash(key: FlowKey, tuple: &Tuple) -> u32 {
-    let ports = u64::from(tuple.local_port) << 32
-        | u64::from(tuple.remote_port) << 16
-        | u64::from(tuple.protocol);
+    let word = tuple.word().bits();
     match (tuple.local, tuple.remote) {
         (IpAddr::V4(local), IpAddr::V4(remote)) => {
-            key.hash_v4(u64::from(u32::from(local)) << 32 | u64::from(u32::from(remote)), ports)
+            key.hash_v4(u64::from(u32::from(local)) << 32 | u64::from(u32::from(remote)), word)
         }
         (local, remote) => {
-            let halves = |bits: u128| [(bits >> 64) as u64, bits as u64];
-            key.hash_v6(halves(bits(local)), halves(bits(remote)), ports)
+            let [local, remote] = [local, remote].map(|address| Halves::of(address).words());
+            key.hash_v6(local, remote, word)
         }
-    }
-}
-
-fn bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u128::from(u32::from(v4)),
-        IpAddr::V6(v6) => u128::from(v6),
     }
 }

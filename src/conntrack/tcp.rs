@@ -4,6 +4,7 @@
 //! of Guido van Rooij, "Real Stateful TCP Packet Filtering". What the client itself sends is never dropped for its
 //! sequence numbers: its rules accepted the flow, and a tracker that lost step must not be able to break it.
 
+use crate::conntrack::marks::Marks;
 use crate::conntrack::{Class, Hold};
 
 /// TCP flags (RFC 9293, 3.1).
@@ -80,6 +81,7 @@ pub(crate) enum Step {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 enum State {
     /// The client's SYN was seen.
     SynSent,
@@ -103,28 +105,76 @@ struct Side {
     limit: u32,
     /// Largest window it offered.
     window: u32,
-    scale: u8,
-    is_finished: bool,
 }
 
-/// State of one connection.
+/// What is left of a SYN of the client until it is answered: as much as [`Tracker::first`] needs of it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Syn {
+    sequence: u32,
+    window: u16,
+    payload: u16,
+}
+
+impl From<&Segment> for Syn {
+    fn from(segment: &Segment) -> Self {
+        let &Segment { sequence, window, payload, .. } = segment;
+        Self { sequence, window, payload }
+    }
+}
+
+/// Window scales of both sides, none larger than [`MAX_SCALE`]: half a byte for each.
+#[derive(Clone, Copy, Debug, Default)]
+struct Scales(u8);
+
+impl Scales {
+    fn new(client: u8, remote: u8) -> Self {
+        Self(remote.min(MAX_SCALE) << 4 | client.min(MAX_SCALE))
+    }
+
+    #[inline(always)]
+    fn client(self) -> u8 {
+        self.0 & 0xf
+    }
+
+    #[inline(always)]
+    fn remote(self) -> u8 {
+        self.0 >> 4
+    }
+}
+
+/// A SYN without window scaling; else [`Tracker::syn_scale`] is what it offers.
+const NO_SCALE: u8 = u8::MAX;
+
+fn offer_of(syn: &Segment) -> u8 {
+    syn.scale.map_or(NO_SCALE, |scale| scale.min(MAX_SCALE))
+}
+
+// Marks of a connection.
+const CLIENT_IS_FINISHED: u8 = 1;
+const REMOTE_IS_FINISHED: u8 = 2;
+/// The first SYN offered window scaling.
+const IS_SCALING_OFFERED: u8 = 4;
+/// The client sent a SYN on a connection that we take for open: it takes the place of the old one if answered.
+const IS_RESTARTING: u8 = 8;
+/// The handshake was not seen, so acknowledgements of earlier bytes cannot be judged.
+const IS_PICKED_UP: u8 = 16;
+
+/// State of one connection. Every flow has room for one, so it is small.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tracker {
-    state: State,
     client: Side,
     remote: Side,
     /// Highest acknowledgement of the client: the far side's next byte, as far as the client knows.
     client_acked: u32,
-    /// Initial sequence number of the client.
-    client_isn: u32,
-    /// The first SYN offered window scaling.
-    is_scaling_offered: bool,
-    /// A SYN of the client on a connection that we take for open: it takes the place of the old one if answered.
-    restart: Option<Segment>,
-    /// The handshake was not seen, so acknowledgements of earlier bytes cannot be judged.
-    is_picked_up: bool,
+    /// The client's latest SYN: the first one until it is answered, and one that restarts the connection if
+    /// [`IS_RESTARTING`].
+    syn: Syn,
+    /// What that offers, or [`NO_SCALE`].
+    syn_scale: u8,
+    scales: Scales,
+    state: State,
+    marks: Marks,
 }
-
 /// `a` at or before `b` on the sequence circle.
 fn at_most(a: u32, b: u32) -> bool {
     b.wrapping_sub(a) as i32 >= 0
@@ -142,28 +192,34 @@ impl Tracker {
         let window = u32::from(segment.window);
         let end = segment.end();
         let limit = end.wrapping_add(window.max(1));
-        let client = Side { end, limit, window, scale: 0, is_finished: false };
+        let client = Side { end, limit, window };
         let tracker = Self {
-            state: State::SynSent,
             client,
-            remote: Side { end: 0, limit: 0, window: 0, ..client },
+            remote: Side { end: 0, limit: 0, window: 0 },
             client_acked: segment.acknowledgement,
-            client_isn: segment.sequence,
-            is_scaling_offered: segment.scale.is_some(),
-            restart: None,
-            is_picked_up: false,
+            syn: segment.into(),
+            syn_scale: offer_of(segment),
+            scales: Scales::default(),
+            state: State::SynSent,
+            marks: Marks::default().with(IS_SCALING_OFFERED, segment.scale.is_some()),
         };
         match segment.flags & (FIN | SYN | RST | ACK) {
             SYN => {
-                let client = Side { scale: segment.scale.unwrap_or(0).min(MAX_SCALE), ..client };
-                Some(Self { client, ..tracker })
+                let scales = Scales::new(segment.scale.unwrap_or(0), 0);
+                Some(Self { scales, ..tracker })
             }
             ACK => {
-                let client = Side { window: window << MAX_SCALE, scale: MAX_SCALE, ..client };
+                let client = Side { window: window << MAX_SCALE, ..client };
                 let end = segment.acknowledgement;
                 let remote = Side { end, limit: end.wrapping_add(client.window.max(1)), ..client };
-                let state = State::Established;
-                Some(Self { state, client, remote, is_picked_up: true, ..tracker })
+                Some(Self {
+                    client,
+                    remote,
+                    scales: Scales::new(MAX_SCALE, MAX_SCALE),
+                    state: State::Established,
+                    marks: tracker.marks.with(IS_PICKED_UP, true),
+                    ..tracker
+                })
             }
             _ => None,
         }
@@ -174,18 +230,16 @@ impl Tracker {
     pub(crate) fn first_of_remote(segment: &Segment) -> Option<Self> {
         use flags::{ACK, FIN, RST, SYN};
         let (window, end) = (u32::from(segment.window), segment.end());
-        let scale = segment.scale.unwrap_or(0).min(MAX_SCALE);
-        let remote = Side { end, limit: end, window, scale, is_finished: false };
         let is_syn = segment.flags & (FIN | SYN | RST | ACK) == SYN;
         is_syn.then_some(Self {
-            state: State::SynReceived,
-            client: Side { end: 0, limit: 0, window: 0, scale: 0, is_finished: false },
-            remote,
+            client: Side { end: 0, limit: 0, window: 0 },
+            remote: Side { end, limit: end, window },
             client_acked: end,
-            client_isn: 0,
-            is_scaling_offered: segment.scale.is_some(),
-            restart: None,
-            is_picked_up: false,
+            syn: Syn::default(),
+            syn_scale: NO_SCALE,
+            scales: Scales::new(0, segment.scale.unwrap_or(0)),
+            state: State::SynReceived,
+            marks: Marks::default().with(IS_SCALING_OFFERED, segment.scale.is_some()),
         })
     }
 
@@ -254,10 +308,27 @@ impl Tracker {
             State::Closing | State::Reset => Step::Reopen,
             // The client lost its state. A far side that did not will challenge it (RFC 5961, 4).
             State::SynBoth | State::Established => {
-                self.restart = Some(*segment);
+                self.note_restart(segment);
                 Step::Pass
             }
         }
+    }
+
+    /// Notes a SYN that restarts the connection; one that cannot begin any takes the place of an earlier one, too.
+    fn note_restart(&mut self, segment: &Segment) {
+        self.syn = segment.into();
+        self.syn_scale = offer_of(segment);
+        self.marks.set(IS_RESTARTING, Self::first(segment).is_some());
+    }
+
+    /// The connection that the client's latest SYN begins in place of this one, if it is answered.
+    fn restarted(&self) -> Option<Self> {
+        let Syn { sequence, window, payload } = self.syn;
+        let scale = (self.syn_scale != NO_SCALE).then_some(self.syn_scale);
+        // What it acknowledges says nothing: it begins a connection.
+        let acknowledgement = 0;
+        let syn = Segment { flags: flags::SYN, sequence, acknowledgement, window, payload, scale };
+        self.marks.has(IS_RESTARTING).then(|| Self::first(&syn)).flatten()
     }
 
     /// SYN+ACK of the client: half of a simultaneous open.
@@ -271,17 +342,16 @@ impl Tracker {
     /// The client's SYN, which answers that of the far side or crosses it, sets the frame for its sequence numbers.
     fn meet_client(&mut self, segment: &Segment) -> Step {
         let window = u32::from(segment.window);
-        let scale = match segment.scale {
-            Some(scale) if self.is_scaling_offered => scale.min(MAX_SCALE),
-            _ => {
-                self.remote.scale = 0;
-                0
+        self.scales = match segment.scale {
+            Some(scale) if self.marks.has(IS_SCALING_OFFERED) => {
+                Scales::new(scale, self.scales.remote())
             }
+            _ => Scales::default(),
         };
         let end = segment.end();
         let limit = end.wrapping_add(self.remote.window.max(1));
-        self.client = Side { end, limit, window, scale, is_finished: false };
-        self.client_isn = segment.sequence;
+        self.client = Side { end, limit, window };
+        self.marks.set(CLIENT_IS_FINISHED, false);
         self.remote.limit = self.remote.end.wrapping_add(window.max(1));
         self.state = State::SynBoth;
         Step::Pass
@@ -289,7 +359,7 @@ impl Tracker {
 
     fn syn_of_remote(&mut self, segment: &Segment) -> Step {
         let answers = segment.has(flags::ACK);
-        if let Some(mut anew) = self.restart.and_then(|syn| Self::first(&syn))
+        if let Some(mut anew) = self.restarted()
             && answers
             && anew.acknowledges_syn(segment)
         {
@@ -323,16 +393,16 @@ impl Tracker {
     /// The first SYN of the far side sets the frame for its sequence numbers.
     fn meet_remote(&mut self, segment: &Segment) {
         let window = u32::from(segment.window);
-        let scale = match segment.scale {
-            Some(scale) if self.is_scaling_offered => scale.min(MAX_SCALE),
-            _ => {
-                self.client.scale = 0;
-                0
+        self.scales = match segment.scale {
+            Some(scale) if self.marks.has(IS_SCALING_OFFERED) => {
+                Scales::new(self.scales.client(), scale)
             }
+            _ => Scales::default(),
         };
         let end = segment.end();
         let limit = end.wrapping_add(self.client.window.max(1));
-        self.remote = Side { end, limit, window, scale, is_finished: false };
+        self.remote = Side { end, limit, window };
+        self.marks.set(REMOTE_IS_FINISHED, false);
         self.client.limit = self.client.end.wrapping_add(window.max(1));
         self.client_acked = segment.sequence.wrapping_add(1);
         self.state = State::SynBoth;
@@ -348,14 +418,16 @@ impl Tracker {
             return Step::Pass;
         }
         self.note_client(segment);
-        self.client.is_finished |= segment.has(flags::FIN);
+        if segment.has(flags::FIN) {
+            self.marks.set(CLIENT_IS_FINISHED, true);
+        }
         self.settle();
         Step::Pass
     }
 
     #[inline(always)]
     fn note_client(&mut self, segment: &Segment) {
-        let window = u32::from(segment.window) << self.client.scale.min(MAX_SCALE);
+        let window = u32::from(segment.window) << self.scales.client();
         self.client.window = self.client.window.max(window);
         self.client.end = max(self.client.end, segment.end());
         self.client_acked = max(self.client_acked, segment.acknowledgement);
@@ -375,8 +447,10 @@ impl Tracker {
             return Step::OutOfWindow;
         }
         self.note_remote(segment);
-        self.remote.is_finished |= segment.has(flags::FIN);
-        if self.client.is_finished && self.remote.is_finished {
+        if segment.has(flags::FIN) {
+            self.marks.set(REMOTE_IS_FINISHED, true);
+        }
+        if self.are_both_finished() {
             self.state = State::Closing;
         }
         Step::Pass
@@ -384,7 +458,7 @@ impl Tracker {
 
     #[inline(always)]
     fn note_remote(&mut self, segment: &Segment) {
-        let window = u32::from(segment.window) << self.remote.scale.min(MAX_SCALE);
+        let window = u32::from(segment.window) << self.scales.remote();
         self.remote.window = self.remote.window.max(window);
         self.remote.end = max(self.remote.end, segment.end());
         let limit = segment.acknowledgement.wrapping_add(window.max(1));
@@ -409,7 +483,7 @@ impl Tracker {
 
     /// The acknowledgement covers the SYN, and perhaps data that it carried.
     fn acknowledges_syn(&self, segment: &Segment) -> bool {
-        at_most(self.client_isn.wrapping_add(1), segment.acknowledgement)
+        at_most(self.syn.sequence.wrapping_add(1), segment.acknowledgement)
             && at_most(segment.acknowledgement, self.client.end)
     }
 
@@ -418,7 +492,7 @@ impl Tracker {
         let oldest = self.client_acked.wrapping_sub(self.client.window.max(1));
         at_most(segment.sequence, self.remote.limit)
             && at_most(oldest, segment.end())
-            && (self.is_picked_up || self.is_acknowledgement_plausible(segment))
+            && (self.marks.has(IS_PICKED_UP) || self.is_acknowledgement_plausible(segment))
     }
 
     fn is_acknowledgement_plausible(&self, segment: &Segment) -> bool {
@@ -430,11 +504,11 @@ impl Tracker {
 
     /// The client goes on with the connection: established, unless both sides have finished.
     fn settle(&mut self) {
-        self.state = if self.client.is_finished && self.remote.is_finished {
-            State::Closing
-        } else {
-            State::Established
-        };
+        self.state = if self.are_both_finished() { State::Closing } else { State::Established };
+    }
+
+    fn are_both_finished(&self) -> bool {
+        self.marks.has(CLIENT_IS_FINISHED) && self.marks.has(REMOTE_IS_FINISHED)
     }
 }
 
@@ -649,6 +723,34 @@ mod tests {
         let data = segment(ACK, far_isn.wrapping_add(1), 0x5000_000b, 100);
         assert_eq!(tracker.step(Sender::Remote, &data), Step::Pass);
         assert_eq!(tracker.class(), Class::TcpEstablished);
+    }
+
+    #[test]
+    fn all_of_the_syn_that_restarts_a_connection_counts() {
+        const ISN: u32 = 0x5000_0000;
+        const FAR_ISN: u32 = REMOTE_ISN.wrapping_add(0x4000_0000);
+        for (scale, reach) in
+            [(None, 1000), (Some(0), 1000), (Some(3), 8000), (Some(255), 1000 << 14)]
+        {
+            let mut tracker = opened();
+            // One that is no beginning takes the place of an earlier one.
+            tracker.step(Sender::Client, &segment(SYN, ISN, 0, 0));
+            tracker.step(Sender::Client, &segment(SYN | FIN, ISN, 0, 0));
+            let answer = segment(SYN | ACK, FAR_ISN, ISN + 1, 0);
+            assert_eq!(tracker.step(Sender::Remote, &answer), Step::OutOfWindow);
+            // With data (RFC 7413), of which the far side acknowledges as much as it likes.
+            let syn = Segment { scale, ..segment(SYN, ISN, 0, 500) };
+            tracker.step(Sender::Client, &syn);
+            let answer = Segment { scale: Some(0), ..segment(SYN | ACK, FAR_ISN, ISN + 502, 0) };
+            assert_eq!(tracker.step(Sender::Remote, &answer), Step::OutOfWindow);
+            let answer = Segment { acknowledgement: ISN + 501, ..answer };
+            assert_eq!(tracker.step(Sender::Remote, &answer), Step::Pass);
+            let ack = segment(ACK, ISN + 501, FAR_ISN + 1, 0);
+            assert_eq!(tracker.step(Sender::Client, &ack), Step::Pass);
+            let data = |ahead| segment(ACK, FAR_ISN + 1 + ahead, ISN + 501, 1);
+            assert_eq!(tracker.step(Sender::Remote, &data(reach + 1)), Step::OutOfWindow);
+            assert_eq!(tracker.step(Sender::Remote, &data(reach)), Step::Pass, "{scale:?}");
+        }
     }
 
     #[test]

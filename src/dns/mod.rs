@@ -24,6 +24,7 @@ pub(crate) mod testing;
 mod tests;
 
 use core::net::IpAddr;
+use core::num::NonZeroU16;
 use core::time::Duration;
 
 use rules::{Family, HostName, NameMatch, Names};
@@ -37,15 +38,29 @@ use message::Outcome;
 pub use resolver::Problem;
 use resolver::Resolver;
 pub(crate) use resolver::{Route, Taken};
-pub use store::{Limits, MAX_LIFE, MAX_NEGATIVE_LIFE, MIN_LIFE, STALE};
+pub use store::{Limits, MAX_LIFE, MAX_NAMES, MAX_NEGATIVE_LIFE, MIN_LIFE, STALE};
 use store::{NameId, Store};
 
 /// DNS (RFC 1035).
 pub(crate) const DNS_PORT: u16 = 53;
 
-/// A name by which the rules accepted a flow: the flow keeps its address under that name until it ends.
+/// A name by which the rules accepted a flow: the flow keeps its address under that name until it ends. Every flow has
+/// room for one, so it is small: one more than the name's slot, and its serial number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Held(NameId);
+pub(crate) struct Held(NonZeroU16, [u8; 4]);
+
+impl Held {
+    /// `None` if the name's slot is beyond [`MAX_NAMES`].
+    fn of(name: NameId) -> Option<Self> {
+        let slot = u16::try_from(name.slot).ok()?.checked_add(1)?;
+        Some(Self(NonZeroU16::new(slot)?, name.serial.to_ne_bytes()))
+    }
+
+    fn name(self) -> NameId {
+        let Self(slot, serial) = self;
+        NameId { slot: u32::from(slot.get()).wrapping_sub(1), serial: u32::from_ne_bytes(serial) }
+    }
+}
 
 /// Names, their addresses and the questions on their way.
 #[derive(Debug)]
@@ -213,13 +228,13 @@ impl Dns {
 impl View<'_> {
     /// What a flow keeps of the name it is accepted by.
     pub(crate) fn hold(&self, name: &HostName) -> Option<Held> {
-        self.dns.store.id_of(self.client, name.as_str()).map(Held)
+        self.dns.store.id_of(self.client, name.as_str()).and_then(Held::of)
     }
 
     /// The name under which a flow to `address` keeps it.
     fn held_name(&self, address: IpAddr) -> Option<&str> {
-        let (Held(name), _) = self.held.filter(|(_, held)| *held == address)?;
-        self.dns.store.text_of(self.client, name)
+        let (held, _) = self.held.filter(|(_, held)| *held == address)?;
+        self.dns.store.text_of(self.client, held.name())
     }
 }
 

@@ -3,6 +3,7 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::clients::{Attached, HostId};
+use crate::conntrack::Own;
 use crate::frame::GsoKind;
 use crate::ingress::L3;
 use crate::port::PortCaps;
@@ -24,6 +25,8 @@ pub(super) trait Family {
 
     /// The address, if it belongs to it.
     fn own(address: IpAddr) -> Option<Self::Address>;
+    /// Our own address.
+    fn of_us(own: Own) -> Self::Address;
     /// A client's address, and the host that it stands for.
     fn of_client(client: &Attached) -> Option<(Self::Address, HostId)>;
     /// The next hop behind the uplink.
@@ -61,6 +64,11 @@ impl Family for V4 {
             IpAddr::V4(v4) => Some(v4),
             IpAddr::V6(_) => None,
         }
+    }
+
+    #[inline(always)]
+    fn of_us(own: Own) -> Ipv4Addr {
+        own.v4
     }
 
     #[inline(always)]
@@ -124,6 +132,11 @@ impl Family for V6 {
             IpAddr::V4(_) => None,
             IpAddr::V6(v6) => Some(v6),
         }
+    }
+
+    #[inline(always)]
+    fn of_us(own: Own) -> Ipv6Addr {
+        own.v6
     }
 
     #[inline(always)]

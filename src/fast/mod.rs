@@ -167,11 +167,11 @@ impl Firewall {
             return None;
         }
         packet.fits(frame, &uplink.port.caps)?;
-        let (found, flow) = self.table.inside(&packet.outbound())?;
+        let (found, flow, own) = self.table.inside(&packet.outbound(), host)?;
         let owner = self.clients.host_mut(host)?;
         let evidence = evidence::of(flow, owner)?;
-        let to = (F::own(flow.outside.local)?, flow.outside.local_port);
-        if !flow.passed.up.is(self.epoch) || now >= flow.deadline || flow.host != host {
+        let to = (F::of_us(own), flow.local_port_outside());
+        if !flow.passed.is_up(self.epoch) || now >= flow.deadline {
             return None;
         }
         T::follow(payload::<F>(frame)?, flow, Sender::Client)?;
@@ -195,13 +195,13 @@ impl Firewall {
         let uplink = self.uplink.as_ref()?;
         let packet = Ordinary::<F, T>::read(frame, uplink.port.mac)?;
         let flow = self.table.outside(&packet.inbound())?;
-        let owner = self.clients.host(flow.host)?;
+        let owner = self.clients.host(flow.host())?;
         let id = owner.port?;
         let client = self.clients.attached(id)?;
         packet.fits(frame, &client.port.caps)?;
         let evidence = evidence::of(flow, owner)?;
-        let to = (F::own(flow.inside.local)?, flow.inside.local_port);
-        let is_usable = flow.passed.down.is(self.epoch) && now < flow.deadline;
+        let to = (F::own(owner.address)?, flow.local_port_inside());
+        let is_usable = flow.passed.is_down(self.epoch) && now < flow.deadline;
         if !is_usable || client.visible.is_some() {
             return None;
         }
@@ -230,7 +230,7 @@ impl Firewall {
         }
         let Some(flow) = self.table.get_mut(id) else { return };
         if is_plain(flow, packet) {
-            flow.passed.up = self.epoch.into();
+            flow.passed.note_up(self.epoch);
         }
     }
 
@@ -243,15 +243,14 @@ impl Firewall {
         let Some(flow) = self.table.get_mut(id) else { return };
         // Answers of resolvers are read, or are for our own.
         if is_to_us && is_plain(flow, packet) && packet.source_port != DNS_PORT {
-            flow.passed.down = self.epoch.into();
+            flow.passed.note_down(self.epoch);
         }
     }
 }
 
 /// Whether NAT changes the near end alone: no DNS redirection, no ICMP error about the flow.
 fn is_plain(flow: &Flow, packet: &Packet) -> bool {
-    let far = |face: &Tuple| (face.remote, face.remote_port);
-    matches!(packet.upper, Upper::Tcp(_) | Upper::Udp) && far(&flow.inside) == far(&flow.outside)
+    matches!(packet.upper, Upper::Tcp(_) | Upper::Udp) && !flow.is_redirected()
 }
 
 /// What is above IP.

@@ -86,7 +86,7 @@ impl Transport for Tcp {
 
     #[inline(always)]
     fn follow(packet: Payload<'_>, flow: &mut Flow, sender: Sender) -> Option<()> {
-        let is_settled = flow.class == Class::TcpEstablished && flow.hold == Hold::Firm;
+        let is_settled = flow.class == Class::TcpEstablished && flow.hold() == Hold::Firm;
         // What comes from outside changes neither class nor hold of a connection that stands.
         if sender == Sender::Client && !is_settled {
             return None;
@@ -134,7 +134,7 @@ impl Transport for Udp {
     #[inline(always)]
     fn follow(_: Payload<'_>, flow: &mut Flow, sender: Sender) -> Option<()> {
         // Its first answer changes what it is.
-        let is_settled = flow.hold == Hold::Firm && flow.class != Class::UdpOneWay;
+        let is_settled = flow.hold() == Hold::Firm && flow.class != Class::UdpOneWay;
         (flow.tcp.is_none() && (sender == Sender::Client || is_settled)).then_some(())
     }
 

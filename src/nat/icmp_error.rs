@@ -3,7 +3,7 @@
 
 use core::net::IpAddr;
 
-use crate::conntrack::Flow;
+use crate::conntrack::Tuple;
 use crate::frame::{Checksum, Frame};
 use crate::icmp::icmp_sum;
 use crate::ingress::L3;
@@ -18,9 +18,8 @@ pub(crate) fn to_client(
     frame: &mut Frame<'_>,
     packet: &Packet,
     quote: &Quote,
-    flow: &Flow,
+    (inside, outside): (&Tuple, &Tuple),
 ) -> Result<(), DropReason> {
-    let (inside, outside) = (&flow.inside, &flow.outside);
     // A redirected destination that answers itself stays hidden behind the address that the client knows.
     let sender = if packet.source == outside.remote { inside.remote } else { packet.source };
     let quoted = Ends {
@@ -37,9 +36,8 @@ pub(crate) fn to_remote(
     frame: &mut Frame<'_>,
     packet: &Packet,
     quote: &Quote,
-    flow: &Flow,
+    outside: &Tuple,
 ) -> Result<(), DropReason> {
-    let outside = &flow.outside;
     let quoted = Ends {
         source: outside.remote,
         source_port: outside.remote_port,

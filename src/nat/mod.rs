@@ -34,6 +34,18 @@ const OWN_TRIES: u8 = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MappingId(u32);
 
+impl MappingId {
+    /// What a flow keeps of it.
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+
+    /// The one that a flow has kept.
+    pub(crate) fn numbered(number: u32) -> Self {
+        Self(number)
+    }
+}
+
 /// Where a mapping starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint {

@@ -10,9 +10,9 @@ use crate::conntrack::slab::Slab;
 use crate::limits::OutOfMemory;
 use crate::nat::{MappingId, halves};
 
-/// Slot of a peer. Each copy in a flow stands for one reference.
+/// Slot of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PeerId(u32);
+struct PeerId(u32);
 
 #[derive(Debug)]
 struct Peer {
@@ -41,32 +41,32 @@ impl Peers {
         Ok(Self { peers: Slab::with_capacity(peers)?, by_remote, key })
     }
 
-    /// Notes that a flow of `mapping`, which has `port` on our address, goes to `remote`.
+    /// Notes that a flow of `mapping`, which has `port` on our address, goes to `remote`. False if there is no room.
     pub(crate) fn add(
         &mut self,
         mapping: MappingId,
         protocol: u8,
         port: u16,
         remote: IpAddr,
-    ) -> Option<PeerId> {
+    ) -> bool {
         if let Some(known) = self.find(protocol, port, remote) {
-            let peer = self.peers.get_mut(known.0)?;
-            peer.flows += 1;
-            return Some(known);
+            let peer = self.peers.get_mut(known.0);
+            return peer.map(|peer| peer.flows += 1).is_some();
         }
-        let slot = self.peers.insert(Peer { mapping, remote, protocol, port, flows: 1 })?;
+        let peer = Peer { mapping, remote, protocol, port, flows: 1 };
+        let Some(slot) = self.peers.insert(peer) else { return false };
         self.by_remote.insert(self.hash(protocol, port, remote), slot);
-        Some(PeerId(slot))
+        true
     }
 
-    /// One flow less.
-    pub(crate) fn release(&mut self, id: PeerId) {
+    /// One flow less that was noted.
+    pub(crate) fn release(&mut self, protocol: u8, port: u16, remote: IpAddr) {
+        let Some(id) = self.find(protocol, port, remote) else { return };
         let Some(peer) = self.peers.get_mut(id.0) else { return };
         peer.flows = peer.flows.saturating_sub(1);
         if peer.flows > 0 {
             return;
         }
-        let (protocol, port, remote) = (peer.protocol, peer.port, peer.remote);
         self.by_remote.remove(self.hash(protocol, port, remote), id.0);
         self.peers.remove(id.0);
     }
@@ -105,19 +105,19 @@ mod tests {
     fn a_peer_lives_as_long_as_a_flow_to_it() {
         let mut peers = Peers::with_capacity(2, HashKey(1, 2)).unwrap();
         let [here, there] = [[198, 51, 100, 7], [203, 0, 113, 9]].map(IpAddr::from);
-        let first = peers.add(MappingId(7), 17, 5000, here).unwrap();
-        assert_eq!(peers.add(MappingId(7), 17, 5000, here), Some(first));
+        assert!(peers.add(MappingId(7), 17, 5000, here) && peers.add(MappingId(7), 17, 5000, here));
         assert_eq!(peers.mapping(17, 5000, here), Some(MappingId(7)));
         for (protocol, port, remote) in [(6, 5000, here), (17, 5001, here), (17, 5000, there)] {
             assert_eq!(peers.mapping(protocol, port, remote), None);
+            peers.release(protocol, port, remote);
         }
-        let second = peers.add(MappingId(8), 17, 5001, here).unwrap();
-        assert_eq!(peers.add(MappingId(8), 17, 5001, there), None);
-        peers.release(first);
+        assert!(peers.add(MappingId(8), 17, 5001, here));
+        assert!(!peers.add(MappingId(8), 17, 5001, there));
+        peers.release(17, 5000, here);
         assert_eq!(peers.mapping(17, 5000, here), Some(MappingId(7)));
-        peers.release(first);
+        peers.release(17, 5000, here);
         assert_eq!(peers.mapping(17, 5000, here), None);
-        peers.release(second);
+        peers.release(17, 5001, here);
         assert_eq!(peers.len(), 0);
     }
 }

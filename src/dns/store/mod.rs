@@ -45,6 +45,8 @@ use addresses::is_valid;
 use uses::IsNew;
 
 const NONE: u32 = u32::MAX;
+/// Names that there can be at most: flows have two bytes for one.
+pub const MAX_NAMES: u32 = 0xffff;
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,10 +67,10 @@ impl Limits {
     /// Bytes that a name costs with its share of uses and addresses, hash cells included.
     pub const NAME_BYTES: usize = 768;
 
-    /// For so many client addresses: a name for each and 256 more.
+    /// For so many client addresses: a name for each and 256 more, [`MAX_NAMES`] at most.
     #[must_use]
     pub fn for_clients(clients: u16) -> Self {
-        let names = 256 + u32::from(clients);
+        let names = (256 + u32::from(clients)).min(MAX_NAMES);
         Self {
             names,
             uses: 2 * names,
@@ -91,8 +93,8 @@ pub(crate) enum Answer<'a> {
 /// Slot of a name, and the number that tells it from one that had the slot before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NameId {
-    slot: u32,
-    serial: u32,
+    pub(super) slot: u32,
+    pub(super) serial: u32,
 }
 
 /// A name.

@@ -338,6 +338,18 @@ fn a_flow_keeps_its_address_under_its_name() {
 }
 
 #[test]
+fn a_flow_can_keep_every_name_that_there_can_be() {
+    for slot in [0, 1, 255, 256, MAX_NAMES - 1] {
+        for serial in [0, 1, u32::MAX] {
+            let name = NameId { slot, serial };
+            assert_eq!(Held::of(name).map(Held::name), Some(name));
+        }
+    }
+    assert_eq!(Held::of(NameId { slot: MAX_NAMES, serial: 1 }), None);
+    assert_eq!(Limits::for_clients(u16::MAX).names, MAX_NAMES);
+}
+
+#[test]
 fn the_reverse_question_agrees_and_the_stamp_moves_with_what_is_known() {
     let mut script = Script::new(&[NAME, "b.example.org"]);
     let stamp = |script: &Script| script.dns.view(script.now, CLIENT, None).stamp();

@@ -44,14 +44,14 @@ pub(super) const FLIPS: &[Flip] = &[
     fast(
         "fast path: whatever dom0 changes",
         "src/fast/epoch.rs",
-        "self.0 = self.0.saturating_add(1);",
+        "self.0 = self.0.saturating_add(Self::STEP);",
         "",
     ),
     fast(
         "fast path: a flow that is over",
         "src/fast/mod.rs",
-        "now >= flow.deadline || flow.host != host",
-        "flow.host != host",
+        "!flow.passed.is_up(self.epoch) || now >= flow.deadline",
+        "!flow.passed.is_up(self.epoch)",
     ),
     fast(
         "fast path: a client that is told other addresses",
