@@ -22,7 +22,6 @@ impl Firewall {
     /// the caller's to cut up ([`Fate::Segments`]).
     pub fn handle(&mut self, now: Instant, origin: Origin, frame: &mut Frame<'_>) -> Fate {
         self.decided_by = None;
-        (frame.evidence, frame.segments, frame.pieces) = (None, None, None);
         self.fast_path::<Stages>(now, origin, frame)
     }
 
@@ -34,6 +33,8 @@ impl Firewall {
         origin: Origin,
         frame: &mut Frame<'_>,
     ) -> Fate {
+        // The fast path gives a frame evidence of its own, and cuts up none.
+        (frame.evidence, frame.segments, frame.pieces) = (None, None, None);
         let Some(side) = self.side_of(origin) else { return self.no_such_port(origin) };
         self.count_received(side, frame);
         let verdict = match frame.check_head() {

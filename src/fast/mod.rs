@@ -159,21 +159,21 @@ impl Firewall {
         id: ClientId,
         frame: &mut Frame<'_>,
     ) -> Option<()> {
+        let packet = Ordinary::<F, T>::read(frame, Mac::GATEWAY)?;
         let client = self.clients.attached(id)?;
         let (address, host) = F::of_client(client)?;
         let uplink = self.uplink.as_ref()?;
-        let packet = Ordinary::<F, T>::read(frame, Mac::GATEWAY)?;
-        if client.visible.is_some() || address != packet.source {
+        if address != packet.source || client.visible.is_some() {
             return None;
         }
         packet.fits(frame, &uplink.port.caps)?;
         let (found, flow, own) = self.table.inside(&packet.outbound(), host)?;
-        let owner = self.clients.host_mut(host)?;
-        let evidence = evidence::of(flow, owner)?;
-        let to = (F::of_us(own), flow.local_port_outside());
         if !flow.passed.is_up(self.epoch) || now >= flow.deadline {
             return None;
         }
+        let owner = self.clients.host_mut(host)?;
+        let evidence = evidence::of(flow, owner)?;
+        let to = (F::of_us(own), flow.local_port_outside());
         T::follow(payload::<F>(frame)?, flow, Sender::Client)?;
         frame.evidence = Some(evidence);
         owner.heard(id);
