@@ -42,6 +42,11 @@ pub fn connect() -> bool {
     })
 }
 
+/// Whether there is a ring: not before [`connect`], when the clock cannot be looked at either.
+pub fn is_connected() -> bool {
+    CONSOLE.with(|console| console.try_borrow().is_ok_and(|console| console.link.is_some()))
+}
+
 /// Writes the bytes if all of them fit, else drops all of them.
 pub fn write(bytes: &[u8]) {
     CONSOLE.with(|console| {

@@ -31,9 +31,11 @@ pub(super) fn die(reason: fmt::Arguments<'_>) -> ! {
         console::write_line(reason);
         early::log(reason);
         console::drain();
-        let deadline = time::system_time_ns().saturating_add(REPORT_NS);
-        postmortem::report(|line| console::write_line_patiently(line, deadline));
-        console::drain();
+        if console::is_connected() {
+            let deadline = time::system_time_ns().saturating_add(REPORT_NS);
+            postmortem::report(|line| console::write_line_patiently(line, deadline));
+            console::drain();
+        }
     }
     power::crash()
 }
