@@ -39,6 +39,8 @@ pub const MEMORY_MEMORY_MAP: u32 = 9;
 pub const MAP_SPACE_SHARED_INFO: u32 = 0;
 /// `XENMAPSPACE_grant_table`.
 pub const MAP_SPACE_GRANT_TABLE: u32 = 1;
+/// `XENMAPSPACE_gmfn`: a page of the domain itself, which moves.
+pub const MAP_SPACE_GFN: u32 = 2;
 
 /// `VCPUOP_get_runstate_info`.
 pub const VCPU_GET_RUNSTATE: u32 = 4;

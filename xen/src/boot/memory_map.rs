@@ -6,6 +6,10 @@ use thiserror::Error;
 const PAGE: u64 = 4096;
 /// Alignment and size of what one large page maps.
 const LARGE: u64 = 2 << 20;
+/// The same for the largest pages.
+const GIB: u64 = 1 << 30;
+/// The mapping window and what the image itself maps end here: beyond 4 GiB nothing is in the map of a small domain.
+const BEYOND: core::ops::Range<u64> = 4..512;
 /// Memory below is left out: nothing of ours is there, and address 0 must fault.
 const LOWEST: u64 = 1 << 20;
 /// Memory above is left out: the identity mapping of the first instructions ends at 4 GiB, and Xen puts ACPI tables
@@ -65,8 +69,12 @@ pub(super) struct Layout {
     pub(super) heap: Range,
     /// What the page pool gets.
     pub(super) pool: [Range; MAX_PIECES],
+    /// Pages for the arguments of hypercalls.
+    pub(super) arguments: Range,
     /// A hole without memory, for what Xen maps at our request.
     pub(super) window: Range,
+    /// Where a page of 1 GiB holds nothing that is in the map, if there is such a place.
+    pub(super) empty_gib: Option<u64>,
 }
 
 /// The map does not allow a start.
@@ -107,8 +115,14 @@ impl MemoryMap {
         ram.fold(0, |sum, entry| sum.saturating_add(entry.end - entry.start))
     }
 
-    /// Divides the memory; `image` is where the image lies, `window_bytes` the size of the hole to find.
-    pub(super) fn layout(&self, image: Range, window_bytes: u64) -> Result<Layout, LayoutError> {
+    /// Divides the memory; `image` is where the image lies, `arguments_bytes` what the arguments of hypercalls take,
+    /// `window_bytes` the size of the hole to find.
+    pub(super) fn layout(
+        &self,
+        image: Range,
+        arguments_bytes: u64,
+        window_bytes: u64,
+    ) -> Result<Layout, LayoutError> {
         let in_ram =
             |entry: &Entry| entry.is_ram && entry.start <= image.start && image.end <= entry.end;
         if !self.entries().iter().any(in_ram) {
@@ -119,9 +133,23 @@ impl MemoryMap {
         if total < LEAST_USABLE {
             return Err(LayoutError::TooLittleMemory);
         }
-        let (heap, pool) = divide(ram, total / 2);
+        let (heap, mut pool) = divide(ram, total / 2);
+        let arguments =
+            take_first(&mut pool, arguments_bytes).ok_or(LayoutError::TooLittleMemory)?;
         let window = self.find_hole(window_bytes).ok_or(LayoutError::NoWindow)?;
-        Ok(Layout { ram, heap, pool, window })
+        Ok(Layout { ram, heap, pool, arguments, window, empty_gib: self.empty_gib() })
+    }
+
+    /// The first whole GiB beyond 4 GiB that no entry touches.
+    fn empty_gib(&self) -> Option<u64> {
+        let is_free = |start: &u64| {
+            let gib = Range { start: *start, end: start.saturating_add(GIB) };
+            !self
+                .entries()
+                .iter()
+                .any(|entry| gib.overlaps(Range { start: entry.start, end: entry.end }))
+        };
+        BEYOND.map(|number| number * GIB).find(is_free)
     }
 
     /// RAM between the bounds without the image and without what a non-RAM entry overlaps.
@@ -192,6 +220,14 @@ fn divide(ram: [Range; MAX_PIECES], heap_bytes: u64) -> (Range, [Range; MAX_PIEC
     (heap, pool)
 }
 
+/// Takes whole pages from the first piece that has so many.
+fn take_first(pool: &mut [Range; MAX_PIECES], bytes: u64) -> Option<Range> {
+    let piece = pool.iter_mut().find(|piece| piece.bytes() >= bytes)?;
+    let start = piece.start;
+    piece.start += bytes;
+    Some(Range { start, end: piece.start })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,6 +235,7 @@ mod tests {
 
     const IMAGE: Range = Range { start: 0x20_0000, end: 0x30_0000 };
     const WINDOW: u64 = 8 << 20;
+    const ARGUMENTS: u64 = 6 * PAGE;
 
     /// What libxl gives a guest of `mib` MiB.
     fn xen_map(mib: u64) -> MemoryMap {
@@ -212,8 +249,12 @@ mod tests {
     fn check(map: &MemoryMap, layout: &Layout) {
         let usable: u64 = layout.ram.iter().map(|piece| piece.bytes()).sum();
         let pool: u64 = layout.pool.iter().map(|piece| piece.bytes()).sum();
-        assert_eq!(layout.heap.bytes() + pool, usable, "every page is used once");
-        for piece in layout.pool.iter().chain([&layout.heap]).filter(|piece| piece.bytes() > 0) {
+        let arguments = layout.arguments;
+        assert_eq!(arguments.bytes(), ARGUMENTS);
+        let used = layout.heap.bytes() + arguments.bytes() + pool;
+        assert_eq!(used, usable, "every page is used once");
+        let parts = layout.pool.iter().chain([&layout.heap, &arguments]);
+        for piece in parts.filter(|piece| piece.bytes() > 0) {
             assert!(!piece.overlaps(IMAGE) && piece.start >= LOWEST && piece.end <= HIGHEST);
             assert!(piece.start.is_multiple_of(PAGE) && piece.end.is_multiple_of(PAGE));
             assert!(layout.ram.iter().any(|ram| ram.start <= piece.start && piece.end <= ram.end));
@@ -226,13 +267,23 @@ mod tests {
             .iter()
             .any(|entry| window.overlaps(Range { start: entry.start, end: entry.end }));
         assert!(!touched, "the window is a hole");
+        let others = layout.pool.iter().chain([&layout.heap]).filter(|piece| piece.bytes() > 0);
+        assert!(!others.into_iter().any(|piece| piece.overlaps(arguments)));
+        let gib = layout.empty_gib.map(|start| Range { start, end: start + GIB }).unwrap();
+        assert!(gib.start.is_multiple_of(GIB) && gib.start >= HIGHEST);
+        let entries = map.entries().iter();
+        assert!(
+            !entries
+                .map(|entry| Range { start: entry.start, end: entry.end })
+                .any(|one| one.overlaps(gib))
+        );
     }
 
     #[test]
     fn guests_from_16_to_1024_mib_are_divided_in_halves() {
         for mib in [16, 24, 32, 64, 100, 512, 1024, 4000] {
             let map = xen_map(mib);
-            let layout = map.layout(IMAGE, WINDOW).unwrap();
+            let layout = map.layout(IMAGE, ARGUMENTS, WINDOW).unwrap();
             check(&map, &layout);
             let usable = (mib << 20) - LOWEST - IMAGE.bytes();
             assert_eq!(layout.heap.bytes(), (usable / 2).next_multiple_of(PAGE));
@@ -248,7 +299,7 @@ mod tests {
         map.push(0, 0xfa00_0000, 1);
         map.push(0xfeff_8000, 0x8000, 2);
         map.push(4 << 30, 4 << 30, 1);
-        let layout = map.layout(IMAGE, WINDOW).unwrap();
+        let layout = map.layout(IMAGE, ARGUMENTS, WINDOW).unwrap();
         check(&map, &layout);
         assert!(layout.heap.end <= 0xfa00_0000);
     }
@@ -261,28 +312,31 @@ mod tests {
         map.push(0xf0000, 0x10000, 2);
         map.push(0x10_0000, 0x7ee_0000, 1);
         map.push(0x7fe_0000, 0x2_0000, 2);
-        check(&map, &map.layout(IMAGE, WINDOW).unwrap());
+        check(&map, &map.layout(IMAGE, ARGUMENTS, WINDOW).unwrap());
     }
 
     #[test]
     fn too_little_memory_is_said() {
-        assert_eq!(xen_map(8).layout(IMAGE, WINDOW), Err(LayoutError::TooLittleMemory));
-        assert_eq!(xen_map(2).layout(IMAGE, WINDOW), Err(LayoutError::ImageNotInRam));
-        assert_eq!(MemoryMap::default().layout(IMAGE, WINDOW), Err(LayoutError::ImageNotInRam));
+        assert_eq!(xen_map(8).layout(IMAGE, ARGUMENTS, WINDOW), Err(LayoutError::TooLittleMemory));
+        assert_eq!(xen_map(2).layout(IMAGE, ARGUMENTS, WINDOW), Err(LayoutError::ImageNotInRam));
+        assert_eq!(
+            MemoryMap::default().layout(IMAGE, ARGUMENTS, WINDOW),
+            Err(LayoutError::ImageNotInRam)
+        );
     }
 
     #[test]
     fn a_full_address_space_leaves_no_window() {
         let mut map = xen_map(64);
         map.push(64 << 20, HIGHEST - (64 << 20), 2);
-        assert_eq!(map.layout(IMAGE, WINDOW), Err(LayoutError::NoWindow));
+        assert_eq!(map.layout(IMAGE, ARGUMENTS, WINDOW), Err(LayoutError::NoWindow));
     }
 
     #[test]
     fn ram_that_is_also_reserved_is_not_used() {
         let mut map = xen_map(64);
         map.push(48 << 20, 1 << 20, 2);
-        assert_eq!(map.layout(IMAGE, WINDOW), Err(LayoutError::TooLittleMemory));
+        assert_eq!(map.layout(IMAGE, ARGUMENTS, WINDOW), Err(LayoutError::TooLittleMemory));
     }
 
     #[test]
@@ -308,7 +362,7 @@ mod tests {
             for (start, size, kind) in entries {
                 map.push(u64::from(start) * 3, u64::from(size), kind);
             }
-            if let Ok(layout) = map.layout(IMAGE, WINDOW) {
+            if let Ok(layout) = map.layout(IMAGE, ARGUMENTS, WINDOW) {
                 let window = layout.window;
                 prop_assert!(window.end <= HIGHEST && window.bytes() == WINDOW);
                 prop_assert!(!layout.ram.iter().any(|piece| piece.bytes() > 0 && piece.overlaps(window)));

@@ -12,6 +12,7 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 const SMALL_PAGE: u64 = 4096;
 const LARGE_PAGE: u64 = 2 << 20;
+const HUGE_PAGE: u64 = 1 << 30;
 
 /// Tables the builder may use: top, one per 512 GiB, one per GiB, and one per 2 MiB that is not mapped whole.
 pub(super) const TABLES: usize = 28;
@@ -77,15 +78,28 @@ impl<'a> Builder<'a> {
         while address < end {
             let large = address.is_multiple_of(LARGE_PAGE) && end - address >= LARGE_PAGE;
             let size = if large { LARGE_PAGE } else { SMALL_PAGE };
-            let entry = self.entry(address, large)?;
-            if *entry != 0 {
-                return Err(MapError::BadRange);
-            }
-            *entry = address | PRESENT | if large { LARGE } else { 0 };
-            let flags = self.flags(protection);
-            *self.entry(address, large)? |= flags;
+            self.set(address, size, protection)?;
             address += size;
         }
+        Ok(())
+    }
+
+    /// Maps the GiB that begins at `start` at identical addresses by one page, for reading and writing.
+    pub(super) fn map_gib(&mut self, start: u64) -> Result<(), MapError> {
+        if !start.is_multiple_of(HUGE_PAGE) || start >= 512 << 30 {
+            return Err(MapError::BadRange);
+        }
+        self.set(start, HUGE_PAGE, Protection::Data)
+    }
+
+    fn set(&mut self, address: u64, size: u64, protection: Protection) -> Result<(), MapError> {
+        let large = if size == SMALL_PAGE { 0 } else { LARGE };
+        let flags = self.flags(protection);
+        let entry = self.entry(address, size)?;
+        if *entry != 0 {
+            return Err(MapError::BadRange);
+        }
+        *entry = address | PRESENT | large | flags;
         Ok(())
     }
 
@@ -98,13 +112,12 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The entry that maps `address`, with the tables above it made as needed.
-    fn entry(&mut self, address: u64, large: bool) -> Result<&mut u64, MapError> {
+    /// The entry that maps `address` by a page of `size` bytes, with the tables above it made as needed.
+    fn entry(&mut self, address: u64, size: u64) -> Result<&mut u64, MapError> {
         let mut table = 0;
-        let last_shift = if large { 21 } else { 12 };
         for shift in [39, 30, 21, 12] {
             let index = (address >> shift) as usize % 512;
-            if shift == last_shift {
+            if 1 << shift == size {
                 return self.slot(table, index);
             }
             table = self.next_table(table, index)?;
@@ -157,7 +170,7 @@ mod tests {
             }
             let large = entry & LARGE != 0;
             if shift == 12 || large {
-                let size = if large { LARGE_PAGE } else { SMALL_PAGE };
+                let size = 1 << shift;
                 assert_eq!(
                     entry & ADDRESS & !(size - 1),
                     address & !(size - 1),
@@ -197,6 +210,27 @@ mod tests {
         assert_eq!(large(0x7f_f000), Some(true));
         assert_eq!(large(0x80_0000), Some(false));
         assert_eq!(large(0x80_1000), None);
+    }
+
+    #[test]
+    fn a_gib_is_one_page_that_cannot_be_executed() {
+        let mut tables = tables();
+        let mut builder = Builder::new(&mut tables, BASE, true);
+        builder.map(0x20_0000, 0x20_1000, Protection::Text).unwrap();
+        builder.map_gib(4 << 30).unwrap();
+        assert_eq!(builder.map_gib(4 << 30), Err(MapError::BadRange));
+        assert_eq!(
+            builder.map(4 << 30, (4 << 30) + 0x1000, Protection::Data),
+            Err(MapError::BadRange)
+        );
+        for bad in [(4 << 30) + 0x1000, 512 << 30, 0] {
+            assert_eq!(builder.map_gib(bad), Err(MapError::BadRange), "{bad:x}");
+        }
+        for address in [4 << 30, (5 << 30) - 1] {
+            let flags = PRESENT | WRITABLE | NO_EXECUTE | LARGE;
+            assert_eq!(walk(&tables, address), Some((flags, true)));
+        }
+        assert_eq!(walk(&tables, 5 << 30), None);
     }
 
     #[test]

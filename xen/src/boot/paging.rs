@@ -51,10 +51,18 @@ pub(super) unsafe fn protect(
     for page in special_pages.into_iter().flatten() {
         builder.map(page, page + PAGE, Protection::Data)?;
     }
+    if let Some(gib) = arguments_gib(layout) {
+        builder.map_gib(gib)?;
+    }
     // SAFETY: the new tables map the running code, its data and its stack where they are.
     unsafe { asm!("mov cr3, {}", in(reg) tables.addr(), options(nostack)) };
     restrict_processor();
     Ok(())
+}
+
+/// The GiB that one page maps, for the arguments of hypercalls.
+pub(super) fn arguments_gib(layout: &Layout) -> Option<u64> {
+    layout.empty_gib.filter(|_| hypercall::has_gib_pages())
 }
 
 fn map_image(builder: &mut Builder<'_>) -> Result<(), MapError> {

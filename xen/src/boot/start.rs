@@ -8,7 +8,8 @@ use super::memory_map::{Layout, MAX_ENTRIES, MemoryMap};
 use super::start_info::{Physical, StartInfo};
 use super::{BootInfo, descriptors, early, exceptions, paging};
 use crate::abi::vcpu::{EVTCHN_MASK, UPCALL_PENDING};
-use crate::hypercall::{self, WINDOW_BYTES, cpu};
+use crate::hypercall::{self, ARGUMENT_PAGES, WINDOW_BYTES, cpu};
+use crate::mem::PAGE_SIZE;
 use crate::{console, mem, time};
 
 /// End of what the first page tables map.
@@ -28,7 +29,9 @@ pub(super) extern "C" fn start(start_info: u64, entry_tsc: u64) -> ! {
     hypercall::select_instruction();
     let entry_running_ns = hypercall::vcpu_running_ns();
     let info = read_start_info(start_info);
-    let layout = or_die("memory map", info.map.layout(paging::image(), WINDOW_BYTES));
+    let arguments_bytes = (ARGUMENT_PAGES * PAGE_SIZE) as u64;
+    let layout = info.map.layout(paging::image(), arguments_bytes, WINDOW_BYTES);
+    let layout = or_die("memory map", layout);
     take_memory(&layout);
     let cmdline = String::from(info.cmdline()).leak();
     connect_to_xen(&layout);
@@ -74,6 +77,8 @@ fn take_memory(layout: &Layout) {
     // nobody else uses them.
     let initialised = unsafe { mem::initialise((layout.heap.start, layout.heap.bytes()), pool) };
     assert!(initialised, "the heap cannot hold the page pool's bookkeeping");
+    // SAFETY: the layout gives these pages to nobody else, and nothing is in that GiB.
+    unsafe { hypercall::settle_arguments(layout.arguments.start, paging::arguments_gib(layout)) };
 }
 
 /// `shared_info`, console, event upcalls.

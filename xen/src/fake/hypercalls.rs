@@ -10,6 +10,7 @@ use crate::abi::grant_table::{
 use crate::abi::vcpu::EVTCHN_PENDING;
 use crate::abi::{DomId, Errno, EventPort, Gfn};
 use crate::grant::Access;
+use crate::hypercall::Sleep;
 use crate::mem::{PAGE_SIZE, host};
 use crate::shared::SharedPage;
 
@@ -176,27 +177,29 @@ pub(crate) fn set_timer(deadline_ns: u64) -> Result<(), Errno> {
 }
 
 /// All of it, in order.
-pub(crate) fn notify_all(ports: &[EventPort], sleep: Option<&[u32]>) {
+pub(crate) fn notify_all(ports: &[EventPort], sleep: Option<&Sleep<'_>>) {
     ports.iter().for_each(|port| event_send(*port));
     sleep.into_iter().for_each(block);
 }
 
-/// Lets virtual time run to the next event of one of `ports`.
-pub(crate) fn block(ports: &[u32]) {
-    loop {
-        let wake = with(|xen| {
-            let is_pending = |port: &u32| {
-                let word = xen.shared_info.load_u64(EVTCHN_PENDING + (port / 64) as usize * 8);
-                word & (1 << (port % 64)) != 0
-            };
+/// Lets virtual time run to the next event, or to the end of the sleep. One that came before counts if it is of the sleep's ports.
+pub(crate) fn block(sleep: &Sleep<'_>) {
+    let pending = |port: &u32| {
+        let word = EVTCHN_PENDING + (port / 64) as usize * 8;
+        with(|xen| xen.shared_info.load_u64(word) & (1 << (port % 64)) != 0)
+    };
+    let raised = || with(|xen| xen.raised);
+    let before = raised();
+    while !sleep.ports.iter().any(pending) && raised() == before {
+        let (now, timer, planned) = with(|xen| {
             let planned = xen.agenda.first_key_value().map(|(key, _)| key.0);
-            (!ports.iter().any(is_pending)).then_some((xen.timer_ns, planned))
+            (xen.clock_ns, xen.timer_ns, planned)
         });
-        let Some((timer, planned)) = wake else { return };
-        let next = match (timer, planned) {
-            (Some(timer), Some(planned)) => timer.min(planned),
-            (one, other) => one.or(other).expect("the domain would sleep for ever"),
-        };
+        if sleep.until.is_some_and(|until| until <= now) {
+            return;
+        }
+        let next = [timer, planned, sleep.until].into_iter().flatten().min();
+        let next = next.expect("the domain would sleep for ever");
         if !run_next_until(next) {
             with(|xen| {
                 xen.clock_ns = xen.clock_ns.max(next);

@@ -4,7 +4,9 @@ use core::arch::asm;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::{cpu, trap};
+use super::arguments::{self, MAX_COPIES, MAX_SENDS};
+pub(crate) use super::arguments::{ARGUMENT_PAGES, has_gib_pages, settle as settle_arguments};
+use super::{Sleep, cpu, trap};
 use crate::abi::event_channel::{
     AllocUnbound, BindInterdomain, BindVirq, OP_ALLOC_UNBOUND, OP_BIND_INTERDOMAIN, OP_BIND_VIRQ,
     OP_CLOSE, OP_SEND, OP_STATUS, PortOnly, Status, VIRQ_TIMER,
@@ -26,8 +28,6 @@ static WINDOW: AtomicU64 = AtomicU64::new(0);
 
 /// Xen takes one hypercall at a time.
 static NO_MULTICALL: AtomicBool = AtomicBool::new(false);
-/// Events in one hypercall.
-const MAX_AT_ONCE: usize = 16;
 
 /// Xen raises interrupts.
 static UPCALLS_WANTED: AtomicBool = AtomicBool::new(false);
@@ -76,6 +76,11 @@ fn add_to_physmap(space: u32, index: u64, address: u64) -> Result<(), Errno> {
     let gfn = address / PAGE_SIZE as u64;
     let mut request = AddToPhysmap { dom: DomId::SELF.0, size: 0, space, index, gfn };
     call(MEMORY_OP, MEMORY_ADD_TO_PHYSMAP, &mut request).map(drop)
+}
+
+/// Moves a page of ours to another guest-physical address.
+pub(super) fn move_page(from: u64, to: u64) -> Result<(), Errno> {
+    add_to_physmap(MAP_SPACE_GFN, from / PAGE_SIZE as u64, to)
 }
 
 /// A page that Xen has mapped into the hole or that the toolstack shares with us.
@@ -135,7 +140,22 @@ pub(crate) fn grant_unmap(ops: &mut [UnmapGrantRef]) {
 }
 
 pub(crate) fn grant_copy(ops: &mut [GrantCopy]) {
-    let _ = grant_call(OP_COPY, ops);
+    let place = arguments::place();
+    for ops in ops.chunks_mut(MAX_COPIES) {
+        // SAFETY: as for `place`; a chunk has at most as many operations as there are places.
+        let copies = unsafe {
+            let copies = (&raw mut (*place).copies).cast::<GrantCopy>();
+            copies.copy_from_nonoverlapping(ops.as_ptr(), ops.len());
+            copies
+        };
+        let (list, count) = (copies.addr() as u64, ops.len() as u64);
+        // SAFETY: operations of this command, as many as were written. The pages that Xen copies to are owned by the batch.
+        let _ = unsafe { trap::hypercall(GRANT_TABLE_OP, [OP_COPY.into(), list, count]) };
+        for (at, op) in ops.iter_mut().enumerate() {
+            // SAFETY: below `ops.len()`, written above.
+            op.status = unsafe { (*copies.add(at)).status };
+        }
+    }
 }
 
 pub(crate) fn event_alloc_unbound(peer: DomId) -> Result<EventPort, Errno> {
@@ -158,8 +178,14 @@ pub(crate) fn event_bind_timer() -> Result<EventPort, Errno> {
 }
 
 pub(crate) fn event_send(port: EventPort) {
-    // Fails only for a port that is not ours; a dead peer is no error to Xen.
-    let _ = call(EVENT_CHANNEL_OP, OP_SEND, &mut PortOnly { port });
+    // SAFETY: as for `place`; an array's first element.
+    let send = unsafe {
+        let send = (&raw mut (*arguments::place()).sends).cast::<PortOnly>();
+        send.write(PortOnly { port });
+        send.addr() as u64
+    };
+    // SAFETY: the structure of this command. It fails only for a port that is not ours; a dead peer is no error to Xen.
+    let _ = unsafe { trap::hypercall(EVENT_CHANNEL_OP, [OP_SEND.into(), send, 0]) };
 }
 
 pub(crate) fn event_close(port: EventPort) {
@@ -183,13 +209,13 @@ fn vcpu_call<T>(command: u32, argument: &mut T) -> Result<(), Errno> {
     unsafe { trap::hypercall(VCPU_OP, [command.into(), 0, pointer]) }.map(drop)
 }
 
-/// Sends events through all these ports, then sleeps as [`block`] does if `sleep` says through which ports events may come:
-/// in one hypercall, as far as Xen takes several at once.
-pub(crate) fn notify_all(ports: &[EventPort], sleep: Option<&[u32]>) {
-    let sleep_at_once = sleep.filter(|ports| ports.len() <= MAX_POLLED_PORTS);
-    let fits = ports.len() <= MAX_AT_ONCE && (sleep_at_once.is_some() || sleep.is_none());
+/// Sends events through all these ports, then sleeps as [`block`] does if there is a `sleep`: in one hypercall, as far as Xen
+/// takes several at once.
+pub(crate) fn notify_all(ports: &[EventPort], sleep: Option<&Sleep<'_>>) {
+    let fits =
+        ports.len() <= MAX_SENDS && sleep.is_none_or(|sleep| sleep.ports.len() <= MAX_POLLED_PORTS);
     if fits && !NO_MULTICALL.load(Ordering::Relaxed) {
-        if multicall(ports, sleep_at_once).is_ok() {
+        if multicall(ports, sleep).is_ok() {
             return;
         }
         NO_MULTICALL.store(true, Ordering::Relaxed);
@@ -199,49 +225,73 @@ pub(crate) fn notify_all(ports: &[EventPort], sleep: Option<&[u32]>) {
 }
 
 /// As [`notify_all`]. An error: nothing was done.
-fn multicall(ports: &[EventPort], sleep: Option<&[u32]>) -> Result<(), Errno> {
-    let mut sends = [const { PortOnly { port: EventPort(0) } }; MAX_AT_ONCE];
-    let mut poll = sleep.map(poll_of);
-    let mut entries = [MulticallEntry::default(); MAX_AT_ONCE + 1];
+fn multicall(ports: &[EventPort], sleep: Option<&Sleep<'_>>) -> Result<(), Errno> {
+    let place = arguments::place();
+    // SAFETY: as for `place`.
+    let (sends, entries) = unsafe { (&raw mut (*place).sends, &raw mut (*place).entries) };
+    let (sends, entries) = (sends.cast::<PortOnly>(), entries.cast::<MulticallEntry>());
     let mut count = 0;
-    for ((send, port), entry) in sends.iter_mut().zip(ports).zip(&mut entries) {
-        send.port = *port;
-        let args = [OP_SEND.into(), (&raw mut *send).addr() as u64, 0, 0, 0, 0];
-        *entry = MulticallEntry { op: EVENT_CHANNEL_OP, result: 0, args };
+    for port in ports.iter().take(MAX_SENDS) {
+        // SAFETY: there are `MAX_SENDS` of the one and one more of the other.
+        unsafe {
+            let send = sends.add(count);
+            send.write(PortOnly { port: *port });
+            let args = [OP_SEND.into(), send.addr() as u64, 0, 0, 0, 0];
+            entries.add(count).write(MulticallEntry { op: EVENT_CHANNEL_OP, result: 0, args });
+        }
         count += 1;
     }
-    if let (Some(poll), Some(entry)) = (&mut poll, entries.get_mut(count)) {
-        let args = [SCHED_POLL.into(), (&raw mut *poll).addr() as u64, 0, 0, 0, 0];
-        *entry = MulticallEntry { op: SCHED_OP, result: 0, args };
+    if let Some(sleep) = sleep {
+        let args = [SCHED_POLL.into(), poll_for(sleep), 0, 0, 0, 0];
+        // SAFETY: one more than there can be sends.
+        unsafe { entries.add(count).write(MulticallEntry { op: SCHED_OP, result: 0, args }) };
         count += 1;
     }
-    let list = (&raw mut entries).addr() as u64;
-    // SAFETY: the first `count` entries are hypercalls with the structures that `event_send` and `block` give them; these
-    // and the entries live until the call returns, and Xen writes nothing but their results.
-    unsafe { trap::hypercall(MULTICALL, [list, count as u64, 0]) }.map(drop)
+    // SAFETY: the first `count` entries are hypercalls with the structures that `event_send` and `block` give them; Xen
+    // writes nothing but their results.
+    unsafe { trap::hypercall(MULTICALL, [entries.addr() as u64, count as u64, 0]) }.map(drop)
 }
 
-/// Sleeps until one of `ports` has an event; at once if one has, so that none is lost between the caller's last look
+/// Sleeps; not at all if one of the sleep's ports has an event, so that none is lost between the caller's last look
 /// and the sleep.
 ///
 /// `SCHEDOP_poll` needs no interrupt: the processor takes none from boot to shutdown, which also spares us the delivery.
 /// (QEMU's emulated SVM was seen to deliver the upcall over and over without one instruction in between.) Only with
-/// more ports than Xen polls does the domain sleep in HLT; Xen is asked for interrupts only then.
-pub(crate) fn block(ports: &[u32]) {
-    if ports.len() > MAX_POLLED_PORTS {
+/// more ports than Xen polls does the domain sleep in HLT, until its timer ends that; Xen is asked for interrupts only then.
+pub(crate) fn block(sleep: &Sleep<'_>) {
+    if sleep.ports.len() > MAX_POLLED_PORTS {
         if !UPCALLS_WANTED.swap(true, Ordering::Relaxed) {
             set_callback(upcall()).expect("the upcall vector was taken at boot");
         }
         return crate::boot::idle();
     }
-    let mut poll = poll_of(ports);
+    let poll = poll_for(sleep);
+    // SAFETY: the structure of this command, with ports that were written.
+    let done = unsafe { trap::hypercall(SCHED_OP, [SCHED_POLL.into(), poll, 0]) };
     // Fails only for a port beyond the ABI or a bad pointer, which would be a fault of ours.
-    call(SCHED_OP, SCHED_POLL, &mut poll).expect("open ports can be polled");
+    done.expect("open ports can be polled");
 }
 
-fn poll_of(ports: &[u32]) -> Poll {
-    let (list, count) = (ports.as_ptr().addr() as u64, ports.len() as u32);
-    Poll { ports: list, count, pad: 0, timeout_ns: 0 }
+/// Writes what `SCHEDOP_poll` needs; its address. A port that is alone is named twice: else Xen would wake us for an event of
+/// that port only (`do_poll` in its common/sched/core.c).
+fn poll_for(sleep: &Sleep<'_>) -> u64 {
+    let place = arguments::place();
+    // SAFETY: as for `place`.
+    let (ports, poll) = unsafe { (&raw mut (*place).ports, &raw mut (*place).poll) };
+    let list = ports.cast::<u32>();
+    let twice = usize::from(sleep.ports.len() == 1).saturating_add(1);
+    let named = core::iter::repeat_n(sleep.ports, twice).flatten().take(MAX_POLLED_PORTS);
+    let mut count = 0;
+    for port in named {
+        // SAFETY: one of the first `MAX_POLLED_PORTS`.
+        unsafe { list.add(count).write(*port) };
+        count += 1;
+    }
+    let (ports, count) = (list.addr() as u64, count as u32);
+    let value = Poll { ports, count, pad: 0, timeout_ns: sleep.until.unwrap_or(0) };
+    // SAFETY: as for `place`.
+    unsafe { poll.write(value) };
+    poll.addr() as u64
 }
 
 pub(crate) fn system_time_ns() -> u64 {
