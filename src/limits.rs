@@ -41,11 +41,11 @@ impl Limits {
         }
     }
 
-    /// The same with tables large enough for the flows that the kernel command line asks for (`fw-flows`), as far as a
-    /// quarter of the memory goes. Fewer need no smaller tables: [`crate::Firewall::set_flow_limits`].
+    /// The same with tables large enough for the flows that the kernel command line asks for (`fw-flows`), as far as
+    /// five 16ths of the memory go: half of the heap. Fewer need no smaller tables: [`crate::Firewall::set_flow_limits`].
     #[must_use]
     pub fn with_flows(self, memory_bytes: u64, wanted: Option<NonZeroU32>) -> Self {
-        let affordable = memory_bytes / 4 / u64::from(Self::FLOW_BYTES);
+        let affordable = memory_bytes / 16 * 5 / u64::from(Self::FLOW_BYTES);
         let affordable = u32::try_from(affordable).unwrap_or(u32::MAX).min(1 << 20);
         let wanted = wanted.map_or(0, |wanted| wanted.get().min(affordable));
         let flows = self.flows.max(wanted);
@@ -85,6 +85,8 @@ mod tests {
             [flows(0), flows(1), flows(usual.flows + 1)],
             [usual.flows, usual.flows, usual.flows + 1]
         );
-        assert!(u64::from(flows(u32::MAX)) * u64::from(Limits::FLOW_BYTES) <= memory / 4);
+        assert!(u64::from(flows(u32::MAX)) * u64::from(Limits::FLOW_BYTES) <= memory / 16 * 5);
+        let small = Limits::for_memory(16 << 20).with_flows(16 << 20, NonZeroU32::new(16_384));
+        assert_eq!(small.flows, 16_384, "what 16 MiB are said to be enough for");
     }
 }

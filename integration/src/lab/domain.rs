@@ -108,7 +108,7 @@ impl DomainSpec {
             kernel: format!("/images/{}", guests::kernel_file_name(kernel)),
             ramdisk: Some(format!("/images/{}", guests::ramdisk_name(role, kernel))),
             cmdline,
-            memory_mib: if role == Role::NetVm { 192 } else { 128 },
+            memory_mib: 128,
             vifs: Vec::new(),
             driver_domain: role != Role::Client,
             cpu: 1,

@@ -27,7 +27,12 @@ pub struct NetVm {
     pub page: String,
     /// What it is.
     pub kind: Provider,
+    /// Memory of one with Linux, MiB.
+    pub memory_mib: u32,
 }
+
+/// Memory of a NetVM that has little to do, MiB.
+const NETVM_MIB: u32 = 192;
 
 /// What provides the firewall's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +147,7 @@ impl Plan {
                     ip6: ip6(5),
                     page: "sys-net".into(),
                     kind: Provider::Linux,
+                    memory_mib: NETVM_MIB,
                 },
                 NetVm {
                     name: "sys-vpn".into(),
@@ -149,6 +155,7 @@ impl Plan {
                     ip6: ip6(25),
                     page: "sys-vpn".into(),
                     kind: Provider::Linux,
+                    memory_mib: NETVM_MIB,
                 },
             ],
             firewall: Firewall {
@@ -191,6 +198,7 @@ impl Plan {
                     ip6: Some("fd00:1::1".into()),
                     page: "uplink".into(),
                     kind: Provider::Linux,
+                    memory_mib: NETVM_MIB,
                 },
                 NetVm {
                     name: "other-uplink".into(),
@@ -198,6 +206,7 @@ impl Plan {
                     ip6: Some("2001:db8:9::9".into()),
                     page: "other".into(),
                     kind: Provider::Linux,
+                    memory_mib: NETVM_MIB,
                 },
             ],
             firewall: Firewall {
@@ -330,6 +339,7 @@ impl Plan {
             ],
         );
         spec.cpu = UPLINK_CPU;
+        spec.memory_mib = netvm.memory_mib;
         spec
     }
 

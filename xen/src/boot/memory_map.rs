@@ -133,7 +133,7 @@ impl MemoryMap {
         if total < LEAST_USABLE {
             return Err(LayoutError::TooLittleMemory);
         }
-        let (heap, mut pool) = divide(ram, total / 2);
+        let (heap, mut pool) = divide(ram, total / 8 * 5);
         let arguments =
             take_first(&mut pool, arguments_bytes).ok_or(LayoutError::TooLittleMemory)?;
         let window = self.find_hole(window_bytes).ok_or(LayoutError::NoWindow)?;
@@ -280,13 +280,13 @@ mod tests {
     }
 
     #[test]
-    fn guests_from_16_to_1024_mib_are_divided_in_halves() {
+    fn guests_from_16_to_4000_mib_are_divided() {
         for mib in [16, 24, 32, 64, 100, 512, 1024, 4000] {
             let map = xen_map(mib);
             let layout = map.layout(IMAGE, ARGUMENTS, WINDOW).unwrap();
             check(&map, &layout);
             let usable = (mib << 20) - LOWEST - IMAGE.bytes();
-            assert_eq!(layout.heap.bytes(), (usable / 2).next_multiple_of(PAGE));
+            assert_eq!(layout.heap.bytes(), (usable / 8 * 5).next_multiple_of(PAGE));
             assert_eq!(layout.window.start % LARGE, 0);
             assert_eq!(layout.window.bytes(), WINDOW);
             assert!(layout.window.start >= mib << 20);

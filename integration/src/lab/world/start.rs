@@ -1,10 +1,12 @@
 //! Makes sure that domains of the plan run, as Qubes starts them.
 
+use std::time::Instant;
+
 use super::{ACCEPT_ALL, Kind, START, World};
 use crate::error::Result;
 use crate::fail;
 use crate::lab::dom0d::{ClientState, Dom0d};
-use crate::lab::domain::{DomainSpec, State};
+use crate::lab::domain::{Domain, DomainSpec, State};
 use crate::lab::guests::Role;
 use crate::lab::plan::{FIREWALL_CPU, Firewall, Provider, UPLINK_CPU};
 
@@ -64,25 +66,12 @@ impl World {
             }
             return Ok(());
         }
-        let mut spec = self.firewall_spec()?;
-        spec.cpu = FIREWALL_CPU;
-        if let Some(index) = uplink {
-            spec.vifs.push(self.plan.uplink(self.netvm_plan(index)?));
-        }
-        self.uplink = uplink;
-        let domain = self.lab.create(&spec)?;
+        let domain = self.create_firewall(uplink)?;
         if self.kind == Kind::Linux {
             domain.wait_ready(&self.lab)?;
         } else {
             // As Qubes does: QubesDB complete before the first instruction, qrexec after it.
-            let server = Dom0d::start(
-                &self.lab,
-                &domain,
-                &self.plan,
-                self.gateway()?,
-                &self.clients,
-                &self.extra_keys,
-            )?;
+            let server = self.start_database(&domain)?;
             self.lab.unpause(&domain)?;
             domain.wait_console(&self.lab, "fw: ready", START)?;
             server.start_qrexec(&self.lab)?;
@@ -93,6 +82,61 @@ impl World {
         }
         self.domains.insert(name, domain);
         Ok(())
+    }
+
+    /// Starts our firewall with its uplink at NetVM `uplink`, and gives a client that runs its device as soon as the domain
+    /// runs: what Qubes does where it does not wait for qrexec. Seconds that dom0 took for the parts.
+    ///
+    /// # Errors
+    /// When it does not start, or `xl` refuses.
+    pub fn start_firewall_before(
+        &mut self,
+        uplink: usize,
+        client: usize,
+    ) -> Result<Vec<(&'static str, f32)>> {
+        let client = self.client_of_plan(client)?;
+        let attach = self.plan.client_vif(client).attach_line(&client.name);
+        let mut parts = Vec::new();
+        let mut begun = Instant::now();
+        let mut part = |name| {
+            parts.push((name, begun.elapsed().as_secs_f32()));
+            begun = Instant::now();
+        };
+        let domain = self.create_firewall(Some(uplink))?;
+        part("xl create");
+        let server = self.start_database(&domain)?;
+        part("QubesDB");
+        self.lab.unpause(&domain)?;
+        part("xl unpause");
+        self.lab.sh(&attach)?;
+        part("xl network-attach");
+        domain.wait_console(&self.lab, "fw: ready", START)?;
+        server.start_qrexec(&self.lab)?;
+        self.dom0d = Some(server);
+        self.domains.insert(domain.name.clone(), domain);
+        Ok(parts)
+    }
+
+    /// The firewall's domain, ours paused.
+    fn create_firewall(&mut self, uplink: Option<usize>) -> Result<Domain> {
+        let mut spec = self.firewall_spec()?;
+        spec.cpu = FIREWALL_CPU;
+        if let Some(index) = uplink {
+            spec.vifs.push(self.plan.uplink(self.netvm_plan(index)?));
+        }
+        self.uplink = uplink;
+        self.lab.create(&spec)
+    }
+
+    fn start_database(&self, domain: &Domain) -> Result<Dom0d> {
+        Dom0d::start(
+            &self.lab,
+            domain,
+            &self.plan,
+            self.gateway()?,
+            &self.clients,
+            &self.extra_keys,
+        )
     }
 
     /// Makes sure that a client runs. Linux guests that boot together take many times longer than one after
@@ -107,6 +151,17 @@ impl World {
         }
         self.announce_client(index, false)?;
         self.need(spec)?;
+        self.announce_client(index, true)
+    }
+
+    /// Gives a client's domain the device of another client of the plan, whose domain is the same one: as if it were a qube of its own.
+    ///
+    /// # Errors
+    /// When `xl` refuses, or dom0 does not answer.
+    pub fn need_vif(&mut self, index: usize) -> Result<()> {
+        self.announce_client(index, false)?;
+        let client = self.client_of_plan(index)?;
+        self.lab.attach_vif(&client.name, &self.plan.client_vif(client))?;
         self.announce_client(index, true)
     }
 

@@ -1,11 +1,12 @@
 //! `cargo xtask bench`: what the firewall costs. `engine` counts instructions and allocations of the core and takes its
-//! times, `nft` compares rules with nftables, `lab` measures our image and a Linux firewall VM in turns on real Xen. Results
+//! times, `nft` compares rules with nftables, `lab` measures our image and a Linux firewall VM in turns on real Xen, `scale` our image with one client at work and with 32. Results
 //! with the machine and the commit: `integration/bench/RESULTS.md`.
 
 mod engine;
 mod lab;
 mod nft;
 mod report;
+mod scale;
 mod times;
 
 use std::path::Path;
@@ -30,9 +31,9 @@ pub fn run(args: &[&str]) -> Result<()> {
             "--quick" => is_quick = true,
             "--only" => only = Some(words.next().map_or_else(|| fail!("--only wants names"), Ok)?),
             "--json" => json = Some(words.next().map_or_else(|| fail!("--json wants a file"), Ok)?),
-            "engine" | "nft" | "lab" if part.is_none() => part = Some(word),
+            "engine" | "nft" | "lab" | "scale" if part.is_none() => part = Some(word),
             _ => fail!(
-                "cargo xtask bench [--quick] [--json FILE] [engine|nft|lab [--only KEY,KEY]], not {word:?}"
+                "cargo xtask bench [--quick] [--json FILE] [engine|nft|scale|lab [--only KEY,KEY]], not {word:?}"
             ),
         }
     }
@@ -46,6 +47,9 @@ pub fn run(args: &[&str]) -> Result<()> {
     }
     if wants("lab") {
         lab::run(&mut report, is_quick, only)?;
+    }
+    if wants("scale") {
+        scale::run(&mut report)?;
     }
     if part.is_none() && only.is_none() && !is_quick {
         report.write()?;

@@ -1,0 +1,246 @@
+//! 32 client vifs and 16,384 flows in a domain of 16 MiB: what a byte costs when one of them is at work and when all are, and
+//! what memory is left.
+//!
+//! Each of eight Linux VMs has four vifs, each with an address of its own, which for the firewall are 32 qubes.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::report::{Report, median};
+use crate::error::Result;
+use crate::lab::guests::PART;
+use crate::lab::plan::{Client, Plan};
+use crate::lab::qemu::MachineOptions;
+use crate::lab::world::{Kind, World};
+use crate::lab::{Lab, cache};
+use crate::scenarios::steps;
+use crate::xtask::{image, scenarios};
+use crate::{apt, fail, progress};
+
+const VMS: usize = 8;
+const VIFS_OF_A_VM: usize = 4;
+const VIFS: usize = VMS * VIFS_OF_A_VM;
+/// Memory of the firewall's domain.
+const FIREWALL_MIB: u32 = 16;
+/// All flows together.
+const FLOWS: u32 = 16_384;
+/// Those that each client opens: more than its share of them.
+const FLOWS_OF_A_VIF: u32 = 520;
+/// Bytes of a run, over all clients.
+const BYTES: usize = 32 << 20;
+/// Ports of the servers, one for each client.
+const FIRST_PORT: usize = 5300;
+/// Runs of each kind.
+const TURNS: usize = 3;
+/// 32 transfers at once on a busy host.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Measures it.
+pub(super) fn run(report: &mut Report) -> Result<()> {
+    apt::ensure(apt::LAB)?;
+    let image = image::build()?;
+    let images = cache::images(false)?;
+    scenarios::build_dom0d()?;
+    let options = MachineOptions { name: "scale".into(), memory_mib: 4096, ..Default::default() };
+    let lab = Lab::boot(&images, &options)?;
+    let mut world = World::new(lab, plan(), Kind::Image(image.path))?;
+    let result = measure(&mut world, report);
+    if result.is_err() {
+        scenarios::save_logs(Some(&world), "scale");
+    }
+    result
+}
+
+/// [`Plan::usual`] with many clients, four to a domain.
+fn plan() -> Plan {
+    let mut plan = Plan::usual();
+    plan.firewall.memory_mib = FIREWALL_MIB;
+    plan.netvms.iter_mut().for_each(|netvm| netvm.memory_mib = 512);
+    plan.clients = (0..VIFS)
+        .map(|number| Client {
+            name: format!("many-{}", number / VIFS_OF_A_VM),
+            ip: format!("10.137.1.{}", number + 1),
+            ip6: None,
+            visible: None,
+            mac: format!("00:16:3e:5e:6d:{number:02x}"),
+            devid: (number % VIFS_OF_A_VM) as u32,
+            memory_mib: 128,
+        })
+        .collect();
+    plan
+}
+
+fn measure(world: &mut World, report: &mut Report) -> Result<()> {
+    world.extra_words = format!("fw-flows={FLOWS}");
+    progress::step("NetVM and firewall", || {
+        world.need_netvm(0)?;
+        world.need_firewall(Some(0))
+    })?;
+    let budgets = world.firewall()?.wait_console(&world.lab, "fw: budgets_kib", PATIENCE)?;
+    progress::step("clients", || (0..VMS).try_for_each(|vm| start(world, vm)))?;
+    let mut lines = vec![budgets];
+    for (name, key, reverse) in [("TCP up", "up", ""), ("TCP down", "down", " -R")] {
+        let mut cost = [Vec::new(), Vec::new()];
+        progress::step(name, || -> Result<()> {
+            for _ in 0..TURNS {
+                for (active, cost) in [1, VIFS].into_iter().zip(&mut cost) {
+                    cost.push(transfer(world, active, reverse)?);
+                }
+            }
+            Ok(())
+        })?;
+        let [one, all] = cost.map(|cost| median(cost.into_iter()));
+        lines.push(format!("{name}: {one:.1} s of the firewall's CPU for a GB with one client at work, {all:.1} s with {VIFS}"));
+        report.figure(format!("scale.tcp4_{key}.cpu_ratio"), all / one);
+    }
+    progress::step("flows", || (0..VMS).try_for_each(|vm| open_flows(world, vm)))?;
+    let flows = memory(world)?;
+    for reverse in ["", " -R"] {
+        progress::step("all clients at work beside them", || transfer(world, VIFS, reverse))?;
+    }
+    steps::download(world, world.client(0)?, PART)?;
+    let after = memory(world)?;
+    for (when, book) in [("with all flows open", &flows), ("after full load beside them", &after)] {
+        lines.push(format!("{when}: {book}"));
+    }
+    for (book, key) in [(&flows, "scale.flows"), (&after, "scale.flows_after_load")] {
+        report.figure(key, book.flows);
+        if book.flows < f64::from(FLOWS) * 0.95 || book.leaks > 0.0 || book.clients < VIFS as f64 {
+            fail!("{key}: {book}, of {FLOWS} flows");
+        }
+    }
+    report.table(format!("{VIFS} clients, {FLOWS} flows, {FIREWALL_MIB} MiB"), lines);
+    Ok(())
+}
+
+/// A VM with all its vifs, each with a table of routes of its own.
+fn start(world: &mut World, vm: usize) -> Result<()> {
+    let first = vm * VIFS_OF_A_VM;
+    world.need_client(first)?;
+    for index in first + 1..first + VIFS_OF_A_VM {
+        world.need_vif(index)?;
+    }
+    let gateway = &world.plan.firewall.ip;
+    let mut line =
+        String::from("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done; set -e; ");
+    for index in first..first + VIFS_OF_A_VM {
+        let (ip, device, table) = (world.client_ip(index)?, index - first, 100 + index);
+        line.push_str(&format!(
+            "n=0; until [ -e /sys/class/net/eth{device} ] || [ $n -gt 500 ]; do usleep 20000; n=$((n + 1)); done; \
+             printf '%s\\n' 'addr replace {ip}/32 dev eth{device}' 'link set eth{device} up' \
+             'neigh replace {gateway} lladdr fe:ff:ff:ff:ff:ff dev eth{device} nud permanent' \
+             'route replace {gateway} dev eth{device} scope link table {table}' \
+             'route replace default via {gateway} dev eth{device} onlink table {table}' \
+             'rule add from {ip} lookup {table}' | ip -batch -; ping -c 1 -W 30 -I {ip} {gateway} >/dev/null; "
+        ));
+    }
+    world.client(first)?.exec_for(&world.lab, &line, PATIENCE)?.ok("vifs").map(drop)
+}
+
+/// Has the first `active` clients transfer their part at the same time; the firewall's processor seconds for a GB.
+fn transfer(world: &World, active: usize, reverse: &str) -> Result<f64> {
+    let server = &world.plan.internet;
+    let ports: Vec<String> = (0..active).map(|index| (FIRST_PORT + index).to_string()).collect();
+    let serve = format!(
+        "killall iperf3 2>/dev/null; for port in {}; do iperf3 -s -B {server} -p $port -D; done; sleep 1",
+        ports.join(" ")
+    );
+    world.netvm(0)?.exec_for(&world.lab, &serve, PATIENCE)?;
+    let bytes = BYTES / active;
+    let name = &world.plan.firewall.name;
+    let before = world.lab.cpu_seconds(name)?;
+    let mut running = Vec::new();
+    for vm in 0..active.div_ceil(VIFS_OF_A_VM) {
+        let first = vm * VIFS_OF_A_VM;
+        let mut line = String::from("rm -f /tmp/o.*; ");
+        for index in first..active.min(first + VIFS_OF_A_VM) {
+            line.push_str(&format!(
+                "iperf3 -f k -n {bytes} -c {server} -B {} -p {}{reverse} >/tmp/o.{index} 2>&1 & ",
+                world.client_ip(index)?,
+                FIRST_PORT + index
+            ));
+        }
+        line.push_str("wait; grep -h receiver /tmp/o.* || cat /tmp/o.*");
+        running.push((first, world.client(first)?.spawn(&world.lab, &line)?));
+    }
+    let mut ended = 0;
+    for (first, transfers) in running {
+        let out = transfers.finish(&world.lab, world.client(first)?, PATIENCE)?.ok("iperf3")?;
+        ended += out.lines().filter(|line| line.contains("receiver")).count();
+        if !out.contains("receiver") {
+            fail!("{}: {out}", world.client(first)?.name);
+        }
+    }
+    if ended != active {
+        fail!("{ended} of {active} transfers ended");
+    }
+    let used = world.lab.cpu_seconds(name)? - before;
+    Ok(f64::from(used) * 1e9 / BYTES as f64)
+}
+
+/// Each vif sends one datagram from each of so many ports.
+fn open_flows(world: &World, vm: usize) -> Result<()> {
+    let first = vm * VIFS_OF_A_VM;
+    let mut line =
+        String::from("modprobe pktgen; echo rem_device_all >/proc/net/pktgen/kpktgend_0; ");
+    for index in first..first + VIFS_OF_A_VM {
+        let (ip, device) = (world.client_ip(index)?, format!("eth{}", index - first));
+        let last = 20_000 + FLOWS_OF_A_VIF - 1;
+        line.push_str(&format!(
+            "echo add_device {device} >/proc/net/pktgen/kpktgend_0; for word in 'count {FLOWS_OF_A_VIF}' \
+             'clone_skb 0' 'pkt_size 60' 'delay 4000000' 'src_min {ip}' 'src_max {ip}' 'dst {}' \
+             'dst_mac fe:ff:ff:ff:ff:ff' 'udp_src_min 20000' 'udp_src_max {last}' 'udp_dst_min 9' 'udp_dst_max 9'; \
+             do echo \"$word\" >/proc/net/pktgen/{device}; done; ",
+            world.plan.internet
+        ));
+    }
+    line.push_str("echo start >/proc/net/pktgen/pgctrl; grep -h Result: /proc/net/pktgen/eth*");
+    let out = world.client(first)?.exec_for(&world.lab, &line, PATIENCE)?.ok("pktgen")?;
+    if out.matches("OK").count() != VIFS_OF_A_VM {
+        fail!("pktgen: {out}");
+    }
+    Ok(())
+}
+
+/// What `firewall.Memory` says of the whole.
+struct Book {
+    flows: f64,
+    clients: f64,
+    leaks: f64,
+    text: String,
+}
+
+impl std::fmt::Display for Book {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn memory(world: &World) -> Result<Book> {
+    let out = world.dom0d()?.call(&world.lab, "QUBESRPC firewall.Memory+ dom0")?;
+    let first: Value =
+        serde_json::from_str(out.text.lines().next().unwrap_or_default()).unwrap_or_default();
+    let number = |key: &str| first.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    let [heap, size, pages, all, refused] =
+        ["heap_used", "heap_size", "pages_used", "pages", "operations_refused"].map(number);
+    let [flows, clients, leaks] = ["flows", "clients", "leaks"].map(number);
+    let kib = |bytes: f64| bytes / 1024.0;
+    let failed: Vec<String> = out
+        .text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|part| part.get("failures").and_then(Value::as_u64).unwrap_or(0) > 0)
+        .filter_map(|part| {
+            Some(format!("{} {}", part.get("part")?.as_str()?, part.get("failures")?))
+        })
+        .collect();
+    let text = format!(
+        "{flows} flows, {clients} clients, heap {:.0} of {:.0} KiB, pages {pages} of {all}, leaks {leaks}, \
+         operations put off {refused}, refused requests: {}",
+        kib(heap),
+        kib(size),
+        if failed.is_empty() { "none".into() } else { failed.join(", ") }
+    );
+    Ok(Book { flows, clients, leaks, text })
+}
