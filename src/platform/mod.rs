@@ -486,6 +486,7 @@ impl Machine for XenMachine {
         self.is_starved = spare < self.back.least_budget();
         let budget = Budget { quantum: CLIENT_QUANTUM, total: room.min(spare) };
         self.back.receive(budget, self.now_ns);
+        self.front.demand(self.back.has_work());
         let [from_clients, ..] = &mut self.batches;
         let frames = self.back.frames();
         if frames > 0 {

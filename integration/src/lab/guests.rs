@@ -36,8 +36,8 @@ impl Role {
 
     fn programs(self) -> &'static [&'static str] {
         match self {
-            Self::Client => &["iperf3", "ping", "tcpdump", "ip", "arping", "socat"],
-            Self::NetVm => &["dnsmasq", "iperf3", "ping", "tcpdump", "ip"],
+            Self::Client => &["iperf3", "ping", "tcpdump", "ip", "arping", "socat", "ethtool"],
+            Self::NetVm => &["dnsmasq", "iperf3", "ping", "tcpdump", "ip", "ethtool"],
             Self::LinuxFirewall => &["nft", "conntrack", "ip"],
         }
     }

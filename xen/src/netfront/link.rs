@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use super::limit::QueueLimit;
 use super::unheard::{Progress, Remedy, Unheard};
 use super::{Config, Counters, DownReason, UplinkId};
 use crate::abi::{DomId, EventPort, GrantRef};
@@ -52,6 +53,7 @@ pub(super) struct Link {
     /// Pages that the backend has, by request id.
     pub(super) sent: Vec<Option<Granted>>,
     pub(super) free_ids: Vec<u16>,
+    pub(super) limit: QueueLimit,
     /// Slots without a page that the backend has: each says how to segment the frame before it.
     pub(super) extras: u32,
     /// Pages of the frame in hand, beyond its first.
@@ -89,6 +91,7 @@ impl Link {
             rx: GrantedRing::new(peer)?,
             sent: slots()?,
             free_ids,
+            limit: QueueLimit::new(RING_SLOTS),
             extras: 0,
             granting: list(MAX_CHAIN_PAGES)?,
             offloads: config.offloads,
@@ -108,7 +111,8 @@ impl Link {
 
     /// Slots that frames can take now: one for each page, one more for each super-frame.
     pub(super) fn send_room(&self) -> usize {
-        self.free_ids.len().min(self.tx.ring().free() as usize)
+        let room = self.free_ids.len().min(self.tx.ring().free() as usize);
+        room.min(self.limit.room(self.tx.ring().in_flight()))
     }
 
     /// Receive buffers that the backend has.

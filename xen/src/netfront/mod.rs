@@ -30,6 +30,7 @@ mod act;
 mod connect;
 mod device;
 mod from_backend;
+mod limit;
 mod link;
 mod to_backend;
 mod types;
@@ -143,6 +144,13 @@ impl Frontend {
     pub fn send(&mut self, chain: Chain, offload: Offload) -> Result<(), SendError> {
         let link = self.link_mut().filter(|link| link.up).ok_or(SendError::Down)?;
         to_backend::send(link, chain, offload)
+    }
+
+    /// Whether frames wait that [`Frontend::send_room`] did not suffice for.
+    pub fn demand(&mut self, is_short: bool) {
+        if let Some(link) = self.link_mut() {
+            link.limit.demand(is_short);
+        }
     }
 
     /// Takes back sent pages, then takes up to `budget` received frames for [`Frontend::next_frame`].
@@ -264,7 +272,10 @@ fn serve(
     frames: &mut VecDeque<Frame>,
     now: u64,
 ) -> Result<(), DownReason> {
+    let before = link.tx.ring().in_flight();
     to_backend::complete(link)?;
+    let left = link.tx.ring().in_flight();
+    link.limit.note(before.saturating_sub(left), left, now);
     let more = from_backend::receive(link, budget, frames)?;
     if !more {
         // What arrives meanwhile leaves the link ready for the next turn.

@@ -2,9 +2,10 @@
 //! in turns. Processor time is what Xen says of each domain.
 //!
 //! `workloads` says what the clients do, `side` runs it behind one firewall, `effort` tells what ours asked the hypervisor
-//! for, `again` how long a firewall takes from its creation to the first packet.
+//! for, `capture` looks at what passes on both sides, `again` how long a firewall takes from its creation to the first packet.
 
 mod again;
+mod capture;
 mod effort;
 mod side;
 mod workloads;
@@ -56,7 +57,7 @@ impl Chosen<'_> {
 pub(super) fn run(report: &mut Report, is_quick: bool, only: Option<&str>) -> Result<()> {
     let turns = if is_quick { QUICK_TURNS } else { TURNS };
     let chosen = Chosen { only, turns };
-    let keys = WORKLOADS.iter().map(|workload| workload.key).chain(["first_packet"]);
+    let keys = WORKLOADS.iter().map(|workload| workload.key).chain(["capture", "first_packet"]);
     for one in only.into_iter().flat_map(|only| only.split(',')) {
         if !keys.clone().any(|key| key == one) {
             fail!("no workload {one:?}; there are {}", keys.collect::<Vec<_>>().join(", "));
@@ -93,6 +94,9 @@ fn measure(world: &mut World, report: &mut Report, chosen: &Chosen<'_>) -> Resul
     steps::download(world, world.client(ALICE)?, BIG)?;
     workloads(world, &linux, report, chosen)?;
     steps::download(world, world.client(ALICE)?, BIG)?;
+    if chosen.wants("capture") {
+        capture::measure(world, report)?;
+    }
     if chosen.wants("first_packet") {
         again::measure(world, &mut linux, report, QUICK_TURNS)?;
     }
