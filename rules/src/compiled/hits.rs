@@ -47,6 +47,7 @@ impl Hits {
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
-        self.rules.capacity().saturating_mul(Self::MAX_RULE_BYTES)
+        let rules = self.rules.capacity().saturating_mul(Self::MAX_RULE_BYTES);
+        rules.saturating_add(size_of::<Self>())
     }
 }

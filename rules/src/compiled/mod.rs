@@ -20,6 +20,7 @@ mod named;
 mod nets;
 mod segments;
 
+use alloc::boxed::Box;
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 
@@ -43,7 +44,8 @@ pub struct CompiledSet {
     anywhere: Bucket,
     nets: Nets,
     named: NamedRules,
-    hits: Hits,
+    /// In a place of its own, which keeps the set small.
+    hits: Box<Hits>,
 }
 
 /// The tables follow from the rules, and what was counted does not matter.
@@ -96,7 +98,7 @@ impl CompiledSet {
         }
         named.finish();
         let segments = cutter.finish()?;
-        let hits = Hits::for_rules(set.rules().len())?;
+        let hits = Box::new(Hits::for_rules(set.rules().len())?);
         Ok(Self { set, segments, anywhere, nets, named, hits })
     }
 
