@@ -1,14 +1,12 @@
 //! `firewall.Drops`: the latest packets that ended here, the latest first. One that counts up under way is later than what
 //! was told before, and is not told again.
 
-use core::fmt;
 use core::net::IpAddr;
 
 use rules::RuleSet;
-use serde::Serialize;
 
-use super::json::{self, Decider, NameOf, Protocol, Text};
-use super::{FirewallServices, SCHEMA};
+use super::FirewallServices;
+use super::json::{self, Decider, NameOf, Protocol, TooLong, Value, number, number_if, size, word};
 use crate::clients::RulesState;
 use crate::drops::{Decided, Kept};
 use crate::port::Origin;
@@ -29,70 +27,29 @@ impl Cursor {
     }
 }
 
-#[derive(serde::Serialize)]
-struct Head {
-    schema: u32,
-    kind: &'static str,
-    uptime_ms: u64,
-    kept: usize,
-    limit: usize,
-    total: u64,
-}
-
-#[derive(serde::Serialize)]
-struct Line<'a, T: Serialize> {
-    kind: &'static str,
-    age_ms: u64,
-    times: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client: Option<IpAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    slot: Option<u16>,
-    direction: &'static str,
-    reason: &'static str,
-    rule: Decider,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    text: Option<T>,
-    why: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    proto: Option<Text<Protocol>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    src: Option<IpAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sport: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dst: Option<IpAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dport: Option<u16>,
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    icmp_type: Option<u8>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<NameOf<'a>>,
-}
-
 impl FirewallServices<'_> {
     pub(super) fn next_drop(&self, cursor: &mut Cursor, buffer: &mut [u8]) -> Progress {
         let drops = &self.firewall.drops;
         if !cursor.has_begun {
             cursor.has_begun = true;
-            let head = Head {
-                schema: SCHEMA,
-                kind: "drops",
-                uptime_ms: self.facts.uptime_ms,
-                kept: drops.len(),
-                limit: drops.limit(),
-                total: self.firewall.stats().all_drops(),
-            };
+            let head = [
+                json::schema(),
+                ("kind", word("drops")),
+                ("uptime_ms", number(self.facts.uptime_ms)),
+                ("kept", size(drops.len())),
+                ("limit", size(drops.limit())),
+                ("total", number(self.firewall.stats().all_drops())),
+            ];
             return json::progress(json::write(&head, buffer));
         }
         let Some(kept) = drops.before(cursor.before, cursor.of) else {
             return Progress::Exit(ExitCode::SUCCESS);
         };
         cursor.before = kept.number;
-        json::progress(json::write(&self.dropped(kept), buffer))
+        json::progress(self.write_drop(kept, buffer))
     }
 
-    fn dropped(&self, kept: &Kept) -> Line<'_, Text<impl fmt::Display>> {
+    fn write_drop(&self, kept: &Kept, buffer: &mut [u8]) -> Result<usize, TooLong> {
         let (firewall, now, dropped) = (self.firewall, self.facts.now, &kept.dropped);
         let (slot, direction) = match dropped.origin {
             Origin::Client(id) => (Some(id.0), "out"),
@@ -100,29 +57,38 @@ impl FirewallServices<'_> {
         };
         let rule = Decider(dropped.decided.map(|decided| decided.by));
         let rules = dropped.decided.and_then(|decided| self.rules_of(dropped.client, decided));
+        let text_of_rule = rule.rule(rules);
         let ends = dropped.ends;
-        let name = dropped.client.zip(ends).and_then(|(client, ends)| {
-            NameOf { firewall, now, client, address: ends.destination }.if_any()
+        let ports = ends.and_then(|ends| ends.ports);
+        let proto = ends.map(|ends| Protocol(ends.protocol));
+        let name = dropped.client.zip(ends).map(|(client, ends)| NameOf {
+            firewall,
+            now,
+            client,
+            address: ends.destination,
         });
-        Line {
-            kind: "drop",
-            age_ms: u64::try_from(now.since(kept.at).as_millis()).unwrap_or(u64::MAX),
-            times: kept.times,
-            client: dropped.client,
-            slot,
-            direction,
-            reason: dropped.reason.name(),
-            rule,
-            text: rule.text(rules),
-            why: dropped.reason.explanation(),
-            proto: ends.map(|ends| Text(Protocol(ends.protocol))),
-            src: ends.map(|ends| ends.source),
-            sport: ends.and_then(|ends| ends.ports).map(|(port, _)| port),
-            dst: ends.map(|ends| ends.destination),
-            dport: ends.and_then(|ends| ends.ports).map(|(_, port)| port),
-            icmp_type: ends.and_then(|ends| ends.icmp_type),
-            name,
-        }
+        let name = name.as_ref().filter(|name| name.is_any());
+        let age_ms = u64::try_from(now.since(kept.at).as_millis()).unwrap_or(u64::MAX);
+        let line = [
+            ("kind", word("drop")),
+            ("age_ms", number(age_ms)),
+            ("times", number(kept.times)),
+            ("client", dropped.client.map(Value::Address)),
+            ("slot", number_if(slot)),
+            ("direction", word(direction)),
+            ("reason", word(dropped.reason.name())),
+            ("rule", rule.value()),
+            ("text", text_of_rule.as_ref().map(|rule| Value::Text(rule))),
+            ("why", word(dropped.reason.explanation())),
+            ("proto", proto.as_ref().map(|proto| Value::Text(proto))),
+            ("src", ends.map(|ends| Value::Address(ends.source))),
+            ("sport", number_if(ports.map(|(port, _)| port))),
+            ("dst", ends.map(|ends| Value::Address(ends.destination))),
+            ("dport", number_if(ports.map(|(_, port)| port))),
+            ("type", number_if(ends.and_then(|ends| ends.icmp_type))),
+            ("name", name.map(|name| Value::Text(name))),
+        ];
+        json::write(&line, buffer)
     }
 
     /// The rules of a client, if they are still those that decided.

@@ -4,10 +4,9 @@ use core::fmt;
 use core::net::IpAddr;
 
 use rules::{DecidedBy, RuleSet};
-use serde::Serialize;
 
-use super::json::{self, Decider, Error, Protocol, Text};
-use super::{FAULT, FirewallServices, SCHEMA};
+use super::json::{self, Decider, Protocol, Value, address, number_if, text, word};
+use super::{FAULT, FirewallServices};
 use crate::clients::RulesState;
 use crate::explain::{Explanation, Outcome, Question};
 use crate::qrexec::{ExitCode, Progress};
@@ -106,28 +105,6 @@ impl Input {
     }
 }
 
-#[derive(serde::Serialize)]
-struct Line<'a, T: Serialize> {
-    schema: u32,
-    kind: &'static str,
-    client: IpAddr,
-    proto: Text<Protocol>,
-    dst: IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dport: Option<u16>,
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    icmp_type: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    redirected_to: Option<IpAddr>,
-    verdict: &'static str,
-    rule: Decider,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    text: Option<T>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    drop_reason: Option<&'static str>,
-    reason: Text<Sentence<'a>>,
-}
-
 impl FirewallServices<'_> {
     /// The answer and the exit status, once the question is complete.
     pub(super) fn explanation(
@@ -139,7 +116,7 @@ impl FirewallServices<'_> {
             return None;
         }
         let Some(question) = input.question() else {
-            return Some((json::progress(json::write(&Error::wanted(WANTED), buffer)), FAULT));
+            return Some((json::misunderstood(WANTED, buffer), FAULT));
         };
         let answer = self.firewall.explain(self.facts.now, &question);
         let rules = self.rules_in_force(question.client);
@@ -152,21 +129,23 @@ impl FirewallServices<'_> {
             Outcome::Dropped(reason) => ("drop", Some(reason.name())),
             Outcome::NoSuchClient => ("drop", None),
         };
-        let line = Line {
-            schema: SCHEMA,
-            kind: "explain",
-            client: question.client,
-            proto: Text(Protocol(question.protocol)),
-            dst: question.destination,
-            dport: has_port.then_some(question.port),
-            icmp_type: is_icmp.then_some(question.port),
-            redirected_to: answer.redirected_to,
-            verdict,
-            rule,
-            text: rule.text(rules),
-            drop_reason,
-            reason: Text(Sentence { answer: &answer, rules }),
-        };
+        let (proto, deciding) = (Protocol(question.protocol), rule.rule(rules));
+        let reason = Sentence { answer: &answer, rules };
+        let line = [
+            json::schema(),
+            ("kind", word("explain")),
+            ("client", address(question.client)),
+            ("proto", text(&proto)),
+            ("dst", address(question.destination)),
+            ("dport", number_if(has_port.then_some(question.port))),
+            ("type", number_if(is_icmp.then_some(question.port))),
+            ("redirected_to", answer.redirected_to.map(Value::Address)),
+            ("verdict", word(verdict)),
+            ("rule", rule.value()),
+            ("text", deciding.as_ref().map(|rule| Value::Text(rule))),
+            ("drop_reason", drop_reason.map(Value::Word)),
+            ("reason", text(&reason)),
+        ];
         Some((json::progress(json::write(&line, buffer)), ExitCode::SUCCESS))
     }
 

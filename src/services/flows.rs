@@ -3,8 +3,10 @@
 
 use core::net::IpAddr;
 
-use super::json::{self, Decider, NameOf, Protocol, Text};
-use super::{FirewallServices, SCHEMA};
+use super::FirewallServices;
+use super::json::{
+    self, Decider, NameOf, Protocol, TooLong, Value, address, number, number_if, size, text, word,
+};
 use crate::conntrack::{Basis, Flow};
 use crate::qrexec::{ExitCode, Progress};
 use crate::wire::{ip, protocol};
@@ -28,56 +30,16 @@ impl Cursor {
     }
 }
 
-#[derive(serde::Serialize)]
-struct Head {
-    schema: u32,
-    kind: &'static str,
-    uptime_ms: u64,
-    flows: usize,
-}
-
-#[derive(serde::Serialize)]
-struct Line<'a> {
-    kind: &'static str,
-    client: IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    slot: Option<u16>,
-    direction: &'static str,
-    proto: Text<Protocol>,
-    src: IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sport: Option<u16>,
-    dst: IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dport: Option<u16>,
-    /// Of an ICMP query: its identifier and its type.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<u16>,
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    icmp_type: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    redirected_to: Option<IpAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    nat: Option<IpAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    nat_port: Option<u16>,
-    state: &'static str,
-    rule: Decider,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<NameOf<'a>>,
-    idle_ms: u64,
-}
-
 impl FirewallServices<'_> {
     pub(super) fn next_flow(&self, cursor: &mut Cursor, buffer: &mut [u8]) -> Progress {
         if !cursor.has_begun {
             cursor.has_begun = true;
-            let head = Head {
-                schema: SCHEMA,
-                kind: "flows",
-                uptime_ms: self.facts.uptime_ms,
-                flows: self.firewall.flow_count(),
-            };
+            let head = [
+                json::schema(),
+                ("kind", word("flows")),
+                ("uptime_ms", number(self.facts.uptime_ms)),
+                ("flows", size(self.firewall.flow_count())),
+            ];
             return json::progress(json::write(&head, buffer));
         }
         let mut left = SLOTS_AT_ONCE;
@@ -93,8 +55,8 @@ impl FirewallServices<'_> {
                 Ok((found, flow)) => {
                     let next = found.saturating_add(1);
                     cursor.slot = Some(next);
-                    if let Some(line) = self.flow(flow, cursor.of) {
-                        return json::progress(json::write(&line, buffer));
+                    if let Some(written) = self.flow(flow, cursor.of, buffer) {
+                        return json::progress(written);
                     }
                     left = left.saturating_sub(next.saturating_sub(slot));
                     if left == 0 {
@@ -106,8 +68,13 @@ impl FirewallServices<'_> {
         Progress::Exit(ExitCode::SUCCESS)
     }
 
-    /// The line of a flow, if it is of the client that was asked about and not over.
-    fn flow(&self, flow: &Flow, of: Option<IpAddr>) -> Option<Line<'_>> {
+    /// Writes the line of a flow, if it is of the client that was asked about and not over.
+    fn flow(
+        &self,
+        flow: &Flow,
+        of: Option<IpAddr>,
+        buffer: &mut [u8],
+    ) -> Option<Result<usize, TooLong>> {
         let (firewall, now) = (self.firewall, self.facts.now);
         let (inside, outside) = (firewall.table.inside_of(flow), firewall.table.outside_of(flow));
         let client = inside.local;
@@ -125,26 +92,31 @@ impl FirewallServices<'_> {
         };
         let is_translated = outside.local != client;
         let host = firewall.clients.host(flow.host());
+        let proto = Protocol(inside.protocol);
         let name = NameOf { firewall, now, client, address: outside.remote };
-        Some(Line {
-            kind: "flow",
-            client,
-            slot: host.and_then(|host| host.port).map(|port| port.0),
-            direction,
-            proto: Text(Protocol(inside.protocol)),
-            src,
-            sport: has_ports.then_some(sport),
-            dst,
-            dport: has_ports.then_some(dport),
-            id: is_query.then_some(inside.local_port),
-            icmp_type: is_query.then_some(inside.remote_port),
-            redirected_to: Some(outside.remote).filter(|remote| *remote != inside.remote),
-            nat: is_translated.then_some(outside.local),
-            nat_port: Some(outside.local_port).filter(|_| is_translated && (has_ports || is_query)),
-            state: flow.state_name(),
-            rule: Decider(firewall.decider_of(now, flow)),
-            name: name.if_any(),
-            idle_ms: u64::try_from(flow.idle(now).as_millis()).unwrap_or(u64::MAX),
-        })
+        let redirected = outside.remote != inside.remote;
+        let has_nat_port = is_translated && (has_ports || is_query);
+        let idle_ms = u64::try_from(flow.idle(now).as_millis()).unwrap_or(u64::MAX);
+        let line = [
+            ("kind", word("flow")),
+            ("client", address(client)),
+            ("slot", number_if(host.and_then(|host| host.port).map(|port| port.0))),
+            ("direction", word(direction)),
+            ("proto", text(&proto)),
+            ("src", address(src)),
+            ("sport", number_if(has_ports.then_some(sport))),
+            ("dst", address(dst)),
+            ("dport", number_if(has_ports.then_some(dport))),
+            ("id", number_if(is_query.then_some(inside.local_port))),
+            ("type", number_if(is_query.then_some(inside.remote_port))),
+            ("redirected_to", redirected.then_some(Value::Address(outside.remote))),
+            ("nat", is_translated.then_some(Value::Address(outside.local))),
+            ("nat_port", number_if(has_nat_port.then_some(outside.local_port))),
+            ("state", word(flow.state_name())),
+            ("rule", Decider(firewall.decider_of(now, flow)).value()),
+            ("name", name.is_any().then_some(Value::Text(&name))),
+            ("idle_ms", number(idle_ms)),
+        ];
+        Some(json::write(&line, buffer))
     }
 }

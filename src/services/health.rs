@@ -3,8 +3,8 @@
 use core::fmt;
 use core::net::IpAddr;
 
-use super::json::{self, Text, TooLong};
-use super::{FirewallServices, SCHEMA};
+use super::FirewallServices;
+use super::json::{self, TooLong, Value, number, size, text, word};
 use crate::clients::RulesState;
 use crate::config::ConfigError;
 use crate::config::features::WordProblem;
@@ -14,29 +14,6 @@ use crate::control::RulesRefusal;
 pub(super) const MAX_LINES: usize = 257;
 /// Of the heap, from so many per cent on there is too little left.
 const FULL_PERCENT: usize = 90;
-
-#[derive(serde::Serialize)]
-struct Head {
-    schema: u32,
-    kind: &'static str,
-    ok: bool,
-    uptime_ms: u64,
-    version: &'static str,
-    uplink: &'static str,
-    database: &'static str,
-    rules_refused: usize,
-    without_accept: u64,
-    leaks: u64,
-}
-
-#[derive(serde::Serialize)]
-struct Line<'a> {
-    kind: &'static str,
-    id: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client: Option<IpAddr>,
-    text: Text<Problem<'a>>,
-}
 
 /// Something that is not as it should be.
 #[derive(Clone, Copy)]
@@ -148,27 +125,34 @@ impl FirewallServices<'_> {
         buffer: &mut [u8],
     ) -> Option<Result<usize, TooLong>> {
         let Some(number) = number.checked_sub(1) else {
-            return Some(json::write(&self.whole_health(), buffer));
+            return Some(self.whole_health(buffer));
         };
         let problem = self.problems().nth(number)?;
         let (id, client) = problem.id();
-        Some(json::write(&Line { kind: "problem", id, client, text: Text(problem) }, buffer))
+        let line = [
+            ("kind", word("problem")),
+            ("id", word(id)),
+            ("client", client.map(Value::Address)),
+            ("text", text(&problem)),
+        ];
+        Some(json::write(&line, buffer))
     }
 
-    fn whole_health(&self) -> Head {
+    fn whole_health(&self, buffer: &mut [u8]) -> Result<usize, TooLong> {
         let (firewall, facts) = (self.firewall, self.facts);
-        Head {
-            schema: SCHEMA,
-            kind: "health",
-            ok: self.problems().next().is_none(),
-            uptime_ms: facts.uptime_ms,
-            version: env!("CARGO_PKG_VERSION"),
-            uplink: if firewall.has_uplink() { "connected" } else { "none" },
-            database: if facts.has_database { "connected" } else { "lost" },
-            rules_refused: self.refused_rules().count(),
-            without_accept: firewall.stats().without_accept(),
-            leaks: self.leaks(),
-        }
+        let line = [
+            json::schema(),
+            ("kind", word("health")),
+            ("ok", Some(Value::Is(self.problems().next().is_none()))),
+            ("uptime_ms", number(facts.uptime_ms)),
+            ("version", word(env!("CARGO_PKG_VERSION"))),
+            ("uplink", word(if firewall.has_uplink() { "connected" } else { "none" })),
+            ("database", word(if facts.has_database { "connected" } else { "lost" })),
+            ("rules_refused", size(self.refused_rules().count())),
+            ("without_accept", number(firewall.stats().without_accept())),
+            ("leaks", number(self.leaks())),
+        ];
+        json::write(&line, buffer)
     }
 
     fn problems(&self) -> impl Iterator<Item = Problem<'_>> {

@@ -192,7 +192,7 @@ impl<'a> FirewallServices<'a> {
                 None => Progress::Waiting,
             },
             Answer::Misunderstood(wanted) => {
-                let progress = json::progress(json::write(&json::Error::wanted(wanted), buffer));
+                let progress = json::misunderstood(wanted, buffer);
                 *answer = Answer::Over(FAULT);
                 progress
             }

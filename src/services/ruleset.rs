@@ -1,19 +1,19 @@
 //! `firewall.Rules`: the rules in force, client by client, with how often each has decided. A set that is replaced while it
 //! is told ends there with a line that says so.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr};
 
 use rules::{CompiledSet, Rule, RuleKey};
-use serde::Serialize;
 
-use super::json::{self, Text, Texts, TooLong};
-use super::{FirewallServices, SCHEMA};
+use super::FirewallServices;
+use super::json::{self, TooLong, Value, address, number, size, text, word};
 use crate::clients::{Host, RulesState};
 use crate::control::RulesRefusal;
 use crate::qrexec::{ExitCode, Progress};
 
 /// Addresses of a name that are told.
 const MAX_ADDRESSES: usize = 32;
+const UNSPECIFIED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// A place among the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,48 +37,6 @@ impl Cursor {
     }
 }
 
-#[derive(serde::Serialize)]
-struct Head {
-    schema: u32,
-    kind: &'static str,
-    clients: usize,
-}
-
-#[derive(serde::Serialize)]
-struct Set<W: Serialize> {
-    kind: &'static str,
-    client: IpAddr,
-    state: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    why: Option<W>,
-    rules: usize,
-    generation: u32,
-}
-
-#[derive(serde::Serialize)]
-struct RuleLine<'a, A: Serialize> {
-    kind: &'static str,
-    client: IpAddr,
-    index: usize,
-    key: Text<RuleKey>,
-    text: Text<&'a Rule>,
-    hits: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    addresses: Option<A>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    more_addresses: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    unresolved: Option<bool>,
-}
-
-#[derive(serde::Serialize)]
-struct Policy {
-    kind: &'static str,
-    client: IpAddr,
-    action: &'static str,
-    hits: u64,
-}
-
 impl FirewallServices<'_> {
     pub(super) fn next_rule(&self, cursor: &mut Cursor, buffer: &mut [u8]) -> Progress {
         let clients = &self.firewall.clients;
@@ -86,7 +44,7 @@ impl FirewallServices<'_> {
             cursor.has_begun = true;
             let is_told = |host: &&Host| cursor.of.is_none_or(|of| of == host.address);
             let count = clients.all_hosts().map(|(_, host)| host).filter(is_told).count();
-            let head = Head { schema: SCHEMA, kind: "rules", clients: count };
+            let head = [json::schema(), ("kind", word("rules")), ("clients", size(count))];
             return json::progress(json::write(&head, buffer));
         }
         if let Some((client, edition, index)) = cursor.set {
@@ -118,10 +76,8 @@ impl FirewallServices<'_> {
             Some(_) => cursor.set = Some((host.address, host.edition, 0)),
             None => cursor.go_on(),
         }
-        let why = self.refusal(host).map(Text);
-        let (kind, client) = ("ruleset", host.address);
-        let (rules, generation) = (rules.unwrap_or(0), host.generation.0);
-        json::write(&Set { kind, client, state, why, rules, generation }, buffer)
+        let set = (host.address, state, rules.unwrap_or(0), host.generation.0);
+        write_set(set, self.refusal(host), buffer)
     }
 
     /// Why the rules of a client are refused, if they are.
@@ -142,10 +98,8 @@ impl FirewallServices<'_> {
         let same = host.filter(|host| (host.address, host.edition) == (client, edition));
         let Some(RulesState::Active(set)) = same.map(|host| &host.rules) else {
             cursor.go_on();
-            let (kind, state) = ("ruleset", "replaced");
-            let why = None::<&str>;
             let generation = host.map_or(0, |host| host.generation.0);
-            return json::write(&Set { kind, client, state, why, rules: 0, generation }, buffer);
+            return write_set((client, "replaced", 0, generation), None, buffer);
         };
         match set.rules().get(index) {
             Some((key, rule)) => {
@@ -154,9 +108,13 @@ impl FirewallServices<'_> {
             }
             None => {
                 cursor.go_on();
-                let (kind, hits) = ("policy", set.policy_hits());
-                let action = set.rules().policy().word();
-                json::write(&Policy { kind, client, action, hits }, buffer)
+                let line = [
+                    ("kind", word("policy")),
+                    ("client", address(client)),
+                    ("action", word(set.rules().policy().word())),
+                    ("hits", number(set.policy_hits())),
+                ];
+                json::write(&line, buffer)
             }
         }
     }
@@ -171,19 +129,39 @@ impl FirewallServices<'_> {
         let (firewall, now) = (self.firewall, self.facts.now);
         let name = rule.host_name();
         let all = || name.into_iter().flat_map(|name| firewall.addresses_of(now, client, name));
-        let more = all().count().saturating_sub(MAX_ADDRESSES);
+        let mut told = [UNSPECIFIED; MAX_ADDRESSES];
+        let count = told.iter_mut().zip(all()).map(|(place, address)| *place = address).count();
+        let more = all().count().saturating_sub(count);
         let is_unresolved = name.is_some_and(|name| !firewall.is_name_known(client, name));
-        let line = RuleLine {
-            kind: "rule",
-            client,
-            index,
-            key: Text(key),
-            text: Text(rule),
-            hits: set.hits(index),
-            addresses: name.map(|_| Texts(|| all().take(MAX_ADDRESSES))),
-            more_addresses: Some(more).filter(|more| *more > 0),
-            unresolved: Some(true).filter(|_| is_unresolved),
-        };
+        let addresses = told.get(..count).unwrap_or_default();
+        let line = [
+            ("kind", word("rule")),
+            ("client", address(client)),
+            ("index", size(index)),
+            ("key", text(&key)),
+            ("text", text(rule)),
+            ("hits", number(set.hits(index))),
+            ("addresses", name.map(|_| Value::Addresses(addresses))),
+            ("more_addresses", size(more).filter(|_| more > 0)),
+            ("unresolved", is_unresolved.then_some(Value::Is(true))),
+        ];
         json::write(&line, buffer)
     }
+}
+
+/// Writes a line about a set: its client, how it stands, its rules and its generation.
+fn write_set(
+    (client, state, rules, generation): (IpAddr, &str, usize, u32),
+    refusal: Option<&RulesRefusal>,
+    buffer: &mut [u8],
+) -> Result<usize, TooLong> {
+    let line = [
+        ("kind", word("ruleset")),
+        ("client", address(client)),
+        ("state", word(state)),
+        ("why", refusal.map(|why| Value::Text(why))),
+        ("rules", size(rules)),
+        ("generation", number(generation)),
+    ];
+    json::write(&line, buffer)
 }
