@@ -58,7 +58,10 @@ impl PartialEq for CompiledSet {
 impl Eq for CompiledSet {}
 
 impl CompiledSet {
-    /// Heap bytes of the tables for one rule at most: for 10,000 rules half a MiB.
+    /// Heap bytes of a set without rules at most.
+    pub const BYTES: usize = size_of::<Hits>();
+
+    /// Heap bytes of the tables for one rule at most: for 10,000 rules 600 KiB.
     pub const MAX_RULE_BYTES: usize = Segments::MAX_RULE_BYTES
         + Hits::MAX_RULE_BYTES
         + if Nets::MAX_RULE_BYTES > NamedRules::MAX_RULE_BYTES {
