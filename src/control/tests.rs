@@ -460,7 +460,9 @@ fn rules_beyond_the_memory_limit_are_refused_until_there_is_room() {
     // The same rules again: they take the place of those that they replace.
     rig.write(TREE9, "");
     assert_eq!(rig.rules(NINE), "drop | 0000 action=accept");
+    // A set without a rule costs something, too.
     rig.remove("/qubes-firewall/10.137.0.9/0000");
+    rig.remove("/qubes-firewall/10.137.0.9/policy");
     rig.write(TREE9, "");
     rig.write("/qubes-firewall/10.137.0.11", "");
     assert_eq!(rig.rules("10.137.0.11"), "drop | 0000 action=accept");
