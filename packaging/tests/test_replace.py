@@ -80,6 +80,8 @@ class Machine(unittest.TestCase):
     def call(self, words, shown=False):
         """What the program calls: the stand-in in this process, or the script."""
         if words[0] == self.program.DOM0:
+            if words[1:] == ("versions",):
+                return 0, "".join("%s digest\n" % name for name in sorted(os.listdir(self.kernels))), ""
             out = self.dom0(*words[1:], status=None, forget=False, stop=os.environ.get("DOM0_STOP", ""))
             return 0 if "cannot" not in out else 1, out, ""
         out, error = io.StringIO(), io.StringIO()
