@@ -109,7 +109,7 @@ pub fn run() -> Result<()> {
     }
 }
 
-fn metadata(args: &[&str]) -> Result<Value> {
+pub(super) fn metadata(args: &[&str]) -> Result<Value> {
     let mut command = cargo(&["metadata", "--format-version", "1"]);
     let text = command::output_bytes(command.args(args))?;
     serde_json::from_slice(&text).map_err(|error| Error::Failed(format!("cargo metadata: {error}")))
@@ -285,14 +285,14 @@ pub(super) fn rust_files(dir: &Path, found: &mut Vec<std::path::PathBuf>) -> Res
     Ok(())
 }
 
-fn list<'a>(value: &'a Value, key: &str) -> Result<&'a Vec<Value>> {
+pub(super) fn list<'a>(value: &'a Value, key: &str) -> Result<&'a Vec<Value>> {
     match value.get(key).and_then(Value::as_array) {
         Some(list) => Ok(list),
         None => fail!("cargo metadata has no list {key}"),
     }
 }
 
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 

@@ -8,8 +8,11 @@ pub mod callgrind;
 pub mod coverage;
 pub mod image;
 pub mod lab_command;
+pub mod package;
 pub mod parts;
 pub mod prove;
+pub mod reproduce;
+pub mod sbom;
 pub mod scenarios;
 pub mod smoke;
 pub mod story;
@@ -33,7 +36,10 @@ usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM
        cargo xtask bench [--quick] [--json FILE] [engine|nft|lab [--only KEY,KEY]]
                                       measures; the lab's part against a Linux firewall VM
        cargo xtask audit              licences, dependency directions, unsafe code
-       cargo xtask image              build target/image/vmlinuz
+       cargo xtask image [--verify]   build target/image/vmlinuz; twice, and compare
+       cargo xtask image --offline    build it from vendor/, without a network
+       cargo xtask package            build the RPM for dom0 and its bill of materials
+       cargo xtask release --key KEY  all that is given away, signed with a GPG key
        cargo xtask lab ...            the lab by hand";
 
 /// Runs the command that the arguments name.
@@ -68,6 +74,10 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["diff", family, seed, set] => crate::diff::replay(family, seed, set),
         ["bench", rest @ ..] => bench::run(rest),
         ["image"] => image::build().map(drop),
+        ["image", "--verify"] => reproduce::verify().map(drop),
+        ["image", "--offline"] => reproduce::offline().map(drop),
+        ["package"] => package::run().map(drop),
+        ["release", "--key", key] => package::release(key),
         ["lab", rest @ ..] => lab_command::run(rest),
         _ => fail!("{USAGE}"),
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::image::{Image, cargo};
 use super::parts::{self, Part};
-use super::{audit, coverage, image, scenarios, smoke};
+use super::{audit, coverage, image, package, scenarios, smoke};
 use crate::error::{Attempt, Result};
 use crate::{apt, command, fail, paths, progress};
 
@@ -33,6 +33,7 @@ pub fn run(fast: bool) -> Result<()> {
         Ok(())
     });
     if let Some(image) = &built {
+        report.check("package in an empty root", || package::check(image));
         report.check("image in plain QEMU", || smoke::run(image));
     }
     if fast {
