@@ -116,7 +116,7 @@ pub fn release(key: &str) -> Result<()> {
     apt::ensure(SIGN)?;
     let image = reproduce::verify()?;
     let package = build(&image)?;
-    let out = paths::target().join("release");
+    let out = paths::target().join("release-files");
     let mut line = script("release");
     line.arg(key).arg(&out).args([&image.path, &package]);
     let beside = package.parent().unwrap_or(Path::new(""));
