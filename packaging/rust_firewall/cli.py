@@ -110,6 +110,8 @@ def _run(args: argparse.Namespace, screen: Screen) -> int:
     client = getattr(args, "client", None)
     vm = firewall_of(qubes, args.vm, client)
     naming, services = Naming(qubes, vm), Services(vm)
+    if client is not None and args.command != "apply":
+        naming.client(client)
     if args.command == "status":
         return status.show_status(screen, services, naming, args.interval, args.json)
     if args.command == "top":

@@ -56,8 +56,6 @@ def show_drops(
 ) -> int:
     """What was refused lately, the newest last; with `follow` goes on until it is interrupted."""
     seen: Dict[Any, int] = {}
-    if client is not None:
-        naming.client(client)
     is_first = True
     while True:
         lines = services.drops()

@@ -80,7 +80,6 @@ def show_learn(
     options: Dict[str, bool],
 ) -> int:
     """Watches for `length` seconds, or until Ctrl-C; then says what it proposes."""
-    naming.client(client)
     watch = Watch(not options["accepted_only"])
     begun = time.monotonic()
     try:

@@ -86,7 +86,7 @@ def _collect(child: subprocess.Popen, name: str, given: bytes, limit: int, timeo
         status = child.wait(max(deadline - time.monotonic(), 0.1))
     except subprocess.TimeoutExpired:
         raise _late(name, timeout) from None
-    return Completed(bytes(output), _sentence(complaint), status)
+    return Completed(bytes(output), sentence(complaint), status)
 
 
 def _feed(selector: selectors.BaseSelector, pipe, given: bytes) -> bytes:
@@ -115,7 +115,7 @@ def _late(name: str, timeout: float) -> Failure:
     )
 
 
-def _sentence(complaint: bytes) -> str:
+def sentence(complaint: bytes) -> str:
     """The last lines of what a program complains about, as one line."""
     lines = [line.strip() for line in complaint.decode("utf-8", "replace").splitlines()]
     return clean("; ".join([line for line in lines if line][-3:]), 300)

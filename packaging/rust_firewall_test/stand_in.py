@@ -39,144 +39,162 @@ def install(directory):
         os.chmod(path, 0o755)
 
 
+class Call:
+    """A call of a program: what it is given, and what it says."""
+
+    def __init__(self, program, words, given=b""):
+        self.program = program
+        self.words = words
+        self.given = given
+        self.output = bytearray()
+        self.complaint = ""
+
+    def say(self, text):
+        self.output += text.encode("latin-1")
+
+    def usage(self):
+        self.complaint += "usage: %s ... (not understood: %r)\n" % (self.program, self.words)
+        return 2
+
+
+def answer(state, call):
+    """Runs a call; its exit status."""
+    state.setdefault("calls", []).append([call.program] + call.words)
+    fault = state.get("faults", {}).get(call.program)
+    if fault is None:
+        return globals()["_" + call.program.replace("-", "_")](state, call)
+    # `{"sleep": seconds}`, `{"flood": bytes}`, or `{"status": n, "says": text}`.
+    time.sleep(fault.get("sleep", 0))
+    call.say("x" * fault.get("flood", 0))
+    call.complaint += fault.get("says", "")
+    return fault.get("status", 1)
+
+
 def main(program, words):
-    """One call; its exit status."""
+    """A program of its own process, with the state in a file."""
     path = os.environ["RUST_FIREWALL_STATE"]
     with open(path) as file:
         state = json.load(file)
-    state.setdefault("calls", []).append([program] + words)
-    fault = state.get("faults", {}).get(program)
-    if fault is not None:
-        status = _fail(fault)
-    else:
-        status = globals()["_" + program.replace("-", "_")](state, words)
+    call = Call(program, words, sys.stdin.buffer.read())
+    status = answer(state, call)
     temporary = "%s.%d" % (path, os.getpid())
     with open(temporary, "w") as file:
         json.dump(state, file)
     os.replace(temporary, path)
-    return status
-
-
-def _fail(fault):
-    """`{"sleep": seconds}`, `{"flood": bytes}`, or `{"status": n, "says": text}`."""
-    if "sleep" in fault:
-        time.sleep(fault["sleep"])
     try:
-        sys.stdout.write("x" * fault.get("flood", 0))
+        sys.stderr.write(call.complaint)
+        sys.stdout.buffer.write(call.output)
         sys.stdout.flush()
     except BrokenPipeError:
         os._exit(1)
-    sys.stderr.write(fault.get("says", ""))
-    return fault.get("status", 1)
-
-
-def _usage(program, words):
-    sys.stderr.write("usage: %s ... (not understood: %r)\n" % (program, words))
-    return 2
+    return status
 
 
 def _shown(value):
     return "-" if value in (None, "") else str(value)
 
 
-def _qvm_ls(state, words):
-    if len(words) != 3 or words[:2] != ["--raw-data", "--fields"]:
-        return _usage("qvm-ls", words)
-    fields = words[2].split(",")
+def _qvm_ls(state, call):
+    if len(call.words) != 3 or call.words[:2] != ["--raw-data", "--fields"]:
+        return call.usage()
+    fields = call.words[2].split(",")
     if any(field not in FIELDS for field in fields):
-        return _usage("qvm-ls", words)
+        return call.usage()
     for name in sorted(state["qubes"]):
         qube = state["qubes"][name]
         values = [name if field == "NAME" else _shown(qube.get(FIELDS[field])) for field in fields]
-        sys.stdout.write("|".join(values) + "\n")
+        call.say("|".join(values) + "\n")
     return 0
 
 
-def _qvm_prefs(state, words):
-    if len(words) != 2 or words[0] not in state["qubes"]:
-        return _usage("qvm-prefs", words)
-    qube = state["qubes"][words[0]]
-    value = qube.get("preferences", {}).get(words[1], qube.get(words[1]))
+def _qvm_prefs(state, call):
+    if len(call.words) != 2 or call.words[0] not in state["qubes"]:
+        return call.usage()
+    qube = state["qubes"][call.words[0]]
+    value = qube.get("preferences", {}).get(call.words[1], qube.get(call.words[1]))
     if value is not None:
-        print(value)
+        call.say("%s\n" % value)
     return 0
 
 
-def _qubes_prefs(state, words):
-    if len(words) != 1 or words[0] not in state["system"]:
-        return _usage("qubes-prefs", words)
-    if state["system"][words[0]] is not None:
-        print(state["system"][words[0]])
+def _qubes_prefs(state, call):
+    if len(call.words) != 1 or call.words[0] not in state["system"]:
+        return call.usage()
+    if state["system"][call.words[0]] is not None:
+        call.say("%s\n" % state["system"][call.words[0]])
     return 0
 
 
-def _qvm_features(state, words):
-    if len(words) != 2 or words[0] not in state["qubes"]:
-        return _usage("qvm-features", words)
-    features = state["qubes"][words[0]].get("features", {})
-    if words[1] not in features:
+def _qvm_features(state, call):
+    if len(call.words) != 2 or call.words[0] not in state["qubes"]:
+        return call.usage()
+    features = state["qubes"][call.words[0]].get("features", {})
+    if call.words[1] not in features:
         return 1
-    print(features[words[1]])
+    call.say("%s\n" % features[call.words[1]])
     return 0
 
 
-def _qvm_firewall(state, words):
+def _qvm_firewall(state, call):
+    words = call.words
     if len(words) != 3 or words[0] != "--raw" or words[2] != "list" or words[1] not in state["qubes"]:
-        return _usage("qvm-firewall", words)
+        return call.usage()
     for line in state["qubes"][words[1]]["firewall"]:
         rest, has_comment, comment = line.partition(" comment=")
         options = sorted(rest.split(" "), key=lambda word: ORDER.index(word.partition("=")[0]))
-        print(" ".join(options) + has_comment + comment)
+        call.say(" ".join(options) + has_comment + comment + "\n")
     return 0
 
 
-def _qubesd_query(state, words):
+def _qubesd_query(state, call):
+    words = call.words
     if words[:3] != ["--fail", "dom0", "admin.vm.firewall.Set"] or len(words) != 4 or words[3] not in state["qubes"]:
-        return _usage("qubesd-query", words)
-    lines = sys.stdin.read().splitlines()
-    qube = state["qubes"][words[3]]
+        return call.usage()
+    lines = call.given.decode("ascii").splitlines()
     for line in lines:
         options = [word.partition("=")[0] for word in line.partition(" comment=")[0].split(" ")]
         if any(option not in ORDER for option in options) or options.count("action") != 1:
-            sys.stdout.write("2\0ValueError\0\0Unknown firewall option\0")
+            call.say("2\0ValueError\0\0Unknown firewall option\0")
             return 2
-    if state.get("forgets_rules"):
-        lines = lines[:-1]
     if state.get("takes_sets", 9) < 1:
-        sys.stdout.write("2\0QubesException\0\0firewall save error\0")
+        call.say("2\0QubesException\0\0firewall save error\0")
         return 2
     state["takes_sets"] = state.get("takes_sets", 9) - 1
-    qube["firewall"] = lines
-    _call("RUST_FIREWALL_ON_RULES", words[3], "".join(line + "\n" for line in lines).encode())
-    sys.stdout.write("0\0")
+    state["qubes"][words[3]]["firewall"] = lines[:-1] if state.get("forgets_rules") else lines
+    _elsewhere("RUST_FIREWALL_ON_RULES", words[3], call.given)
+    call.say("0\0")
     return 0
 
 
-def _call(variable, word, given):
+def _elsewhere(variable, word, given):
     """Runs the command of a variable, if it is set; None if it is not."""
     if variable not in os.environ:
         return None
-    return subprocess.run(json.loads(os.environ[variable]) + [word], input=given, check=False).returncode
+    done = subprocess.run(
+        json.loads(os.environ[variable]) + [word], input=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False
+    )
+    return done
 
 
-def _qrexec_client(state, words):
+def _qrexec_client(state, call):
+    words = call.words
     if len(words) != 3 or words[0] != "-d" or not words[2].startswith("user:QUBESRPC firewall."):
-        return _usage("qrexec-client", words)
-    given = sys.stdin.buffer.read()
-    status = _call("RUST_FIREWALL_QREXEC", words[2][len("user:") :], given)
-    if status is not None:
-        return status
+        return call.usage()
+    done = _elsewhere("RUST_FIREWALL_QREXEC", words[2][len("user:") :], call.given)
+    if done is not None:
+        call.output += done.stdout
+        call.complaint += done.stderr.decode("utf-8", "replace")
+        return done.returncode
     vm = state["qubes"].get(words[1])
     if vm is None or vm["state"] != "Running" or words[1] != state["firewall"]["vm"]:
-        sys.stderr.write("qrexec-client: cannot connect to the daemon of %s\n" % words[1])
+        call.complaint += "qrexec-client: cannot connect to the daemon of %s\n" % words[1]
         return 1
-    call, _, source = words[2][len("user:QUBESRPC ") :].partition(" ")
-    service, _, argument = call[len("firewall.") :].partition("+")
+    asked, _, source = words[2][len("user:QUBESRPC ") :].partition(" ")
+    service, _, argument = asked[len("firewall.") :].partition("+")
     if source != "dom0":
-        return _usage("qrexec-client", words)
-    output, status = simulated.answer(state, service, argument, given)
-    sys.stdout.buffer.write(output)
-    sys.stdout.flush()
+        return call.usage()
+    output, status = simulated.answer(state, service, argument, call.given)
+    call.output += output
     return status
 
 
