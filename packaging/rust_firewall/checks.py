@@ -272,13 +272,22 @@ def _remedy(facts: Facts, problem: Line) -> str:
     vm = facts.vm.name
     client = facts.naming.name(problem.text("client")) if problem.has("client") else ""
     is_qube = any(qube.name == client for qube in facts.naming.qubes)
+    restart = "qvm-shutdown --wait --force %s && qvm-start %s" % (vm, vm)
+    more_memory = "qvm-prefs %s memory 64; qvm-prefs %s maxmem 64; %s" % (vm, vm, restart)
     remedies = {
-        "config-word": "qvm-features %s; qvm-prefs %s kernelopts" % (vm, vm),
         "no-uplink": "qvm-start %s; qvm-prefs %s netvm" % (facts.vm.netvm or "sys-net", vm),
-        "memory": "qvm-prefs %s memory 64; qvm-prefs %s maxmem 64" % (vm, vm),
+        "database-lost": restart,
+        "config-word": "qvm-features %s; qvm-prefs %s kernelopts" % (vm, vm),
+        "rules-not-taken": more_memory,
+        "memory": more_memory,
+        "memory-refused": more_memory,
+        "flow-table-full": more_memory,
     }
     if is_qube:
-        remedies.update({"rules-refused": "rust-firewall rules " + client, "client-limited": "rust-firewall flows " + client})
+        rules = "rust-firewall rules " + client
+        remedies.update(
+            {"rules-refused": rules, "names-unresolved": rules, "client-limited": "rust-firewall flows " + client}
+        )
     return remedies.get(problem.text("id") or "", "sudo tail -n 50 /var/log/xen/console/guest-%s.log" % vm)
 
 

@@ -47,7 +47,8 @@ class Watch:
     def look(self, flows: List[Line], drops: List[Line], elapsed_ms: int) -> None:
         """Takes an answer of each kind, of one qube. Drops from before the watch began do not count."""
         for flow in flows:
-            if flow.text("direction") != "in":
+            # One that the rules do not accept any more is among the drops, should its qube still want it.
+            if flow.text("direction") != "in" and flow.text("state") != "forbidden":
                 self._note(flow, 0)
         for drop in drops:
             if drop.text("direction") == "in" or drop.count("age_ms") > elapsed_ms:
@@ -109,7 +110,7 @@ def text(client: str, watched: int, proposal: Proposal, watch: Watch) -> List[st
     """The file for `apply`: rules and remarks."""
     lines = [
         "# Rules for %s, from %d s of watching it: exactly what it contacted, and nothing else." % (client, watched),
-        "# Read them: a qube that is not trustworthy names its own contacts. Then: rust-firewall apply %s FILE" % client,
+        "# Read them: a qube that is not trustworthy chooses its contacts itself. Then: rust-firewall apply %s FILE" % client,
     ]
     last: Optional[List[str]] = None
     for one in proposal.rules:

@@ -22,7 +22,7 @@ _STATES = {"in-force": "good", "refused": "bad", "none": "warn"}
 def show_rules(screen: Screen, services: Services, naming: Naming, name: str, as_json: bool) -> int:
     """The rules of a qube as the firewall has them, with hits, for each of its addresses."""
     client = naming.client(name)
-    lines = services.rules()
+    lines = _whole_answer(services)
     remarks = comments(dom0.rule_lines(name))
     sets = [_RuleSet(address, lines) for address in client.addresses()]
     if as_json:
@@ -33,6 +33,16 @@ def show_rules(screen: Screen, services: Services, naming: Naming, name: str, as
             screen.say("")
         one.show(screen, name, remarks)
     return 0
+
+
+def _whole_answer(services: Services) -> List[Line]:
+    """Rules that were not replaced while they were told; the last answer if they always are."""
+    lines = services.rules()
+    for _ in range(2):
+        if all(line.text("state") != "replaced" for line in body(lines, "ruleset")):
+            break
+        lines = services.rules()
+    return lines
 
 
 def comments(lines: List[str]) -> Dict[str, str]:
@@ -102,6 +112,7 @@ def _state(state: str) -> str:
         "in-force": "in force",
         "refused": "refused: everything of this address is rejected",
         "none": "no rules: everything of this address is dropped",
+        "replaced": "being replaced just now: ask again",
     }.get(state, state)
 
 
@@ -109,7 +120,7 @@ def _remarks(line: Line, comment: Optional[str]) -> List[str]:
     said = [comment] if comment else []
     addresses = line.texts("addresses")
     if addresses:
-        more = ", ..." if len(addresses) > MAX_ADDRESSES else ""
+        more = ", ..." if len(addresses) > MAX_ADDRESSES or line.has("more_addresses") else ""
         said.append("now " + ", ".join(addresses[:MAX_ADDRESSES]) + more)
     if line.flag("unresolved"):
         said.append("the name is not resolved: an accept rule matches nothing meanwhile")
@@ -135,7 +146,7 @@ def show_explain(
         source = _source(client, address)
         if source is not None:
             asked = _number(proto, address, number)
-            answers.append((address, services.explain(source, _proto(proto, address), address, asked)))
+            answers.append((address, services.explain(source, proto, address, asked)))
     if not answers:
         raise Failure("%s has no address of the family of %s" % (name, ", ".join(addresses)))
     is_accepted = all(answer.text("verdict") == "accept" for _, answer in answers)
@@ -165,10 +176,6 @@ def _explained(address: str, answer: Line) -> Dict[str, Any]:
 
 def _word(proto: str) -> str:
     return "type" if proto == "icmp" else "port"
-
-
-def _proto(proto: str, address: str) -> str:
-    return "icmpv6" if proto == "icmp" and ipaddress.ip_address(address).version == 6 else proto
 
 
 def _number(proto: str, address: str, number: Optional[int]) -> Optional[int]:

@@ -68,7 +68,8 @@ def _draw(screen: Screen, vm, flows, elapsed, uplink, clients, in_place: bool) -
         screen.lines(lines)
         screen.flush()
         return
-    height = max(shutil.get_terminal_size().lines - 2, 3)
+    # Python 3.8 says 0 for a terminal that does not say its size.
+    height = max((shutil.get_terminal_size().lines or 24) - 2, 3)
     screen.control(_HOME_AND_CLEAR)
     screen.lines(lines[:height])
     screen.say(Mark("faint", "q ends it"))

@@ -120,7 +120,12 @@ def _judged(state):
 
 
 def _known_name(state, entry):
-    names = [name for name, addresses in state["firewall"]["names"].items() if entry["dst"] in addresses]
+    """One that the rules of the qube have; with `knows_all_names` any."""
+    rules = " ".join(state["qubes"][entry["qube"]]["firewall"]).split(" ")
+    names = [
+        name for name, addresses in state["firewall"]["names"].items()
+        if entry["dst"] in addresses and ("dsthost=" + name in rules or state["firewall"].get("knows_all_names"))
+    ]
     return {"name": names[0]} if names else {}
 
 
@@ -137,7 +142,7 @@ def _flows(state):
         if entry["proto"] in ("tcp", "udp"):
             flow.update(sport=40000 + number, dport=entry["dport"], nat_port=40000 + number)
         else:
-            flow.update(id=7)
+            flow.update(id=7, type=entry["dport"], state="query")
         flow.update(_known_name(state, entry))
         flows.append(flow)
     yield {"schema": 1, "kind": "flows", "uptime_ms": state["firewall"]["uptime_ms"], "flows": len(flows)}
@@ -153,12 +158,14 @@ def _drops(state):
             "kind": "drop", "age_ms": entry.get("age_ms", 0), "times": entry.get("times", 1), "client": source,
             "direction": "out", "reason": "rule-rejected", "rule": rule, "text": text,
             "proto": entry["proto"],
-            "src": source, "dst": entry["dst"],
+            "src": source, "dst": entry["dst"], "why": "The rules of this source reject the flow.",
         }
         if rule == "policy":
             del drop["text"]
         if entry["proto"] in ("tcp", "udp"):
             drop.update(sport=40000 + number, dport=entry["dport"])
+        else:
+            drop.update(type=entry["dport"])
         drop.update(_known_name(state, entry))
         drops.append(drop)
     drops += [dict(drop, kind="drop") for drop in state["firewall"].get("other_drops", [])]
@@ -199,19 +206,22 @@ def _addresses(state, text, family):
 
 
 def _explain(state, line):
-    words = line.split()
+    words = line.rstrip("\n").split(" ")
     sources = {one: name for name, qube in _clients(state).items() for one in (qube["ip"], qube.get("ip6")) if one}
-    if len(words) not in (3, 4) or words[0] not in sources or (len(words) == 4 and not words[3].isdigit()):
+    is_number = len(words) == 4 and words[3].isdigit()
+    if words[0] not in sources or not (is_number or (len(words) == 3 and words[1] == "icmp")) or words[1] not in ("tcp", "udp", "icmp"):
         return _lines([{"schema": 1, "kind": "error", "reason": "expected CLIENT PROTO DST [PORT]"}]), 1
     family = 6 if ":" in words[2] else 4
-    packet = {"proto": words[1], "dst": words[2], "dport": int(words[3]) if len(words) == 4 else None}
+    packet = {"proto": words[1], "dst": words[2], "dport": int(words[3]) if is_number else {4: 8, 6: 128}[family]}
     rules = _in_force(state, sources[words[0]], family)
     action, rule = decide(rules, packet, state["firewall"]["names"])
-    told = {
-        "schema": 1, "kind": "explain", "client": words[0], "proto": words[1], "dst": words[2], "dport": packet["dport"],
-        "verdict": "accept" if action == "accept" else "reject", "rule": rule,
-        "reason": "the rule accepts it" if action == "accept" else "it is answered with ICMP, administratively prohibited",
-    }
+    is_accepted = action == "accept"
+    told = {"schema": 1, "kind": "explain", "client": words[0], "proto": words[1], "dst": words[2]}
+    told["type" if words[1] == "icmp" else "dport"] = packet["dport"]
+    told.update(verdict="accept" if is_accepted else "reject", rule=rule)
     if rule != "policy":
         told["text"] = rules[rule]
+    if not is_accepted:
+        told["drop_reason"] = "rule-rejected"
+    told["reason"] = "It is accepted." if is_accepted else "The rules of this source reject the flow."
     return _lines([told]), 0

@@ -167,6 +167,14 @@ class Learn(unittest.TestCase):
         self.assertEqual([(one.number, refused) for one, refused in watch.contacts.items()], [(1, 2)])
         self.assertEqual(watch.others, {"source-spoofed": 2})
 
+    def test_flows_that_rules_forbid_by_now_or_that_came_in_are_not_proposed(self):
+        flow = {"direction": "out", "proto": "tcp", "dst": "192.0.2.1", "dport": 1, "state": "established"}
+        watch = learn.Watch()
+        watch.look([Line(dict(flow, state="forbidden"), ""), Line(dict(flow, direction="in"), "")], [], 0)
+        self.assertEqual(watch.contacts, {})
+        watch.look([Line(flow, "")], [], 0)
+        self.assertEqual(len(watch.contacts), 1)
+
     def test_contacts_are_bounded(self):
         flows = [
             Line({"direction": "out", "proto": "tcp", "dst": "192.0.2.1", "dport": port}, "") for port in range(learn.MAX_CONTACTS + 9)

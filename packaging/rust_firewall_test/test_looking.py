@@ -171,8 +171,9 @@ class FlowsAndDrops(unittest.TestCase):
                 stdout=subprocess.PIPE, env=world.environment(),
             )
             try:
-                first = [child.stdout.readline().decode() for _ in range(4)]
-                self.assertIn("port 22", first[2])
+                # Three lines for each: what, which rule, why.
+                first = [child.stdout.readline().decode() for _ in range(6)]
+                self.assertIn("port 22", first[3])
                 world.state["firewall"]["traffic"][4]["times"] = 4
                 world.state["firewall"]["traffic"].append(
                     {"qube": "personal", "proto": "udp", "dst": "192.0.2.200", "dport": 9}
@@ -220,6 +221,15 @@ class Rules(unittest.TestCase):
             output = world.run("rules", "untrusted").output
             self.assertIn("no rules: everything of this address is dropped", output)
 
+    def test_rules_that_are_replaced_meanwhile_are_asked_for_again(self):
+        with World() as world:
+            head = '{"schema":1,"kind":"rules","clients":1}\n'
+            world.state["firewall"]["raw"] = {
+                "Rules": head + '{"kind":"ruleset","client":"10.137.0.12","state":"replaced","rules":1,"generation":1}\n'
+            }
+            self.assertIn("ask again", world.run("rules", "personal").output)
+            self.assertEqual(len(world.calls("qrexec-client")), 3)
+
     def test_unresolved_names_are_said(self):
         with World() as world:
             world.state["firewall"]["names"] = {}
@@ -243,6 +253,7 @@ class Explain(unittest.TestCase):
             self.assertIn("(93.184.216.34)", output)
             self.assertIn("(2606:2800:220:1::34)", output)
             # Known from its traffic only.
+            world.state["firewall"]["knows_all_names"] = True
             self.assertIn("(198.51.100.20)", world.run("explain", "personal", "imap.example.org", "993").output)
             ran = world.run("explain", "work", "nowhere.example", "443")
             self.assertEqual(ran.status, 1)
