@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -285,6 +286,18 @@ class Choice(unittest.TestCase):
             self.assertIn("no qube nobody", world.run("flows", "--vm", "nobody").errors)
             self.assertIn("work is not behind fw2", world.run("flows", "work", "--vm", "fw2").errors)
             self.assertIn("cannot be the name", world.run("flows", "--vm=--help").errors)
+
+    def test_the_package_is_found_beside_the_file_behind_a_link_and_where_python_keeps_packages(self):
+        with World() as world:
+            world.save()
+            link, copy = os.path.join(world.folder, "link"), os.path.join(world.folder, "copy")
+            os.symlink(COMMAND, link)
+            shutil.copy(COMMAND, copy)
+            for path, more in ((link, {}), (copy, {"PYTHONPATH": os.path.dirname(COMMAND)})):
+                done = subprocess.run(
+                    [sys.executable, path, "flows"], env=world.environment(**more), stdout=subprocess.PIPE, check=True
+                )
+                self.assertIn(b"www.example.com", done.stdout)
 
     def test_failures_are_sentences_and_json_on_wish(self):
         with World() as world:
