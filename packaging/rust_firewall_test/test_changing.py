@@ -99,6 +99,12 @@ class Apply(unittest.TestCase):
             self.assertIn("personal has its old rules", ran.errors)
             self.assertEqual(len(world.calls("qubesd-query")), 1)
 
+    def test_a_dom0_that_says_nothing_has_not_agreed(self):
+        with World() as world:
+            world.state["faults"] = {"qubesd-query": {"status": 0}}
+            world.write("new", NEW)
+            self.assertIn("dom0 refused the rules", world.run("apply", "personal", "new", "--yes").errors)
+
     def test_rules_of_a_qube_that_does_not_run_are_changed_as_well(self):
         with World() as world:
             world.write("new", NEW)

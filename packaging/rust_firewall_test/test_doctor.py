@@ -101,6 +101,7 @@ class Doctor(unittest.TestCase):
             {"id": "rules-refused", "client": "10.137.0.11", "text": "Its rules cannot be understood."},
             {"id": "config-word", "text": "fw-allow: an address is missing."},
             {"id": "x; rm -rf", "client": "$(reboot)", "text": "odd"},
+            {"id": "client-limited", "client": "$(reboot)", "text": "odd"},
         ]
         status, found = findings(world)
         self.assertEqual(status, 1)

@@ -60,7 +60,7 @@ class Status(unittest.TestCase):
 
         naming = Naming([], VM)
         self.assertEqual(rates(stats(1000, 5, 900), stats(2000, 5, 1900), naming)[1][0].sent_per_s, 1000)
-        self.assertEqual(rates(stats(1000, 5, 900), stats(2000, 6, 10), naming)[1][0].sent_per_s, 0)
+        self.assertEqual(rates(stats(1000, 5, 900), stats(2000, 6, 9000), naming)[1][0].sent_per_s, 0)
         self.assertEqual(rates(stats(1000, 5, 900), stats(2000, 5, 10), naming)[1][0].sent_per_s, 0)
         self.assertEqual(rates(stats(2000, 5, 0), stats(1, 5, 10), naming)[1][0].sent_per_s, 0)
 
@@ -282,6 +282,7 @@ class Choice(unittest.TestCase):
             self.assertEqual(world.run("flows").status, 0)
             world.state["system"]["default_netvm"] = "sys-net"
             self.assertIn("--vm NAME", world.run("flows").errors)
+            self.assertEqual(world.run("flows", "work").status, 0)
             self.assertEqual(world.run("flows", "--vm", VM).status, 0)
             self.assertIn("no qube nobody", world.run("flows", "--vm", "nobody").errors)
             self.assertIn("work is not behind fw2", world.run("flows", "work", "--vm", "fw2").errors)
