@@ -145,17 +145,7 @@ impl Dom0d {
     /// # Errors
     /// When dom0 does not answer.
     pub fn call(&self, lab: &Lab, command: &str) -> Result<Output> {
-        lab.exec(&format!("{} '{command}'", self.call_line()))
-    }
-
-    /// The beginning of a shell line in dom0 that makes such a call: the command follows as one word.
-    pub fn call_line(&self) -> String {
-        format!("{PROGRAM} call --socket {}", self.qrexec_socket())
-    }
-
-    /// A shell line in dom0 that writes the rules of an address from its standard input, `KEY RULE` on each line.
-    pub fn reload_line(&self, ip: &str) -> String {
-        format!("{PROGRAM} db --socket {} firewall-reload {ip}", self.db_socket())
+        lab.exec(&format!("{PROGRAM} call --socket {} '{command}'", self.qrexec_socket()))
     }
 
     /// `dom0d db ...` on this domain's QubesDB.
@@ -165,6 +155,16 @@ impl Dom0d {
     pub fn db(&self, lab: &Lab, words: &str) -> Result<String> {
         let line = format!("{PROGRAM} db --socket {} {words}", self.db_socket());
         lab.exec(&line)?.ok(&format!("dom0d db {words}"))
+    }
+
+    /// The beginning of a shell line in dom0 that makes such a call: the command follows as one word.
+    pub fn qrexec_line(&self) -> String {
+        format!("{PROGRAM} call --socket {}", self.qrexec_socket())
+    }
+
+    /// A shell line in dom0 that writes the rules of an address from its standard input, `KEY RULE` on each line.
+    pub fn reload_line(&self, ip: &str) -> String {
+        format!("{PROGRAM} db --socket {} firewall-reload {ip}", self.db_socket())
     }
 
     /// Writes a client's rules as Qubes' `qvm-firewall` does, with the policy `drop`: one tree for each family.

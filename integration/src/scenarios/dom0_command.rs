@@ -221,7 +221,7 @@ fn remote(world: &World, tail: &str) -> Vec<String> {
 
 /// The beginning of a command that asks the firewall. What ssh gets as further words becomes one for `dom0d`.
 fn qrexec(world: &World) -> Result<Value> {
-    let call = world.dom0d()?.call_line();
+    let call = world.dom0d()?.qrexec_line();
     Ok(json!(remote(world, &format!("ask() {{ {call} \"$*\"; }}; ask"))))
 }
 
