@@ -145,7 +145,12 @@ impl Dom0d {
     /// # Errors
     /// When dom0 does not answer.
     pub fn call(&self, lab: &Lab, command: &str) -> Result<Output> {
-        lab.exec(&format!("{PROGRAM} call --socket {} '{command}'", self.qrexec_socket()))
+        lab.exec(&self.call_line(command))
+    }
+
+    /// The line that makes such a call, for a shell of dom0.
+    pub fn call_line(&self, command: &str) -> String {
+        format!("{PROGRAM} call --socket {} '{command}'", self.qrexec_socket())
     }
 
     /// `dom0d db ...` on this domain's QubesDB.

@@ -17,6 +17,7 @@ pub mod names;
 pub mod opened;
 pub mod six;
 pub mod steps;
+pub mod told;
 pub mod traffic;
 
 use crate::error::Result;
@@ -57,8 +58,10 @@ macro_rules! scenarios {
 
 /// Scenarios and groups that have not held in the lab yet. `test` leaves them out and says so; `lab scenario NAME` runs
 /// them. One that has held is taken off this list in the commit that says so.
-pub const NOT_SHOWN_YET: &[&str] =
-    &["dom0's command: status, an edit with hits, why it was refused, rules learned and applied"];
+pub const NOT_SHOWN_YET: &[&str] = &[
+    "dom0's command: status, an edit with hits, why it was refused, rules learned and applied",
+    "services tell of rules, drops and flows; hostile callers are refused",
+];
 
 /// Variants of other scenarios (another way for a domain to end, another machine or xenstored): `test` leaves them out so
 /// that it ends within half an hour, and says so; `lab scenario NAME` runs them.
@@ -106,6 +109,7 @@ pub const GROUPS: &[Group] = &[
             "a rule with a host name, which moves" => names::rule_with_a_name,
             "QubesDB closes and comes back" => control::qubesdb_restart,
             "qrexec: hello, known calls answered, others refused with 127" => control::qrexec_calls,
+            "services tell of rules, drops and flows; hostile callers are refused" => told::rules_drops_and_flows,
             "NetVM killed and restarted while clients run" => lifecycle::netvm_restart,
             "NetVM shut down and restarted while clients run" => lifecycle::netvm_shutdown,
             "NetVM crashed and restarted while clients run" => lifecycle::netvm_crash,
