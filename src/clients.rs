@@ -14,7 +14,7 @@ use crate::conntrack::index::{HashKey, Index};
 use crate::conntrack::slab::Slab;
 use crate::icmp::TokenBucket;
 use crate::limits::{Limits, OutOfMemory};
-use crate::port::{ClientId, PortCaps};
+use crate::port::{ClientId, Origin, PortCaps};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::visible::{MappedIp, Visible};
@@ -83,6 +83,8 @@ pub(crate) struct Host {
     pub(crate) address: IpAddr,
     pub(crate) rules: RulesState,
     pub(crate) generation: Generation,
+    /// Which commit of rules is in force: no two of them, of whatever address, have the same number.
+    pub(crate) edition: u32,
     /// Vif that packets for the address go to; set while at least one is attached.
     pub(crate) port: Option<ClientId>,
     /// The vif that sent the latest valid packet.
@@ -136,6 +138,8 @@ pub(crate) struct Clients {
     key: HashKey,
     reports: [Option<RuleEditReport>; REPORTS],
     next_report: usize,
+    /// Commits of rules so far.
+    editions: u32,
 }
 
 impl Clients {
@@ -151,6 +155,7 @@ impl Clients {
             key,
             reports: [None; REPORTS],
             next_report: 0,
+            editions: 0,
         })
     }
 
@@ -187,6 +192,26 @@ impl Clients {
     #[inline]
     pub(crate) fn host_mut(&mut self, id: HostId) -> Option<&mut Host> {
         self.hosts.get_mut(id.0)
+    }
+
+    /// The address of who sent something, of a family if it has one.
+    pub(crate) fn address_at(&self, origin: Origin, is_ipv6: bool) -> Option<IpAddr> {
+        let Origin::Client(id) = origin else { return None };
+        let port = &self.attached(id)?.port;
+        let (v4, v6) = (port.ip4.map(IpAddr::V4), port.ip6.map(IpAddr::V6));
+        if is_ipv6 { v6.or(v4) } else { v4.or(v6) }
+    }
+
+    /// The first address at or behind a place, with its place.
+    pub(crate) fn host_from(&self, place: u32) -> Option<(HostId, &Host)> {
+        let mut places = place..self.hosts.slots();
+        places.find_map(|place| Some((HostId(place), self.hosts.get(place)?)))
+    }
+
+    /// All addresses that something is known about.
+    pub(crate) fn all_hosts(&self) -> impl Iterator<Item = (HostId, &Host)> {
+        let places = 0..self.hosts.slots();
+        places.filter_map(|place| Some((HostId(place), self.hosts.get(place)?)))
     }
 
     /// Whether rules were committed for the address, understood or not.
@@ -254,6 +279,8 @@ impl Clients {
     ) -> Result<Generation, TooManyAddresses> {
         let id = self.find_or_add(address)?;
         let Some(host) = self.hosts.get_mut(id.0) else { return Err(TooManyAddresses) };
+        self.editions = self.editions.wrapping_add(1);
+        host.edition = self.editions;
         host.rules = rules;
         host.generation = Generation(host.generation.0.wrapping_add(1));
         host.edited_at = Some(now);
@@ -327,6 +354,7 @@ impl Clients {
             address,
             rules: RulesState::None,
             generation: Generation::default(),
+            edition: 0,
             port: None,
             last_sender: None,
             is_connected: false,

@@ -3,6 +3,7 @@
 use core::convert::identity;
 use core::net::IpAddr;
 
+use crate::drops::{Decided, Dropped, Ends};
 use crate::firewall::Firewall;
 use crate::frame::Frame;
 use crate::icmp::{self, Link, TokenBucket};
@@ -31,6 +32,8 @@ impl Firewall {
                 None => DropReason::LocalSilent.into(),
             },
             Verdict::Reject(reason, refusal) => {
+                // The answer takes the place of the packet.
+                self.drops.refused = Some(Ends::of(packet));
                 let own = self.own_for(origin, packet, refusal);
                 let is_sent = own.is_some_and(|own| {
                     packet.may_be_answered()
@@ -101,7 +104,7 @@ impl Firewall {
             // Each piece is counted when it leaves.
             Verdict::InPieces => Fate::Consumed,
             Verdict::Reject(reason, refusal) if frame.is_own() => {
-                self.stats.count_drop(origin, reason);
+                self.note_end(origin, reason, frame);
                 let counter = match refusal {
                     Refusal::TcpReset => Counter::TcpResets,
                     _ => Counter::IcmpErrors,
@@ -109,16 +112,30 @@ impl Firewall {
                 self.stats.count(back, counter, 1);
                 Fate::Send(back)
             }
-            Verdict::Drop(reason) => self.count_end(origin, reason),
+            Verdict::Drop(reason) => self.count_end(origin, reason, frame),
             Verdict::Forward(_) | Verdict::Answer(_) | Verdict::Reject(..) => {
-                self.count_end(origin, DropReason::WithoutAccept)
+                self.count_end(origin, DropReason::WithoutAccept, frame)
             }
         }
     }
 
-    fn count_end(&mut self, origin: Origin, reason: DropReason) -> Fate {
-        self.stats.count_drop(origin, reason);
+    fn count_end(&mut self, origin: Origin, reason: DropReason, frame: &Frame<'_>) -> Fate {
+        self.note_end(origin, reason, frame);
         Fate::Drop(reason)
+    }
+
+    /// Counts a packet that ended here, and keeps what may be asked about it.
+    fn note_end(&mut self, origin: Origin, reason: DropReason, frame: &Frame<'_>) {
+        self.stats.count_drop(origin, reason);
+        let ends = self.drops.refused.take().or_else(|| Ends::peek(frame));
+        let client = self.clients.address_at(origin, ends.is_some_and(|ends| ends.is_ipv6()));
+        let by_rules = matches!(reason, DropReason::RuleRejected | DropReason::NameUnresolved);
+        let decided = self.decided_by.filter(|_| by_rules).map(|by| {
+            let host = client.and_then(|client| self.clients.find(client));
+            let host = host.and_then(|host| self.clients.host(host));
+            Decided::new(by, host.map_or(0, |host| host.edition))
+        });
+        self.drops.note(Dropped { origin, client, reason, decided, ends });
     }
 
     fn link_back(&self, origin: Origin, family_of: IpAddr) -> Option<Link> {

@@ -33,9 +33,12 @@ impl Firewall {
             FragmentAt::V4 { header_len } => Fragment::of_ipv4(side, datagram, header_len),
             FragmentAt::V6 { fragment_at } => Fragment::of_ipv6(side, datagram, fragment_at),
         };
-        let stats = &mut self.stats;
+        let (stats, drops, clients) = (&mut self.stats, &mut self.drops, &self.clients);
         let collected = fragment.and_then(|fragment| {
-            let lost = |side, reason| stats.count_drop(side, reason);
+            let lost = |side, reason| {
+                stats.count_drop(side, reason);
+                drops.note_bare(clients, side, reason);
+            };
             self.fragments.collect(now, link, &fragment, lost)
         });
         match collected {
@@ -113,8 +116,12 @@ impl Firewall {
 
     /// Forgets datagrams whose time is over.
     pub(crate) fn expire_fragments(&mut self, now: Instant) {
-        let stats = &mut self.stats;
-        self.fragments.expire(now, |side, reason| stats.count_drop(side, reason));
+        self.drops.begin(now);
+        let (stats, drops, clients) = (&mut self.stats, &mut self.drops, &self.clients);
+        self.fragments.expire(now, |side, reason| {
+            stats.count_drop(side, reason);
+            drops.note_bare(clients, side, reason);
+        });
     }
 
     fn count_answer(&mut self, side: Origin, verdict: Verdict) {

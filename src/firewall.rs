@@ -13,6 +13,7 @@ use crate::conntrack::index::HashKey;
 use crate::conntrack::table::Table;
 use crate::conntrack::tcp::Tracker;
 use crate::dns::{self, Dns};
+use crate::drops::Drops;
 use crate::exposure::Exposure;
 use crate::fast::Epoch;
 use crate::fragments::Fragments;
@@ -71,6 +72,7 @@ pub struct Firewall {
     pub(crate) names_left_out: usize,
     pub(crate) fragments: Fragments,
     pub(crate) stats: Stats,
+    pub(crate) drops: Drops,
     /// What in the rules decided about the flow that the latest frame would open.
     pub(crate) decided_by: Option<DecidedBy>,
     pub(crate) epoch: Epoch,
@@ -103,6 +105,7 @@ impl Firewall {
             mss_clamp: None,
             fragments: Fragments::new(limits.fragment_bytes as usize, limits.clients, key)?,
             stats: Stats::new(limits.clients)?,
+            drops: Drops::new(limits.drops(), key)?,
             decided_by: None,
             epoch: Epoch::FIRST,
             limits,
@@ -256,6 +259,7 @@ impl Firewall {
         let side = self.side_of(origin).unwrap_or(origin);
         for _ in 0..segments.left() {
             self.stats.count_drop(side, DropReason::SegmentsLost);
+            self.drops.note_bare(&self.clients, side, DropReason::SegmentsLost);
         }
     }
 

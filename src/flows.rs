@@ -2,7 +2,7 @@
 
 use core::net::IpAddr;
 
-use crate::clients::HostId;
+use crate::clients::{HostId, RulesState};
 use crate::conntrack::table::{FlowId, NoRoom};
 use crate::conntrack::tcp::{Sender, Step, Tracker};
 use crate::conntrack::{Basis, Class, Flow, Hold, NewFlow, Permit, Standing, Tuple};
@@ -348,6 +348,9 @@ impl Firewall {
         let judged = judge(owner, &self.network, &self.exposure, names, basis, faces);
         let generation = owner.generation;
         self.decided_by = judged.by;
+        if let (Some(by), RulesState::Active(rules)) = (judged.by, &owner.rules) {
+            rules.count(by);
+        }
         self.clients.judged(now, host);
         let held = judged.outcome.map_err(|reason| forbidden(reason, packet, IsKnown::No))?;
         Ok(Permit { generation, held })
@@ -397,14 +400,15 @@ impl Firewall {
     }
 }
 
+/// Whether a packet belongs to a flow that was accepted once.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum IsKnown {
+pub(crate) enum IsKnown {
     Yes,
     No,
 }
 
 /// How a client learns that its rules forbid a packet: silence only where it has no rules at all.
-fn forbidden(reason: DropReason, packet: &Packet, known: IsKnown) -> Verdict {
+pub(crate) fn forbidden(reason: DropReason, packet: &Packet, known: IsKnown) -> Verdict {
     match reason {
         DropReason::NoRules => Verdict::Drop(reason),
         _ => Verdict::Reject(reason, icmp::prohibition(packet, known == IsKnown::Yes)),

@@ -15,10 +15,10 @@
 //! 5. `egress`: TTL, size, checksum and link header for the port it leaves through; what is too large for it leaves through
 //!    `fragments` again, a super-frame that it does not take in [`segment`]s;
 //! 6. `conclude`: the answer to its sender, if any, and the gate, where `evidence` says once more why a frame may leave;
-//!    [`verdict`] and [`stats`]: how it ended, and the count of it.
+//!    [`verdict`] and [`stats`]: how it ended, and the count of it; `drops` keeps the latest that ended for who asks.
 //!
 //! `pipeline` is that path on one screen, `firewall` the state and the control calls. `fast` takes the next packet of a
-//! flow that stands past the stages, with the same outcome.
+//! flow that stands past the stages, with the same outcome. `explain` says what the stages would do with a packet.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -38,6 +38,7 @@ pub mod uplink;
 
 pub mod clients;
 mod conntrack;
+mod explain;
 mod exposed;
 pub mod exposure;
 mod flows;
@@ -53,6 +54,7 @@ pub mod dns;
 mod names;
 
 mod conclude;
+mod drops;
 mod egress;
 mod evidence;
 mod icmp;

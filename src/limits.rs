@@ -41,6 +41,12 @@ impl Limits {
         }
     }
 
+    /// Dropped packets that are kept for who asks: one for 64 flows, at least 64 and at most 1024.
+    #[must_use]
+    pub fn drops(&self) -> u32 {
+        (self.flows / 64).clamp(64, 1024)
+    }
+
     /// The same with tables large enough for the flows that the kernel command line asks for (`fw-flows`), as far as a
     /// quarter of the memory goes. Fewer need no smaller tables: [`crate::Firewall::set_flow_limits`].
     #[must_use]

@@ -3,7 +3,7 @@
 
 use core::net::IpAddr;
 
-use rules::{Family, HostName};
+use rules::{Family, HostName, Names};
 
 use crate::clients::RulesState;
 use crate::conntrack::table::FlowId;
@@ -63,6 +63,34 @@ impl Firewall {
         name: &HostName,
     ) -> impl Iterator<Item = IpAddr> {
         self.names.addresses_of(now, client, name)
+    }
+
+    /// Whether a name of a client's rules has this address.
+    pub(crate) fn has_name_of(&self, now: Instant, client: IpAddr, address: IpAddr) -> bool {
+        let mut has_any = false;
+        self.each_name_of(now, client, address, &mut |_| has_any = true);
+        has_any
+    }
+
+    /// Calls `found` with each name of a client's rules that has this address.
+    pub(crate) fn each_name_of(
+        &self,
+        now: Instant,
+        client: IpAddr,
+        address: IpAddr,
+        found: &mut dyn FnMut(&str),
+    ) {
+        self.names.view(now, client, None).each_at(address, found);
+    }
+
+    /// Whether all addresses of a name of a client's rules are known.
+    pub(crate) fn is_name_known(&self, client: IpAddr, name: &HostName) -> bool {
+        self.names.view(Instant::default(), client, None).is_known(name)
+    }
+
+    /// Names of rules that could not be resolved when they were asked for last, those included for which there was no room.
+    pub(crate) fn unresolved_names(&self) -> usize {
+        self.names.troubled().saturating_add(self.names_left_out)
     }
 
     /// Names of the rules that were set last for which there was no room: they stay unresolved.

@@ -118,6 +118,7 @@ impl Firewall {
 
     pub(crate) fn no_such_port(&mut self, origin: Origin) -> Fate {
         self.stats.count_drop(origin, DropReason::UnknownPort);
+        self.drops.note_bare(&self.clients, origin, DropReason::UnknownPort);
         Fate::Drop(DropReason::UnknownPort)
     }
 

@@ -35,6 +35,7 @@ impl Firewall {
     ) -> Fate {
         // The fast path gives a frame evidence of its own, and cuts up none.
         (frame.evidence, frame.segments, frame.pieces) = (None, None, None);
+        self.drops.begin(now);
         let Some(side) = self.side_of(origin) else { return self.no_such_port(origin) };
         self.count_received(side, frame);
         let verdict = match frame.check_head() {

@@ -17,6 +17,7 @@ use core::time::Duration;
 
 use crate::clients::{Generation, HostId};
 use crate::dns::Held;
+use crate::time::Instant;
 
 pub(crate) use face::{Own, Tuple};
 pub(crate) use flow::{Flow, NewFlow};
@@ -86,6 +87,27 @@ pub(crate) enum Hold {
     Loose,
     /// In use both ways: stays until it ends or times out.
     Firm,
+}
+
+impl Flow {
+    /// How far it has come, for people.
+    pub(crate) fn state_name(&self) -> &'static str {
+        match (self.standing(), self.tcp, self.class) {
+            (Standing::Forbidden, ..) => "forbidden",
+            (_, Some(tracker), _) => tracker.state_name(),
+            (_, None, Class::UdpOneWay) => "one-way",
+            (_, None, Class::UdpBothWays) => "both-ways",
+            (_, None, Class::UdpDns) if self.hold() == Hold::Firm => "both-ways",
+            (_, None, Class::UdpDns) => "one-way",
+            (_, None, Class::IcmpQuery) => "query",
+            (_, None, Class::TcpTransitory | Class::TcpEstablished | Class::Other) => "open",
+        }
+    }
+
+    /// Time since its lifetime began anew, which the client's packets make it do.
+    pub(crate) fn idle(&self, now: Instant) -> Duration {
+        self.class.lifetime().saturating_sub(self.deadline.since(now))
+    }
 }
 
 /// What an accept of the rules rests on.

@@ -343,6 +343,13 @@ impl Table {
         slots.find(|slot| self.flows.get(*slot).is_some_and(&is_match)).map(FlowId)
     }
 
+    /// The first flow in so many slots from `slot` on, with its slot; else the slot to go on from, if there are more.
+    pub(crate) fn flow_from(&self, slot: u32, slots: u32) -> Result<(u32, &Flow), Option<u32>> {
+        let end = slot.saturating_add(slots).min(self.flows.slots());
+        let found = (slot..end).find_map(|slot| Some((slot, self.flows.get(slot)?)));
+        found.ok_or((end < self.flows.slots()).then_some(end))
+    }
+
     /// Any flow at all.
     pub(crate) fn any(&self) -> Option<FlowId> {
         self.heads().next()

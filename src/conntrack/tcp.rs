@@ -289,6 +289,17 @@ impl Tracker {
         }
     }
 
+    /// How far the connection has come, for people.
+    pub(crate) fn state_name(&self) -> &'static str {
+        match self.state {
+            State::SynSent => "syn-sent",
+            State::SynReceived | State::SynBoth => "syn-received",
+            State::Established => "established",
+            State::Closing => "closing",
+            State::Reset => "reset",
+        }
+    }
+
     /// Whether it may be evicted.
     pub(crate) fn hold(&self) -> Hold {
         if self.state == State::Established { Hold::Firm } else { Hold::Loose }

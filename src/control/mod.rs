@@ -16,9 +16,11 @@
 //! - *Link to QubesDB lost*: everything in force stays.
 
 mod action;
+mod problems;
 mod published;
 mod tracked;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::vec::Vec;
@@ -52,7 +54,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// More than a QubesDB store of its default size can describe: a rule takes some 110 bytes, compiled.
+    /// More than a QubesDB store of its default size can describe: a rule takes some 120 bytes, compiled.
     fn default() -> Self {
         Self { sources: 4096, rule_bytes: 4 * 1024 * 1024 }
     }
@@ -63,6 +65,8 @@ impl Default for Limits {
 pub struct Control {
     limits: Limits,
     command_line: Words,
+    /// What of it was not understood.
+    line_problems: Vec<features::WordProblem>,
     /// A dump was seen: the store means something.
     has_store: bool,
     uplink_link: UplinkLink,
@@ -87,26 +91,30 @@ enum UplinkLink {
 }
 
 /// What is known about a source that has a tree.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Source {
     /// Heap bytes of its rule set.
     rule_bytes: usize,
     /// The acknowledgement that was asked for last. The store shows it only when it was sent.
     handled: Option<u64>,
+    /// Why its rules are not used.
+    refusal: Option<Box<RulesRefusal>>,
 }
 
 impl Control {
     /// A control plane before the first dump. `command_line` is the whole kernel command line.
     #[must_use]
     pub fn new(command_line: &str, limits: Limits) -> Self {
-        let mut actions = VecDeque::new();
-        let mut report = |problem| actions.push_back(Action::Log(Notice::Word(problem)));
-        let command_line = Words::of_command_line(command_line, &mut report);
+        let (command_line, line_problems) =
+            collect(|report| Words::of_command_line(command_line, report));
+        let told = line_problems.iter().cloned().map(|one| Action::Log(Notice::Word(one)));
+        let mut actions: VecDeque<Action> = told.collect();
         let features = Features::new(&Words::default(), &command_line, DebugMode::Off);
         actions.push_back(Action::SetFeatures(features.clone()));
         Self {
             limits,
             command_line,
+            line_problems,
             has_store: false,
             uplink_link: UplinkLink::Gone,
             uplink: Tracked::default(),
@@ -193,6 +201,12 @@ impl Control {
         match address(tree) {
             Some(ip) => {
                 let rules = self.load(ip, tree, complete, store);
+                if let Some(source) = self.sources.get_mut(&ip) {
+                    source.refusal = match &rules {
+                        SourceRules::Refused(refusal) => Some(Box::new(refusal.clone())),
+                        SourceRules::None | SourceRules::Active(_) => None,
+                    };
+                }
                 self.actions.push_back(Action::SetRules { ip, rules });
                 self.acknowledge(Some(ip), tree, store);
             }

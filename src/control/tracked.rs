@@ -24,6 +24,11 @@ impl<T, E: PartialEq + Clone> Tracked<T, E> {
         problems.into_iter().filter(|problem| !known.contains(problem)).collect()
     }
 
+    /// What was wrong when it was read last.
+    pub(super) fn problems(&self) -> &[E] {
+        &self.problems
+    }
+
     /// Has every problem announced again.
     pub(super) fn forget_problems(&mut self) {
         self.problems.clear();

@@ -213,6 +213,11 @@ impl Dns {
         self.store.addresses_of(now, client, name.as_str())
     }
 
+    /// Names that could not be resolved when they were asked for last.
+    pub(crate) fn troubled(&self) -> usize {
+        self.store.troubled()
+    }
+
     /// A client, a name of it that cannot be resolved, and why; each is told once until it is resolved.
     pub(crate) fn take_problem(&mut self) -> Option<(IpAddr, HostName, Problem)> {
         self.store.take_problem()

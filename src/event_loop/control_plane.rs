@@ -49,6 +49,7 @@ impl<S: Sink> EventLoop<S> {
 
     fn lose_database<M: Machine>(&mut self, machine: &mut M) {
         self.database.disconnected();
+        self.is_database_up = false;
         self.control.on_link_lost();
         self.run_actions(machine);
         machine.close_database();
@@ -80,7 +81,7 @@ impl<S: Sink> EventLoop<S> {
         while let Some(_scope) = machine.begin(Work::Rules) {
             let Some(event) = self.database.poll_event() else { return };
             if matches!(event, qubesdb::Event::Dumped) {
-                self.has_database = true;
+                (self.has_database, self.is_database_up) = (true, true);
                 let entries = self.database.store().len();
                 self.log.line(
                     self.now,
@@ -205,8 +206,9 @@ impl<S: Sink> EventLoop<S> {
         }
         if !self.calls.is_empty() {
             let (wall_us, _) = machine.uptime_us();
-            self.facts =
-                Facts::new(wall_us / 1000, machine.memory(), machine.effort(), machine.unsent());
+            let (memory, effort) = (machine.memory(), machine.effort());
+            let facts = Facts::new(wall_us / 1000, memory, effort, machine.unsent());
+            self.facts = facts.at(self.now, self.is_database_up);
         }
         for index in 0..qrexec::MAX_CHANNELS {
             let Some(call) = self.calls.get(index).copied() else { break };
@@ -223,7 +225,7 @@ impl<S: Sink> EventLoop<S> {
             self.is_agent_ready = true;
             self.log.line(self.now, Source::System, format_args!("qrexec ready version=3"));
         }
-        has_more
+        has_more || self.agent.wants_turn()
     }
 
     fn serve_agent_control(&mut self, pipe: &mut dyn Pipe) -> bool {
@@ -237,7 +239,7 @@ impl<S: Sink> EventLoop<S> {
                 }
                 self.agent_input.extend_from_slice(self.buffer.get(..read).unwrap_or_default());
             }
-            let mut services = FirewallServices::new(&self.firewall, &self.facts);
+            let mut services = FirewallServices::new(&self.firewall, &self.control, &self.facts);
             let taken = self.agent.control_bytes(self.now, &self.agent_input, &mut services);
             self.agent_input.drain(..taken.min(self.agent_input.len()));
             if taken == 0 && kept > 0 {
@@ -270,14 +272,14 @@ impl<S: Sink> EventLoop<S> {
                 return false;
             }
             let bytes = self.buffer.get(..read).unwrap_or_default();
-            let mut services = FirewallServices::new(&self.firewall, &self.facts);
+            let mut services = FirewallServices::new(&self.firewall, &self.control, &self.facts);
             self.agent.data_bytes(self.now, call, bytes, &mut services);
         }
         true
     }
 
     fn transmit_call(&mut self, pipe: &mut dyn Pipe, call: CallId) {
-        let mut services = FirewallServices::new(&self.firewall, &self.facts);
+        let mut services = FirewallServices::new(&self.firewall, &self.control, &self.facts);
         loop {
             let bytes = self.agent.data_transmit(call, &mut services);
             if bytes.is_empty() {

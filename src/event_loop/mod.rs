@@ -49,6 +49,8 @@ pub struct EventLoop<S: Sink> {
     calls: Vec<CallId>,
     database_heard_at: Instant,
     has_database: bool,
+    /// It is connected now, and its entries are here.
+    is_database_up: bool,
     is_agent_ready: bool,
     is_agent_offered: bool,
     has_forwarded: bool,
@@ -77,6 +79,7 @@ impl<S: Sink> EventLoop<S> {
             calls: Vec::with_capacity(qrexec::MAX_CHANNELS),
             database_heard_at: Instant::default(),
             has_database: false,
+            is_database_up: false,
             is_agent_ready: false,
             is_agent_offered: false,
             has_forwarded: false,

@@ -1,5 +1,6 @@
 //! The loop on a scripted machine: what dom0 and the devices do goes in, frames, bytes and log lines come out.
 
+mod calls;
 mod fragments;
 mod super_frames;
 
@@ -68,6 +69,7 @@ struct TestMachine {
     /// Of each that was sent.
     offloads: Vec<Offload>,
     database: Option<TestPipe>,
+    closed_calls: Vec<TestPipe>,
     agent: Option<TestPipe>,
     calls: Vec<(CallId, TestPipe)>,
     opened: Vec<(u16, u32)>,
@@ -191,7 +193,8 @@ impl Machine for TestMachine {
         Some(&mut found.1)
     }
     fn close_call(&mut self, call: CallId) {
-        self.calls.retain(|(id, _)| *id != call);
+        let is_it = |(id, _): &mut (CallId, TestPipe)| *id == call;
+        self.closed_calls.extend(self.calls.extract_if(.., is_it).map(|(_, pipe)| pipe));
     }
 }
 

@@ -237,7 +237,7 @@ fn cut_padding(frame: &mut Frame<'_>, total_len: u16) -> Result<(), DropReason> 
     frame.resize(len).ok_or(DropReason::FrameTooShort)
 }
 
-fn is_martian_destination(address: IpAddr) -> bool {
+pub(crate) fn is_martian_destination(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => ipv4::is_martian(v4),
         IpAddr::V6(v6) => ipv6::is_martian_destination(v6),

@@ -55,6 +55,17 @@ impl Kind {
     }
 }
 
+/// What a message of a type is that has nothing behind its header: no error, which would quote a packet.
+pub(super) fn upper_of_type(family_of: IpAddr, kind: u8) -> Result<Upper, DropReason> {
+    match Kind::of(family_of, kind) {
+        Kind::Query => Ok(Upper::IcmpQuery(kind)),
+        Kind::ReplyTo(_) => Ok(Upper::IcmpReply),
+        Kind::Error => Err(DropReason::IcmpErrorUnrelated),
+        Kind::Forbidden => Err(DropReason::IcmpForbidden),
+        Kind::Other => Ok(Upper::IcmpOther(kind)),
+    }
+}
+
 pub(super) fn read_message(
     header: &Header,
     place: &Place,

@@ -180,6 +180,11 @@ pub(crate) fn check_fragment_offload(offload: Offload) -> Result<(), DropReason>
     }
 }
 
+/// The layer above IP of a packet that there is not, by its ICMP type.
+pub(crate) fn upper_of_type(family_of: IpAddr, kind: u8) -> Result<Upper, DropReason> {
+    icmp::upper_of_type(family_of, kind)
+}
+
 /// Reads a whole datagram, which may be one that was put together in another buffer.
 pub(crate) fn read(
     frame: &Frame<'_>,

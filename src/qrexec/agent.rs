@@ -8,6 +8,7 @@ use super::channel::{Answer, DataChannel};
 use super::command::Command;
 use super::control::{Control, ControlError, Mode, Order};
 use super::services::{ExitCode, NoSuchService, Services};
+use super::waiting::{Waiter, Waiting};
 use crate::time::Instant;
 
 /// Calls that are served at once.
@@ -15,8 +16,10 @@ pub const MAX_SERVED_CALLS: usize = 4;
 /// Of these, calls of other domains than dom0, so that they cannot keep dom0's out.
 pub const MAX_FOREIGN_CALLS: usize = 2;
 /// Data channels at once. Those beyond the served ones only exist to tell the caller that it is refused: without a
-/// data channel it would wait for 10 seconds. A call beyond even these is ended on the control channel alone.
+/// data channel it would wait for 10 seconds.
 pub const MAX_CHANNELS: usize = 8;
+/// Of these, for refusals: a caller that does not fetch its own keeps nobody out who is to be served.
+const MAX_REFUSALS: usize = MAX_CHANNELS - MAX_SERVED_CALLS;
 
 /// How long the caller may take to offer the data channel (upstream's agent waits as long).
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(120);
@@ -94,6 +97,7 @@ struct Slot<S> {
 pub struct Agent<S> {
     control: Control,
     slots: Vec<Slot<S>>,
+    waiting: Waiting,
     actions: VecDeque<Action>,
     next_id: u32,
     counters: Counters,
@@ -111,6 +115,7 @@ impl<S> Agent<S> {
         Self {
             control: Control::new(),
             slots: Vec::with_capacity(MAX_CHANNELS),
+            waiting: Waiting::new(),
             actions: VecDeque::new(),
             next_id: 0,
             counters: Counters::default(),
@@ -126,6 +131,7 @@ impl<S> Agent<S> {
     /// The control channel is gone. Calls under way go on.
     pub fn control_closed(&mut self) {
         self.control.closed();
+        self.waiting.clear();
         self.slots.iter_mut().for_each(|slot| slot.is_orphan = true);
     }
 
@@ -227,15 +233,35 @@ impl<S> Agent<S> {
 
     /// When [`Self::on_timer`] has something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.slots.iter().map(|slot| slot.deadline).min()
+        let turn = match self.refusals() < MAX_REFUSALS {
+            true => self.waiting.next_turn(),
+            false => self.waiting.next_deadline().filter(|_| self.control.has_room()),
+        };
+        self.slots.iter().map(|slot| slot.deadline).chain(turn).min()
     }
 
-    /// Ends the data channels on which nothing moved for too long.
+    /// Has a service more to say without anything happening? Then the next turn is to come at once.
+    pub fn wants_turn(&self) -> bool {
+        self.slots.iter().any(|slot| slot.is_open && slot.channel.wants_turn())
+    }
+
+    /// Ends the data channels on which nothing moved for too long, and gives those that were refused their turns.
     pub fn on_timer(&mut self, now: Instant) {
         while let Some(late) = self.slots.iter().find(|slot| slot.deadline <= now) {
             let call = late.id;
             self.counters.timeouts = self.counters.timeouts.saturating_add(1);
             self.close(call);
+        }
+        while self.control.has_room()
+            && let Some(late) = self.waiting.take_late(now)
+        {
+            self.counters.timeouts = self.counters.timeouts.saturating_add(1);
+            self.control.terminate(u32::from(late.domain), late.port);
+        }
+        while self.refusals() < MAX_REFUSALS
+            && let Some(waiter) = self.waiting.take()
+        {
+            self.open(now, waiter, Rank::OverLimit, too_many());
         }
     }
 
@@ -258,17 +284,30 @@ impl<S> Agent<S> {
         let Some((mode, answer)) = run else { return self.control.terminate(domain, port) };
         self.counters.calls = self.counters.calls.saturating_add(1);
         let number = u16::try_from(domain).ok().filter(|number| *number < FIRST_RESERVED_DOMAIN);
-        let Some(domain_number) = number.filter(|_| self.slots.len() < MAX_CHANNELS) else {
+        let Some(number) = number else {
             self.counters.over_limit = self.counters.over_limit.saturating_add(1);
             return self.control.terminate(domain, port);
         };
-        let (rank, answer) = self.admit(domain_number, answer);
+        let waiter = Waiter { domain: number, port, mode, deadline: now.after(PEER_TIMEOUT) };
+        let (rank, answer) = self.admit(number, answer);
+        if rank == Rank::OverLimit && self.refusals() >= MAX_REFUSALS {
+            if !self.waiting.add(waiter) {
+                self.control.terminate(domain, port);
+            }
+            return;
+        }
+        self.open(now, waiter, rank, answer);
+    }
+
+    /// Has the data channel of a call connected.
+    fn open(&mut self, now: Instant, call: Waiter, rank: Rank, answer: Answer<S>) {
+        let Waiter { domain, port, mode, .. } = call;
         let patience = if rank == Rank::Served { OPEN_TIMEOUT } else { PEER_TIMEOUT };
         let id = CallId(self.next_id);
         self.next_id = self.next_id.wrapping_add(1);
         self.slots.push(Slot {
             id,
-            domain: domain_number,
+            domain,
             port,
             rank,
             is_orphan: false,
@@ -276,7 +315,7 @@ impl<S> Agent<S> {
             deadline: now.after(patience),
             channel: DataChannel::new(mode, answer),
         });
-        self.actions.push_back(Action::OpenData { call: id, domain: domain_number, port });
+        self.actions.push_back(Action::OpenData { call: id, domain, port });
     }
 
     /// Within the limits the call gets its answer, else a refusal.
@@ -291,8 +330,11 @@ impl<S> Agent<S> {
             return (Rank::Served, answer);
         }
         self.counters.over_limit = self.counters.over_limit.saturating_add(1);
-        let text = b"too many calls at once\n";
-        (Rank::OverLimit, Answer::Refusal { text, code: ExitCode::REFUSED })
+        (Rank::OverLimit, too_many())
+    }
+
+    fn refusals(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.rank == Rank::OverLimit).count()
     }
 
     /// Ends a call from our side.
@@ -311,6 +353,10 @@ impl<S> Agent<S> {
         }
         true
     }
+}
+
+fn too_many<S>() -> Answer<S> {
+    Answer::Refusal { text: b"too many calls at once\n", code: ExitCode::REFUSED }
 }
 
 /// What an order leads to: a call, or the end of one that cannot be.

@@ -53,6 +53,8 @@ pub(super) struct DataChannel<S> {
     version_bytes: u32,
     out: Vec<u8>,
     sent: usize,
+    /// The service wants to be asked again.
+    wants_turn: bool,
 }
 
 impl<S> DataChannel<S> {
@@ -70,6 +72,7 @@ impl<S> DataChannel<S> {
             version_bytes: 0,
             out,
             sent: 0,
+            wants_turn: false,
         }
     }
 
@@ -95,6 +98,7 @@ impl<S> DataChannel<S> {
         if self.pending().is_empty() && matches!(self.phase, Phase::Running { .. }) {
             self.out.clear();
             self.sent = 0;
+            self.wants_turn = false;
             self.produce(services);
         }
         self.pending()
@@ -107,6 +111,11 @@ impl<S> DataChannel<S> {
     /// Is everything sent, the exit code included?
     pub(super) fn is_finished(&self) -> bool {
         self.phase == Phase::Ended && self.pending().is_empty()
+    }
+
+    /// Is there more to be had without anything happening?
+    pub(super) fn wants_turn(&self) -> bool {
+        self.wants_turn
     }
 
     fn pending(&self) -> &[u8] {
@@ -176,6 +185,10 @@ impl<S> DataChannel<S> {
                     Progress::Stdout(bytes) => self.finish_chunk(DATA_STDOUT, bytes),
                     Progress::Stderr(bytes) => self.finish_chunk(DATA_STDERR, bytes),
                     Progress::Waiting => self.out.clear(),
+                    Progress::Later => {
+                        self.out.clear();
+                        self.wants_turn = true;
+                    }
                     Progress::Exit(code) => {
                         self.out.clear();
                         self.exit(code);

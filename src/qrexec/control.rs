@@ -125,7 +125,7 @@ impl Control {
                 *bytes = &[];
                 return Ok(None);
             }
-            if self.out.len() > MAX_WAITING_BYTES {
+            if !self.has_room() {
                 return Ok(None);
             }
             let is_order = match self.reader.next(bytes) {
@@ -153,6 +153,11 @@ impl Control {
         if matches!(self.state, State::Ready) {
             self.out.extend(terminated_message(domain, port));
         }
+    }
+
+    /// Is there room for more ends of calls than those that there are?
+    pub(super) fn has_room(&self) -> bool {
+        self.out.len() <= MAX_WAITING_BYTES
     }
 
     /// Bytes to be sent next; not necessarily all.

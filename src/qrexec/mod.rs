@@ -16,6 +16,7 @@ mod message;
 mod services;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use agent::{Action, Agent, CallId, Counters};
 pub use agent::{MAX_CHANNELS, MAX_FOREIGN_CALLS, MAX_SERVED_CALLS, OPEN_TIMEOUT, PEER_TIMEOUT};

@@ -31,6 +31,8 @@ pub enum Progress {
     Stderr(usize),
     /// Nothing before more input has come. The call ends if nothing moves for [`super::PEER_TIMEOUT`].
     Waiting,
+    /// Nothing yet: to be asked again in the next turn, however soon that is.
+    Later,
     /// All output was taken; the call ends.
     Exit(ExitCode),
 }

@@ -1,16 +1,13 @@
-//! The lines of the answers.
+//! The lines of `firewall.Version`, `firewall.Stats` and `firewall.Memory`.
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::{FirewallServices, Kind, SCHEMA};
+use super::json::{Counts, TooLong, write};
+use super::{FirewallServices, Kind, SCHEMA, health, metrics};
 use crate::clients::ClientPort;
 use crate::event_loop::machine::{Effort, MAX_PARTS};
 use crate::port::ClientId;
 use crate::stats::PortStats;
-
-/// A line that does not fit into what a message of qrexec can hold; tests show that none is so long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TooLong;
 
 /// `firewall.Version`.
 #[derive(serde::Serialize)]
@@ -133,23 +130,10 @@ impl Serialize for Port<'_> {
     }
 }
 
-/// Named counts as an object.
-struct Counts<F>(F);
-
-impl<F, I> Serialize for Counts<F>
-where
-    F: Fn() -> I,
-    I: Iterator<Item = (&'static str, u64)>,
-{
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map((self.0)())
-    }
-}
-
 /// Lines of `firewall.Stats` ahead of those about ports.
 const FIRST_PORT_LINE: usize = 2;
 /// Ports that are there always: the uplink, and all clients that are gone.
-const FIXED_PORTS: usize = 2;
+pub(super) const FIXED_PORTS: usize = 2;
 
 impl FirewallServices<'_> {
     /// Lines that an answer has at most.
@@ -158,6 +142,8 @@ impl FirewallServices<'_> {
         match kind {
             Kind::Version => 1,
             Kind::Memory => MAX_PARTS.saturating_add(1),
+            Kind::Health => health::MAX_LINES,
+            Kind::Metrics => metrics::lines(clients.saturating_add(FIXED_PORTS)),
             Kind::Stats => clients
                 .saturating_add(FIXED_PORTS)
                 .saturating_mul(2)
@@ -174,6 +160,8 @@ impl FirewallServices<'_> {
     ) -> Option<Result<usize, TooLong>> {
         match kind {
             Kind::Version => Some(write(&self.version(), buffer)),
+            Kind::Health => self.health(number, buffer),
+            Kind::Metrics => self.metric(number, buffer),
             Kind::Memory => match number.checked_sub(1) {
                 None => Some(write(&self.memory(), buffer)),
                 Some(number) => self.part(number).map(|part| write(&part, buffer)),
@@ -296,14 +284,7 @@ impl FirewallServices<'_> {
         }
     }
 
-    fn vif(&self, id: u16) -> Option<&ClientPort> {
+    pub(super) fn vif(&self, id: u16) -> Option<&ClientPort> {
         self.firewall.client_port(ClientId(id))
     }
-}
-
-/// Bytes of the line, with its end.
-fn write(line: &impl Serialize, buffer: &mut [u8]) -> Result<usize, TooLong> {
-    let length = serde_json_core::to_slice(line, buffer).map_err(|_| TooLong)?;
-    *buffer.get_mut(length).ok_or(TooLong)? = b'\n';
-    Ok(length.saturating_add(1))
 }

@@ -1,36 +1,58 @@
-//! What can be asked about the firewall over qrexec: `firewall.Version`, `firewall.Stats` and `firewall.Memory`, beside
-//! the calls that every Qubes VM answers. All read-only; dom0's policy says who may call.
+//! What can be asked about the firewall over qrexec, beside the calls that every Qubes VM answers. All read-only; dom0's
+//! policy says who may call. `packaging/book/services.md` has every service, argument and key.
 //!
-//! Answers are JSON (RFC 8259), one object per line. The first has `schema`, which goes up when a key changes its meaning
-//! or goes. A line is made when there is room for it, so that a slow caller costs its channel's buffer and no memory
-//! beside; the counts of two lines may be moments apart.
+//! Answers are JSON (RFC 8259), one object per line, save that `firewall.Stats+openmetrics` is OpenMetrics text. The first
+//! line has `schema`, which goes up when a key changes its meaning or goes. A line is made when there is room for it, so
+//! that a slow caller costs its channel's buffer and no memory beside; what two lines tell may be moments apart.
+//!
+//! `lines` has the reports of a fixed number of lines, `health` and `metrics` as well; `flows`, `drops` and `ruleset` go
+//! through tables that may change under way; `explain` answers a question; `json` is what all of them share.
 
+mod drops;
+mod explain;
+mod flows;
+mod health;
+mod json;
 mod lines;
+mod metrics;
+mod ruleset;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+use health::IDS as PROBLEMS;
+
+use alloc::boxed::Box;
+use core::net::IpAddr;
+
+use crate::control::Control;
 use crate::event_loop::machine::{Effort, MemoryUse};
 use crate::firewall::Firewall;
 use crate::qrexec::{
     ExitCode, NoSuchService, Progress, ServiceCall, Services, StandardServices, StandardSession,
 };
+use crate::time::Instant;
 
 /// Version of the answers' keys.
 pub const SCHEMA: u32 = 1;
 /// Reasons of a machine for not sending a frame that are told.
 const MAX_UNSENT: usize = 16;
-/// Exit status of an answer that cannot be written: a fault of ours.
+/// Exit status of an answer that cannot be given: what was asked is not understood, or a fault of ours.
 const FAULT: ExitCode = ExitCode(1);
 
 /// What the machine below knows, as of the latest turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
+    /// The time of the turn.
+    pub now: Instant,
     /// Time since the first instruction, in milliseconds.
     pub uptime_ms: u64,
     /// Memory in use.
     pub memory: MemoryUse,
     /// What the hypervisor was asked for.
     pub effort: Effort,
+    /// QubesDB is connected.
+    pub has_database: bool,
     /// Frames that were not sent although the packet path wanted it, by reason.
     unsent: [(&'static str, u64); MAX_UNSENT],
 }
@@ -51,6 +73,12 @@ impl Facts {
         facts
     }
 
+    /// The same in a turn at `now`, with QubesDB connected or not.
+    #[must_use]
+    pub fn at(self, now: Instant, has_database: bool) -> Self {
+        Self { now, has_database, ..self }
+    }
+
     fn unsent(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         self.unsent.iter().copied().filter(|(name, _)| !name.is_empty())
     }
@@ -60,12 +88,13 @@ impl Facts {
 #[derive(Debug)]
 pub struct FirewallServices<'a> {
     firewall: &'a Firewall,
+    control: &'a Control,
     facts: &'a Facts,
     standard: StandardServices,
 }
 
 /// A running call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Session {
     /// One that every Qubes VM answers.
     Standard(StandardSession),
@@ -74,56 +103,113 @@ pub enum Session {
 }
 
 /// An answer on its way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Report {
-    kind: Kind,
-    /// Number of the next line, of those that the answer has at most.
-    next: usize,
+#[derive(Debug, PartialEq, Eq)]
+pub struct Report(Answer);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    /// A report, and the number of its next line, of those that it has at most.
+    Lines {
+        kind: Kind,
+        next: usize,
+    },
+    Flows(flows::Cursor),
+    Drops(drops::Cursor),
+    Rules(ruleset::Cursor),
+    Explain(Box<explain::Input>),
+    /// What was asked is not understood; this was expected.
+    Misunderstood(&'static str),
+    /// The last line was told.
+    Over(ExitCode),
 }
 
-/// Which answer.
+/// A report of so many lines at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Version,
     Stats,
     Memory,
+    Health,
+    Metrics,
 }
 
-impl Kind {
-    fn of(service: &str) -> Option<Self> {
-        match service {
-            "firewall.Version" => Some(Self::Version),
-            "firewall.Stats" => Some(Self::Stats),
-            "firewall.Memory" => Some(Self::Memory),
-            _ => None,
-        }
+impl Answer {
+    fn to(service: &str, argument: Option<&str>) -> Result<Self, NoSuchService> {
+        // dom0 writes an empty argument where there is none.
+        let argument = argument.filter(|argument| !argument.is_empty());
+        let report = |kind| match argument {
+            None => Self::Lines { kind, next: 0 },
+            Some(_) => Self::Misunderstood("expected no argument"),
+        };
+        Ok(match service {
+            "firewall.Version" => report(Kind::Version),
+            "firewall.Stats" if argument == Some("openmetrics") => {
+                Self::Lines { kind: Kind::Metrics, next: 0 }
+            }
+            "firewall.Stats" if argument.is_some() => {
+                Self::Misunderstood("expected no argument, or openmetrics")
+            }
+            "firewall.Stats" => report(Kind::Stats),
+            "firewall.Memory" => report(Kind::Memory),
+            "firewall.Health" => report(Kind::Health),
+            "firewall.Flows" => of_client(argument, |of| Self::Flows(flows::Cursor::new(of))),
+            "firewall.Drops" => of_client(argument, |of| Self::Drops(drops::Cursor::new(of))),
+            "firewall.Rules" => of_client(argument, |of| Self::Rules(ruleset::Cursor::new(of))),
+            "firewall.Explain" => Self::Explain(Box::new(explain::Input::new(argument))),
+            _ => return Err(NoSuchService),
+        })
+    }
+}
+
+/// An answer about all clients, or about the one that the argument names.
+fn of_client(argument: Option<&str>, answer: impl FnOnce(Option<IpAddr>) -> Answer) -> Answer {
+    match argument.map(str::parse) {
+        None => answer(None),
+        Some(Ok(client)) => answer(Some(client)),
+        Some(Err(_)) => Answer::Misunderstood("expected no argument, or the address of a client"),
     }
 }
 
 impl<'a> FirewallServices<'a> {
-    /// Services that tell of `firewall`, and of `facts`.
+    /// Services that tell of `firewall`, of what dom0 wrote as `control` has it, and of `facts`.
     #[must_use]
-    pub fn new(firewall: &'a Firewall, facts: &'a Facts) -> Self {
-        Self { firewall, facts, standard: StandardServices }
+    pub fn new(firewall: &'a Firewall, control: &'a Control, facts: &'a Facts) -> Self {
+        Self { firewall, control, facts, standard: StandardServices }
     }
 
-    /// The next line of an answer, if there is one.
-    fn next_line(&self, report: &mut Report, buffer: &mut [u8]) -> Progress {
-        while let Some(number) = self.number(report) {
-            match self.line(report.kind, number, buffer) {
-                Some(Ok(bytes)) => return Progress::Stdout(bytes),
-                Some(Err(lines::TooLong)) => return Progress::Exit(FAULT),
-                None => {}
+    /// The next piece of an answer.
+    fn next(&self, answer: &mut Answer, buffer: &mut [u8]) -> Progress {
+        match answer {
+            Answer::Lines { kind, next } => self.next_line(*kind, next, buffer),
+            Answer::Flows(cursor) => self.next_flow(cursor, buffer),
+            Answer::Drops(cursor) => self.next_drop(cursor, buffer),
+            Answer::Rules(cursor) => self.next_rule(cursor, buffer),
+            Answer::Explain(input) => match self.explanation(input, buffer) {
+                Some((progress, code)) => {
+                    *answer = Answer::Over(code);
+                    progress
+                }
+                None => Progress::Waiting,
+            },
+            Answer::Misunderstood(wanted) => {
+                let progress = json::progress(json::write(&json::Error::wanted(wanted), buffer));
+                *answer = Answer::Over(FAULT);
+                progress
+            }
+            Answer::Over(code) => Progress::Exit(*code),
+        }
+    }
+
+    /// The next line of a report, if there is one.
+    fn next_line(&self, kind: Kind, next: &mut usize, buffer: &mut [u8]) -> Progress {
+        while *next < self.most_lines(kind) {
+            let line = self.line(kind, *next, buffer);
+            *next = next.saturating_add(1);
+            if let Some(written) = line {
+                return json::progress(written);
             }
         }
         Progress::Exit(ExitCode::SUCCESS)
-    }
-
-    /// Takes the next number.
-    fn number(&self, report: &mut Report) -> Option<usize> {
-        let number = report.next;
-        report.next = number.saturating_add(1);
-        (number < self.most_lines(report.kind)).then_some(number)
     }
 }
 
@@ -131,32 +217,32 @@ impl Services for FirewallServices<'_> {
     type Session = Session;
 
     fn start(&mut self, call: &ServiceCall<'_>) -> Result<Session, NoSuchService> {
-        let Some(kind) = Kind::of(call.service) else {
-            return self.standard.start(call).map(Session::Standard);
-        };
-        // None of them takes an argument; a caller that gives one means something else.
-        match call.argument {
-            None | Some("") => Ok(Session::Report(Report { kind, next: 0 })),
-            Some(_) => Err(NoSuchService),
+        match Answer::to(call.service, call.argument) {
+            Ok(answer) => Ok(Session::Report(Report(answer))),
+            Err(NoSuchService) => self.standard.start(call).map(Session::Standard),
         }
     }
 
     fn stdin(&mut self, session: &mut Session, bytes: &[u8]) {
-        if let Session::Standard(session) = session {
-            self.standard.stdin(session, bytes);
+        match session {
+            Session::Standard(session) => self.standard.stdin(session, bytes),
+            Session::Report(Report(Answer::Explain(input))) => input.take(bytes),
+            Session::Report(_) => {}
         }
     }
 
     fn stdin_end(&mut self, session: &mut Session) {
-        if let Session::Standard(session) = session {
-            self.standard.stdin_end(session);
+        match session {
+            Session::Standard(session) => self.standard.stdin_end(session),
+            Session::Report(Report(Answer::Explain(input))) => input.end(),
+            Session::Report(_) => {}
         }
     }
 
     fn poll(&mut self, session: &mut Session, buffer: &mut [u8]) -> Progress {
         match session {
             Session::Standard(session) => self.standard.poll(session, buffer),
-            Session::Report(report) => self.next_line(report, buffer),
+            Session::Report(Report(answer)) => self.next(answer, buffer),
         }
     }
 }

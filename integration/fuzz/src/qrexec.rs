@@ -1,16 +1,20 @@
 //! The qrexec agent against a dom0, and callers, that say anything, in pieces of any size.
 //!
-//! Calls stay bounded, every data channel is named once and ended once, and what we write on the control channel is a
+//! The services of the firewall itself are among those that are called. Calls stay bounded, every data channel is named once and ended once, and what we write on the control channel is a
 //! sequence of whole messages that a daemon knows.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use firewall::Instant;
+use firewall::control::{self, Control};
+use firewall::event_loop::machine::{Effort, MemoryUse};
 use firewall::qrexec::{
     Action, Agent, CallId, Command, ExitCode, MAX_CHANNELS, NoSuchService, Progress, ServiceCall,
     Services,
 };
+use firewall::services::{self, Facts, FirewallServices};
+use firewall::{ClientId, ClientPort, Firewall, Instant, Limits, Mac, PortCaps, RulesState};
+use rules::{CompiledSet, Family, RuleSet};
 
 use crate::source::Source;
 
@@ -25,9 +29,24 @@ const TEXTS: &[&[u8]] = &[
     b"user:QUBESRPC none dom0 name work\0",
     b"user:nogui:QUBESRPC x.Echo+arg dom0\0",
     b"user:date\0",
+    b"user:QUBESRPC firewall.Explain dom0\0",
+    b"user:QUBESRPC firewall.Explain+10.137.0.5+tcp+192.0.2.1+443 dom0\0",
+    b"user:QUBESRPC firewall.Stats+openmetrics dom0\0",
+    b"user:QUBESRPC firewall.Rules dom0\0",
+    b"user:QUBESRPC firewall.Flows+10.137.0.5 work\0",
+    b"user:QUBESRPC firewall.Drops+x dom0\0",
+    b"user:QUBESRPC firewall.Health+ work\0",
     b"user:QUBESRPC x.Echo dom0",
     b"\0",
     b"",
+];
+
+const QUESTIONS: &[&[u8]] = &[
+    b"10.137.0.5 tcp 192.0.2.1 443\n",
+    b"10.137.0.5 icmp 192.0.2.1",
+    b" 47 ",
+    b"fd09::5 udp 2001:db8::1 53",
+    b"\n",
 ];
 
 /// A script of what arrives on which channel.
@@ -89,8 +108,9 @@ fn order(source: &mut Source<'_>) -> Vec<u8> {
 }
 
 fn data_bytes(source: &mut Source<'_>) -> Vec<u8> {
-    match source.below(5) {
+    match source.below(6) {
         0 => hello(source),
+        4 => message(STDIN, source.pick(QUESTIONS)),
         1 => message(STDIN, &[]),
         2 => message(source.pick(&[STDIN, STDIN, 0x191, 0x193, 0]), source.piece()),
         3 => message(STDIN, &vec![b'x'; usize::from(source.word())]),
@@ -226,6 +246,7 @@ enum Session {
     Echo { kept: Vec<u8>, ended: bool },
     Flood,
     Reading { ended: bool },
+    Real(services::Session),
 }
 
 impl Services for Test {
@@ -236,7 +257,7 @@ impl Services for Test {
             "x.Echo" => Ok(Session::Echo { kept: Vec::new(), ended: false }),
             "x.Flood" => Ok(Session::Flood),
             "qubes.SetDateTime" => Ok(Session::Reading { ended: false }),
-            _ => Err(NoSuchService),
+            _ => real(|services| services.start(call)).map(Session::Real),
         }
     }
 
@@ -248,6 +269,7 @@ impl Services for Test {
             }
             Session::Reading { ended } => assert!(!*ended, "input after its end"),
             Session::Flood => {}
+            Session::Real(session) => real(|services| services.stdin(session, bytes)),
         }
     }
 
@@ -257,6 +279,7 @@ impl Services for Test {
                 assert!(!core::mem::replace(ended, true), "two ends of input");
             }
             Session::Flood => {}
+            Session::Real(session) => real(|services| services.stdin_end(session)),
         }
     }
 
@@ -276,8 +299,46 @@ impl Services for Test {
                 buffer.fill(b'f');
                 Progress::Stderr(buffer.len())
             }
+            Session::Real(session) => {
+                let progress = real(|services| services.poll(session, buffer));
+                if let Progress::Stdout(bytes) = progress {
+                    assert!(buffer[..bytes].ends_with(b"\n"), "a piece of a line");
+                }
+                progress
+            }
             Session::Reading { ended: true } => Progress::Exit(ExitCode(3)),
             Session::Reading { ended: false } => Progress::Waiting,
         }
     }
+}
+
+thread_local! {
+    static FIREWALL: (Firewall, Control, Facts) = firewall();
+}
+
+/// Asks the services of a firewall with a client that has rules.
+fn real<R>(ask: impl FnOnce(&mut FirewallServices<'_>) -> R) -> R {
+    FIREWALL.with(|(firewall, control, facts)| {
+        ask(&mut FirewallServices::new(firewall, control, facts))
+    })
+}
+
+fn firewall() -> (Firewall, Control, Facts) {
+    let limits =
+        Limits { clients: 2, addresses: 4, flows: 64, flows_per_client: 16, fragment_bytes: 4096 };
+    let mut firewall = Firewall::new(limits, [5; 32]).expect("small tables");
+    let client = [10, 137, 0, 5].into();
+    let mac = Mac([0, 0x16, 0x3e, 0, 0, 5]);
+    let port = ClientPort { domid: 5, mac, ip4: Some(client), ip6: None, caps: PortCaps::PLAIN };
+    firewall.attach_client(ClientId(0), port).expect("an empty slot");
+    let entries: [(&[u8], &[u8]); 3] = [
+        (b"policy", b"drop"),
+        (b"0000", b"action=accept proto=tcp dst4=192.0.2.0/24"),
+        (b"0001", b"action=drop dsthost=www.example.org"),
+    ];
+    let set = RuleSet::parse(Family::V4, entries).and_then(CompiledSet::new).expect("good rules");
+    let rules = RulesState::Active(set);
+    firewall.set_rules(Instant::from_nanos(1), client.into(), rules).expect("room for a client");
+    let facts = Facts::new(1, MemoryUse::default(), Effort::default(), &[("uplink-full", 1)]);
+    (firewall, Control::new("fw-nonsense", control::Limits::default()), facts)
 }

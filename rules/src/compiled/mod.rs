@@ -15,10 +15,12 @@
 //! it is compiled. Looking up does not allocate.
 
 mod axis;
+mod hits;
 mod named;
 mod nets;
 mod segments;
 
+use alloc::boxed::Box;
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 
@@ -26,6 +28,7 @@ use crate::error::RuleSetError;
 use crate::rule::{Action, Destination, Rule};
 use crate::set::{DecidedBy, Decision, RuleSet, Verdict};
 use crate::subject::{Family, Names, Subject};
+use hits::Hits;
 use named::NamedRules;
 use nets::Nets;
 use segments::{Bucket, Cutter, Segments};
@@ -41,9 +44,11 @@ pub struct CompiledSet {
     anywhere: Bucket,
     nets: Nets,
     named: NamedRules,
+    /// In a place of its own, which keeps the set small.
+    hits: Box<Hits>,
 }
 
-/// The tables follow from the rules.
+/// The tables follow from the rules, and what was counted does not matter.
 impl PartialEq for CompiledSet {
     fn eq(&self, other: &Self) -> bool {
         self.set == other.set
@@ -55,6 +60,7 @@ impl Eq for CompiledSet {}
 impl CompiledSet {
     /// Heap bytes of the tables for one rule at most: for 10,000 rules half a MiB.
     pub const MAX_RULE_BYTES: usize = Segments::MAX_RULE_BYTES
+        + Hits::MAX_RULE_BYTES
         + if Nets::MAX_RULE_BYTES > NamedRules::MAX_RULE_BYTES {
             Nets::MAX_RULE_BYTES
         } else {
@@ -92,7 +98,8 @@ impl CompiledSet {
         }
         named.finish();
         let segments = cutter.finish()?;
-        Ok(Self { set, segments, anywhere, nets, named })
+        let hits = Box::new(Hits::for_rules(set.rules().len())?);
+        Ok(Self { set, segments, anywhere, nets, named, hits })
     }
 
     /// Judges the first packet of a flow, as [`RuleSet::evaluate`] does.
@@ -118,10 +125,32 @@ impl CompiledSet {
         &self.set
     }
 
+    /// Counts that a packet's fate was decided so.
+    pub fn count(&self, by: DecidedBy) {
+        self.hits.count(by);
+    }
+
+    /// How often the rule at a place in the order of evaluation has decided, as far as [`CompiledSet::count`] was told.
+    #[must_use]
+    pub fn hits(&self, index: usize) -> u64 {
+        self.hits.of_rule(index)
+    }
+
+    /// How often the policy has decided, likewise.
+    #[must_use]
+    pub fn policy_hits(&self) -> u64 {
+        self.hits.of_policy()
+    }
+
     /// Heap bytes that the set and its tables hold, for budgets.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        let parts = [self.segments.heap_bytes(), self.nets.heap_bytes(), self.named.heap_bytes()];
+        let parts = [
+            self.segments.heap_bytes(),
+            self.nets.heap_bytes(),
+            self.named.heap_bytes(),
+            self.hits.heap_bytes(),
+        ];
         parts.into_iter().fold(self.set.heap_bytes(), usize::saturating_add)
     }
 

@@ -114,6 +114,12 @@ impl Store {
         Some((client, name.host_name.clone(), problem))
     }
 
+    /// Names that could not be resolved when they were asked for last.
+    pub(crate) fn troubled(&self) -> usize {
+        let names = (0..self.names.slots()).filter_map(|slot| self.names.get(slot));
+        names.filter(|name| name.trouble != Trouble::None).count()
+    }
+
     pub(super) fn client_of(&self, name: u32) -> Option<IpAddr> {
         let uses = (0..self.uses.slots()).filter_map(|slot| self.uses.get(slot));
         uses.filter(|one| one.name == name).map(|one| one.client).next()

@@ -4,6 +4,8 @@ use super::{Bench, HELLO_3, HELLO_4, NOW, STDIN_END, cat, ends, execute, exit_co
 use crate::qrexec::{
     Action, MAX_CHANNELS, MAX_FOREIGN_CALLS, MAX_SERVED_CALLS, OPEN_TIMEOUT, PEER_TIMEOUT,
 };
+use crate::time::Instant;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 const TEST: &[u8] = b"user:QUBESRPC qubes.Test dom0";
@@ -23,15 +25,89 @@ fn fifth_call_is_refused_fast_over_its_own_data_channel() {
 }
 
 #[test]
-fn call_beyond_all_channels_is_ended_on_the_control_channel() {
+fn calls_beyond_all_channels_wait_for_one_and_are_refused_there() {
     let mut bench = Bench::ready();
+    let mut calls = Vec::new();
     for port in 1..=MAX_CHANNELS as u8 {
-        bench.call(&execute(0, 0, [port, 2], TEST));
+        calls.push(bench.call(&execute(0, 0, [port, 2], TEST)));
     }
-    bench.control(&execute(0, 0, [9, 2], TEST));
+    bench.control(&execute(1, 0, [9, 2], TEST));
+    bench.control(&execute(0, 0, [10, 2], TEST));
+    assert_eq!((bench.agent.poll_action(), bench.agent.channels()), (None, MAX_CHANNELS));
+    // A place of those that are served is none for a refusal.
+    let served = calls.remove(0);
+    bench.data(served, &cat(&[&HELLO_4, &STDIN_END]));
+    assert!(bench.data_sent(served).ends_with(&exit_code(7)));
+    bench.assert_closed(served, 0, [1, 2]);
+    bench.agent.on_timer(NOW);
     assert_eq!(bench.agent.poll_action(), None);
-    assert_eq!(bench.control_sent(), terminated(0, [9, 2]));
-    assert_eq!(bench.agent.channels(), MAX_CHANNELS);
+    for (refused, [port, after]) in calls.into_iter().skip(3).zip([[5, 9], [6, 10]]) {
+        bench.data(refused, &HELLO_4);
+        assert!(bench.data_sent(refused).ends_with(&exit_code(126)));
+        bench.assert_closed(refused, 0, [port, 2]);
+        assert_eq!(bench.agent.next_deadline(), Some(Instant::default()), "its turn is now");
+        bench.agent.on_timer(NOW);
+        let next = bench.opened(0, 512 + u32::from(after));
+        bench.agent.data_opened(NOW, next);
+        bench.data(next, &HELLO_4);
+        let sent = bench.data_sent(next);
+        let expected =
+            if after == 9 { exit_code(126).to_vec() } else { cat(&[TOO_MANY, &ends(126)]) };
+        assert_eq!(sent, cat(&[&HELLO_3, &expected]), "as it was ordered, with streams or without");
+        bench.assert_closed(next, 0, [after, 2]);
+    }
+    assert_eq!(bench.agent.counters().over_limit, 6);
+}
+
+#[test]
+fn refusals_that_nobody_fetches_keep_no_call_out_and_those_that_wait_end_by_time() {
+    let mut bench = Bench::ready();
+    for port in 1..=200 {
+        bench.control(&execute(0, 5, [port, 2], TEST));
+    }
+    assert_eq!(bench.agent.channels(), MAX_FOREIGN_CALLS + MAX_CHANNELS - MAX_SERVED_CALLS);
+    while bench.agent.poll_action().is_some() {}
+    let call = bench.call(&execute(0, 0, [201, 2], TEST));
+    bench.data(call, &cat(&[&HELLO_4, &STDIN_END]));
+    assert!(bench.data_sent(call).ends_with(&exit_code(7)), "dom0 is served");
+    bench.assert_closed(call, 0, [201, 2]);
+    bench.agent.on_timer(NOW.after(PEER_TIMEOUT));
+    let ended = bench.control_sent().len() / 16;
+    assert_eq!(ended, 200 - MAX_FOREIGN_CALLS, "all but those that are served");
+    assert_eq!(bench.agent.channels(), MAX_FOREIGN_CALLS);
+}
+
+#[test]
+fn calls_that_wait_are_bounded_and_go_with_the_control_channel() {
+    let mut bench = Bench::ready();
+    for _ in 0..MAX_CHANNELS + 1024 {
+        bench.control(&execute(0, 0, [1, 2], TEST));
+    }
+    assert_eq!(bench.control_sent(), b"");
+    bench.control(&execute(0, 0, [7, 2], TEST));
+    assert_eq!(bench.control_sent(), terminated(0, [7, 2]), "no room: ended at once");
+    // Not even the ends of all of them at once are more than there is room for.
+    bench.agent.on_timer(NOW.after(PEER_TIMEOUT));
+    assert_eq!(bench.control_sent().len() / 16, 513);
+    bench.agent.control_closed();
+    bench.agent.control_opened();
+    assert_eq!(bench.control_sent(), HELLO_3);
+    bench.agent.on_timer(NOW.after(PEER_TIMEOUT));
+    assert_eq!(bench.control_sent(), b"");
+}
+
+#[test]
+fn a_service_that_wants_another_turn_gets_it_and_ends() {
+    let mut bench = Bench::ready();
+    let call = bench.call(&execute(0, 0, [1, 2], b"user:QUBESRPC x.Later dom0"));
+    bench.data(call, &HELLO_4);
+    for _ in 0..3 {
+        let _ = bench.data_sent(call);
+        assert!(bench.agent.wants_turn());
+    }
+    assert!(bench.data_sent(call).ends_with(&exit_code(0)));
+    assert!(!bench.agent.wants_turn());
+    bench.assert_closed(call, 0, [1, 2]);
 }
 
 #[test]

@@ -47,7 +47,8 @@ fn terminated(domain: u8, port: [u8; 2]) -> [u8; 16] {
 }
 
 /// Services of the tests: the standard ones and `qubes.Test`, which reads its input to the end and then says
-/// "hello" and "warn" and ends with 7; `x.Echo` returns its input; `x.Flood` never stops.
+/// "hello" and "warn" and ends with 7; `x.Echo` returns its input; `x.Flood` never stops, `x.Later` wants
+/// three more turns.
 #[derive(Default)]
 struct TestServices {
     standard: StandardServices,
@@ -60,6 +61,7 @@ enum TestSession {
     Test { ended: bool, step: usize },
     Echo { kept: Vec<u8>, ended: bool },
     Flood,
+    Later(usize),
 }
 
 fn put(buffer: &mut [u8], text: &[u8]) -> usize {
@@ -75,6 +77,7 @@ impl Services for TestServices {
             "qubes.Test" => Ok(TestSession::Test { ended: false, step: 0 }),
             "x.Echo" => Ok(TestSession::Echo { kept: Vec::new(), ended: false }),
             "x.Flood" => Ok(TestSession::Flood),
+            "x.Later" => Ok(TestSession::Later(0)),
             _ => self.standard.start(call).map(TestSession::Standard),
         }
     }
@@ -84,7 +87,7 @@ impl Services for TestServices {
         match session {
             TestSession::Standard(session) => self.standard.stdin(session, bytes),
             TestSession::Echo { kept, .. } => kept.extend_from_slice(bytes),
-            TestSession::Test { .. } | TestSession::Flood => {}
+            TestSession::Test { .. } | TestSession::Flood | TestSession::Later(_) => {}
         }
     }
 
@@ -93,7 +96,7 @@ impl Services for TestServices {
         match session {
             TestSession::Standard(session) => self.standard.stdin_end(session),
             TestSession::Test { ended, .. } | TestSession::Echo { ended, .. } => *ended = true,
-            TestSession::Flood => {}
+            TestSession::Flood | TestSession::Later(_) => {}
         }
     }
 
@@ -119,6 +122,10 @@ impl Services for TestServices {
             TestSession::Echo { kept, .. } => {
                 let piece: Vec<u8> = kept.drain(..kept.len().min(buffer.len())).collect();
                 Progress::Stdout(put(buffer, &piece))
+            }
+            TestSession::Later(turns) => {
+                *turns += 1;
+                if *turns < 4 { Progress::Later } else { Progress::Exit(ExitCode::SUCCESS) }
             }
             TestSession::Flood => {
                 buffer.fill(b'f');

@@ -1,29 +1,26 @@
-//! What callers read, and that a line always fits into a message.
+//! Version, statistics, memory: what callers read, and that a line always fits into a message.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, Ipv6Addr};
 
-use serde_json::Value;
-
-use super::{Facts, FirewallServices, Session};
+use super::{MESSAGE_BYTES, World, call};
 use crate::clients::ClientPort;
+use crate::control::{self, Control};
 use crate::event_loop::machine::Effort;
 use crate::event_loop::machine::{MAX_PARTS, MemoryUse, PartUse};
 use crate::firewall::Firewall;
 use crate::limits::Limits;
 use crate::port::{ClientId, Origin, PortCaps, PortId};
-use crate::qrexec::{ExitCode, NoSuchService, Progress, ServiceCall, Services};
+use crate::qrexec::{ExitCode, NoSuchService, Progress, Services};
+use crate::services::{Facts, FirewallServices, Kind, Session};
 use crate::stats::Counter;
 use crate::verdict::DropReason;
 use crate::wire::Mac;
 
-/// What a message of qrexec holds.
-const MESSAGE_BYTES: usize = 4096;
 const LIMITS: Limits =
     Limits { clients: 3, addresses: 8, flows: 64, flows_per_client: 16, fragment_bytes: 4096 };
 /// Two parts, one of them with a budget.
-fn memory() -> MemoryUse {
+pub(super) fn memory() -> MemoryUse {
     let part = |name, budget| PartUse {
         name,
         live: 10,
@@ -53,7 +50,7 @@ fn memory() -> MemoryUse {
     }
 }
 
-fn effort() -> Effort {
+pub(super) fn effort() -> Effort {
     Effort { hypercalls: 9, copies: 2, batches: [1, 2, 3, 4], ..Effort::default() }
 }
 
@@ -73,6 +70,14 @@ fn most() -> Effort {
     }
 }
 
+fn control() -> Control {
+    Control::new("", control::Limits::default())
+}
+
+fn answer(firewall: &Firewall, facts: &Facts, service: &str) -> Vec<serde_json::Value> {
+    World { firewall, control: &control(), facts }.lines(service, None)
+}
+
 fn firewall() -> Firewall {
     let mut firewall = Firewall::new(LIMITS, [7; 32]).unwrap();
     let port = ClientPort {
@@ -84,32 +89,6 @@ fn firewall() -> Firewall {
     };
     firewall.attach_client(ClientId(1), port).unwrap();
     firewall
-}
-
-fn call<'a>(service: &'a str, argument: Option<&'a str>) -> ServiceCall<'a> {
-    ServiceCall { user: "user", is_nogui: false, service, argument, source: "dom0", target: None }
-}
-
-/// All lines of an answer.
-fn answer(firewall: &Firewall, facts: &Facts, service: &str) -> Vec<Value> {
-    let mut services = FirewallServices::new(firewall, facts);
-    let mut session = services.start(&call(service, Some(""))).unwrap();
-    let mut text = String::new();
-    loop {
-        let mut buffer = [0; MESSAGE_BYTES];
-        match services.poll(&mut session, &mut buffer) {
-            Progress::Stdout(bytes) => {
-                text.push_str(core::str::from_utf8(&buffer[..bytes]).unwrap());
-            }
-            Progress::Exit(code) => {
-                assert_eq!(code, ExitCode::SUCCESS);
-                break;
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    assert!(text.ends_with('\n'));
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
@@ -191,10 +170,11 @@ fn the_longest_lines_fit_into_a_message() {
         &[("a-reason-with-a-long-name-indeed", u64::MAX); 16],
     );
     let mut longest = 0;
-    let services = FirewallServices::new(&firewall, &facts);
-    for number in 0..services.most_lines(super::Kind::Stats) {
+    let control = control();
+    let services = FirewallServices::new(&firewall, &control, &facts);
+    for number in 0..services.most_lines(Kind::Stats) {
         let mut buffer = [0; MESSAGE_BYTES];
-        if let Some(written) = services.line(super::Kind::Stats, number, &mut buffer) {
+        if let Some(written) = services.line(Kind::Stats, number, &mut buffer) {
             longest = longest.max(written.unwrap());
         }
     }
@@ -210,8 +190,8 @@ fn the_longest_lines_fit_into_a_message() {
 
 #[test]
 fn a_line_that_does_not_fit_ends_the_call_with_a_code() {
-    let (firewall, facts) = (firewall(), Facts::default());
-    let mut services = FirewallServices::new(&firewall, &facts);
+    let (firewall, control, facts) = (firewall(), control(), Facts::default());
+    let mut services = FirewallServices::new(&firewall, &control, &facts);
     for room in [0, 1, 20] {
         let mut session = services.start(&call("firewall.Stats", None)).unwrap();
         let end = services.poll(&mut session, &mut [0; MESSAGE_BYTES][..room]);
@@ -220,20 +200,18 @@ fn a_line_that_does_not_fit_ends_the_call_with_a_code() {
 }
 
 #[test]
-fn other_services_and_arguments_are_unknown() {
-    let (firewall, facts) = (firewall(), Facts::default());
-    let mut services = FirewallServices::new(&firewall, &facts);
-    for (service, argument) in
-        [("firewall.Nothing", None), ("firewall", None), ("firewall.Stats", Some("x")), ("", None)]
-    {
-        assert_eq!(services.start(&call(service, argument)), Err(NoSuchService), "{service}");
+fn other_services_are_unknown() {
+    let (firewall, control, facts) = (firewall(), control(), Facts::default());
+    let mut services = FirewallServices::new(&firewall, &control, &facts);
+    for service in ["firewall.Nothing", "firewall", "firewall.", "firewall.stats", ""] {
+        assert_eq!(services.start(&call(service, None)), Err(NoSuchService), "{service}");
     }
 }
 
 #[test]
 fn the_standard_calls_are_answered_as_before() {
-    let (firewall, facts) = (firewall(), Facts::default());
-    let mut services = FirewallServices::new(&firewall, &facts);
+    let (firewall, control, facts) = (firewall(), control(), Facts::default());
+    let mut services = FirewallServices::new(&firewall, &control, &facts);
     let mut session = services.start(&call("qubes.SetDateTime", None)).unwrap();
     assert!(matches!(session, Session::Standard(_)));
     let mut buffer = [0; 16];
