@@ -1,5 +1,5 @@
 //! The rules about who may depend on whom, under which licence, and where `unsafe` may be. Read from
-//! `cargo metadata` and from the source files.
+//! `cargo metadata` and from the source files; where packages come from is in `dependencies`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::dependencies;
 use super::image::cargo;
 use super::unsafe_table;
 use crate::error::{Attempt, Error, Result};
@@ -103,6 +104,7 @@ pub fn run() -> Result<()> {
     unsafe_code(&mut faults)?;
     table_of_unsafe_code(&mut faults)?;
     packages_of_image(&mut faults)?;
+    dependencies::check(&mut faults)?;
     match faults.as_slice() {
         [] => Ok(()),
         faults => fail!("{}", faults.join("\n")),

@@ -72,7 +72,8 @@ pub(super) fn remap_of(root: &Path, cargo_home: &Path) -> String {
         registries.map(|registry| (registry.path(), "crates")).collect();
     from.push((root.to_owned(), "."));
     from.push((root.join("vendor"), "crates"));
-    let flag = |(path, to): &(PathBuf, &str)| format!("--remap-path-prefix={}={to}", path.display());
+    let flag =
+        |(path, to): &(PathBuf, &str)| format!("--remap-path-prefix={}={to}", path.display());
     from.iter().map(flag).collect::<Vec<_>>().join(" ")
 }
 

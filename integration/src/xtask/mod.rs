@@ -6,6 +6,8 @@ pub mod audit;
 pub mod bench;
 pub mod callgrind;
 pub mod coverage;
+pub mod dependencies;
+pub mod drawing;
 pub mod image;
 pub mod lab_command;
 pub mod package;
@@ -40,6 +42,7 @@ usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM
        cargo xtask image --offline    build it from vendor/, without a network
        cargo xtask package            build the RPM for dom0 and its bill of materials
        cargo xtask release --key KEY  all that is given away, signed with a GPG key
+       cargo xtask drawing            draws the book's drawings from their texts
        cargo xtask lab ...            the lab by hand";
 
 /// Runs the command that the arguments name.
@@ -76,6 +79,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["image"] => image::build().map(drop),
         ["image", "--verify"] => reproduce::verify().map(drop),
         ["image", "--offline"] => reproduce::offline().map(drop),
+        ["drawing"] => drawing::run(),
         ["package"] => package::run().map(drop),
         ["release", "--key", key] => package::release(key),
         ["lab", rest @ ..] => lab_command::run(rest),

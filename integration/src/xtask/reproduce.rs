@@ -198,7 +198,10 @@ mod tests {
         let to = paths::target().join(format!("test-copy-{}", std::process::id()));
         copy_sources(&to).unwrap();
         for name in ["Cargo.lock", "src/main.rs", "xen/src/boot/link.ld"] {
-            assert_eq!(fs::read(to.join(name)).unwrap(), fs::read(paths::root().join(name)).unwrap());
+            assert_eq!(
+                fs::read(to.join(name)).unwrap(),
+                fs::read(paths::root().join(name)).unwrap()
+            );
         }
         assert!(!to.join("target").exists() && !to.join("vendor").exists());
         fs::remove_dir_all(to).unwrap();

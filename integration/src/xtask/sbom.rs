@@ -33,7 +33,7 @@ type Package = (String, String);
 /// # Errors
 /// When Cargo does not answer, or a package has no licence.
 pub fn write(image: &Image, dir: &Path) -> Result<[PathBuf; 2]> {
-    let metadata = audit::metadata(&["--locked"])?;
+    let metadata = audit::metadata(&["--locked", "--all-features"])?;
     let linked = tree(LINKED)?;
     let used = tree(USED)?;
     let sums = checksums(&read(&paths::root().join("Cargo.lock"))?);
@@ -166,7 +166,8 @@ fn serial(contents: &str) -> String {
     bytes[6] = bytes[6] & 0x0f | 0x80;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex = cache::hex(&bytes);
-    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| hex.get(range).unwrap_or_default());
+    let parts =
+        [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| hex.get(range).unwrap_or_default());
     format!("urn:uuid:{}", parts.join("-"))
 }
 
@@ -197,7 +198,8 @@ fn licences(linked: &BTreeMap<Package, BTreeSet<Package>>, metadata: &Value) -> 
     let mut list = String::from("What is linked into the image, and under which licence.\n\n");
     let mut texts = String::new();
     for package in linked.keys() {
-        let line = format!("{} {}: {}", package.0, package.1, expression(licence(package, metadata)?));
+        let line =
+            format!("{} {}: {}", package.0, package.1, expression(licence(package, metadata)?));
         let _ = writeln!(list, "{line}");
         let manifest = PathBuf::from(audit::text(of(package, metadata)?, "manifest_path"));
         for file in licence_files(manifest.parent().unwrap_or(Path::new("")))? {
@@ -250,9 +252,10 @@ mod tests {
     fn components_are_those_of_the_tree() {
         let (bill, licences) = written(&image(1));
         let components = bill["components"].as_array().unwrap();
-        for (edges, scopes) in
-            [("normal,no-proc-macro", &["required"][..]), ("normal,build", &["required", "excluded"])]
-        {
+        for (edges, scopes) in [
+            ("normal,no-proc-macro", &["required"][..]),
+            ("normal,build", &["required", "excluded"]),
+        ] {
             let line = ["tree", "-p", ROOT, "--no-default-features", "--features", "platform"];
             let shape = ["--prefix", "none", "--format", "{p}", "--edges", edges];
             let said = command::output(&mut cargo(&[&line[..], &shape].concat())).unwrap();
@@ -281,7 +284,8 @@ mod tests {
         let serial = bill["serialNumber"].as_str().unwrap();
         assert_eq!(serial.len(), "urn:uuid:".len() + 36);
         let components = bill["components"].as_array().unwrap();
-        let names: BTreeSet<&str> = components.iter().map(|c| c["bom-ref"].as_str().unwrap()).collect();
+        let names: BTreeSet<&str> =
+            components.iter().map(|c| c["bom-ref"].as_str().unwrap()).collect();
         assert_eq!(names.len(), components.len(), "a reference twice");
         for component in components {
             assert!(!component["licenses"][0]["expression"].as_str().unwrap().contains('/'));
