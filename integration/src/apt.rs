@@ -17,7 +17,11 @@ pub const LAB: &[&str] = &[
     "zstd",
     "gcc",
     "libxen-dev",
+    "python3",
 ];
+
+/// What the tests of dom0's command need.
+pub const PYTHON: &[&str] = &["python3"];
 
 /// What the smoke boot without Xen needs.
 pub const QEMU: &[&str] = &["qemu-system-x86"];

@@ -162,19 +162,26 @@ impl Dom0d {
         lab.exec(&line)?.ok(&format!("dom0d db {words}"))
     }
 
+    /// The beginning of a shell line in dom0 that makes such a call: the command follows as one word.
+    pub fn qrexec_line(&self) -> String {
+        format!("{PROGRAM} call --socket {}", self.qrexec_socket())
+    }
+
+    /// A shell line in dom0 that writes the rules of an address from its standard input, `KEY RULE` on each line.
+    pub fn reload_line(&self, ip: &str) -> String {
+        format!("{PROGRAM} db --socket {} firewall-reload {ip}", self.db_socket())
+    }
+
     /// Writes a client's rules as Qubes' `qvm-firewall` does, with the policy `drop`: one tree for each family.
     ///
     /// # Errors
     /// When the server refuses or is gone.
     pub fn reload(&self, lab: &Lab, client: &ClientState) -> Result<Reloaded> {
-        let socket = self.db_socket();
         let mut trigger_ns = None;
         for (ip, rules) in client.trees() {
             let rules: String =
                 rules.iter().map(|(key, rule)| format!(" '{key} {rule}'")).collect();
-            let text = lab.sh(&format!(
-                "printf '%s\\n' {rules} | {PROGRAM} db --socket {socket} firewall-reload {ip}"
-            ))?;
+            let text = lab.sh(&format!("printf '%s\\n' {rules} | {}", self.reload_line(ip)))?;
             let answer: Value = parse(&text)?;
             match answer.get("trigger_ns").and_then(Value::as_u64) {
                 // The first is the one of IPv4.

@@ -7,6 +7,7 @@
 pub mod basics;
 pub mod chain;
 pub mod control;
+pub mod dom0_command;
 pub mod hidden;
 pub mod hostile;
 pub mod lifecycle;
@@ -57,8 +58,10 @@ macro_rules! scenarios {
 
 /// Scenarios and groups that have not held in the lab yet. `test` leaves them out and says so; `lab scenario NAME` runs
 /// them. One that has held is taken off this list in the commit that says so.
-pub const NOT_SHOWN_YET: &[&str] =
-    &["services tell of rules, drops and flows; hostile callers are refused"];
+pub const NOT_SHOWN_YET: &[&str] = &[
+    "dom0's command: status, an edit with hits, why it was refused, rules learned and applied",
+    "services tell of rules, drops and flows; hostile callers are refused",
+];
 
 /// Variants of other scenarios (another way for a domain to end, another machine or xenstored): `test` leaves them out so
 /// that it ends within half an hour, and says so; `lab scenario NAME` runs them.
@@ -102,6 +105,7 @@ pub const GROUPS: &[Group] = &[
             "one client reaches another's port while dom0 says so" => opened::one_client_for_another,
             "a rule edit during a download takes effect in under a second" => control::rule_edit,
             "a malformed rule denies its client alone" => control::malformed_rule,
+            "dom0's command: status, an edit with hits, why it was refused, rules learned and applied" => dom0_command::from_status_to_learned_rules,
             "a rule with a host name, which moves" => names::rule_with_a_name,
             "QubesDB closes and comes back" => control::qubesdb_restart,
             "qrexec: hello, known calls answered, others refused with 127" => control::qrexec_calls,

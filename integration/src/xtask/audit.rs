@@ -1,5 +1,5 @@
 //! The rules about who may depend on whom, under which licence, and where `unsafe` may be. Read from
-//! `cargo metadata` and from the source files.
+//! `cargo metadata` and from the source files; where packages come from is in `dependencies`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::dependencies;
 use super::image::cargo;
 use super::unsafe_table;
 use crate::error::{Attempt, Error, Result};
@@ -103,13 +104,14 @@ pub fn run() -> Result<()> {
     unsafe_code(&mut faults)?;
     table_of_unsafe_code(&mut faults)?;
     packages_of_image(&mut faults)?;
+    dependencies::check(&mut faults)?;
     match faults.as_slice() {
         [] => Ok(()),
         faults => fail!("{}", faults.join("\n")),
     }
 }
 
-fn metadata(args: &[&str]) -> Result<Value> {
+pub(super) fn metadata(args: &[&str]) -> Result<Value> {
     let mut command = cargo(&["metadata", "--format-version", "1"]);
     let text = command::output_bytes(command.args(args))?;
     serde_json::from_slice(&text).map_err(|error| Error::Failed(format!("cargo metadata: {error}")))
@@ -285,14 +287,14 @@ pub(super) fn rust_files(dir: &Path, found: &mut Vec<std::path::PathBuf>) -> Res
     Ok(())
 }
 
-fn list<'a>(value: &'a Value, key: &str) -> Result<&'a Vec<Value>> {
+pub(super) fn list<'a>(value: &'a Value, key: &str) -> Result<&'a Vec<Value>> {
     match value.get(key).and_then(Value::as_array) {
         Some(list) => Ok(list),
         None => fail!("cargo metadata has no list {key}"),
     }
 }
 
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 

@@ -1,7 +1,7 @@
 //! The image: built, measured, held to its limit.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use sha2::{Digest, Sha256};
@@ -37,7 +37,11 @@ pub fn build() -> Result<Image> {
             cargo(&["build", "--profile", "image"]).args(BINARY).env("RUSTFLAGS", remap()),
         )
     })?;
-    let path = paths::image();
+    measure(paths::image())
+}
+
+/// Says what was built, and holds it to the limit.
+pub(super) fn measure(path: PathBuf) -> Result<Image> {
     let bytes = fs::read(&path).doing(|| format!("cannot read {}", path.display()))?;
     let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     let sha256 = cache::hex(&Sha256::digest(&bytes));
@@ -51,15 +55,26 @@ pub fn build() -> Result<Image> {
 /// Panic messages name source files: without the place of the checkout and of the downloaded crates, so that the image
 /// does not depend on them.
 fn remap() -> String {
+    remap_of(&paths::root(), &cargo_home())
+}
+
+/// Where Cargo keeps what it downloads.
+pub(super) fn cargo_home() -> PathBuf {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let user = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
-    let sources = home.or_else(user).unwrap_or_default().join("registry/src");
-    let registries = fs::read_dir(sources).into_iter().flatten().flatten();
-    let mut flags: Vec<String> = registries
-        .map(|registry| format!("--remap-path-prefix={}=crates", registry.path().display()))
-        .collect();
-    flags.push(format!("--remap-path-prefix={}=.", paths::root().display()));
-    flags.join(" ")
+    home.or_else(user).unwrap_or_default()
+}
+
+/// The compiler flags for a checkout at `root`. The last prefix that fits is the one that rustc takes.
+pub(super) fn remap_of(root: &Path, cargo_home: &Path) -> String {
+    let registries = fs::read_dir(cargo_home.join("registry/src")).into_iter().flatten().flatten();
+    let mut from: Vec<(PathBuf, &str)> =
+        registries.map(|registry| (registry.path(), "crates")).collect();
+    from.push((root.to_owned(), "."));
+    from.push((root.join("vendor"), "crates"));
+    let flag =
+        |(path, to): &(PathBuf, &str)| format!("--remap-path-prefix={}={to}", path.display());
+    from.iter().map(flag).collect::<Vec<_>>().join(" ")
 }
 
 /// This Cargo, in the checkout.

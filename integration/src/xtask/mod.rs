@@ -6,10 +6,15 @@ pub mod audit;
 pub mod bench;
 pub mod callgrind;
 pub mod coverage;
+pub mod dependencies;
+pub mod drawing;
 pub mod image;
 pub mod lab_command;
+pub mod package;
 pub mod parts;
 pub mod prove;
+pub mod reproduce;
+pub mod sbom;
 pub mod scenarios;
 pub mod smoke;
 pub mod story;
@@ -33,7 +38,11 @@ usage: cargo xtask run [--keep]       from nothing to the live story: Xen, NetVM
        cargo xtask bench [--quick] [--json FILE] [engine|nft|lab [--only KEY,KEY]]
                                       measures; the lab's part against a Linux firewall VM
        cargo xtask audit              licences, dependency directions, unsafe code
-       cargo xtask image              build target/image/vmlinuz
+       cargo xtask image [--verify]   build target/image/vmlinuz; twice, and compare
+       cargo xtask image --offline    build it from vendor/, without a network
+       cargo xtask package            build the RPM for dom0 and its bill of materials
+       cargo xtask release --key KEY  all that is given away, signed with a GPG key
+       cargo xtask drawing            draws the book's drawings from their texts
        cargo xtask lab ...            the lab by hand";
 
 /// Runs the command that the arguments name.
@@ -68,6 +77,11 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["diff", family, seed, set] => crate::diff::replay(family, seed, set),
         ["bench", rest @ ..] => bench::run(rest),
         ["image"] => image::build().map(drop),
+        ["image", "--verify"] => reproduce::verify().map(drop),
+        ["image", "--offline"] => reproduce::offline().map(drop),
+        ["drawing"] => drawing::run(),
+        ["package"] => package::run().map(drop),
+        ["release", "--key", key] => package::release(key),
         ["lab", rest @ ..] => lab_command::run(rest),
         _ => fail!("{USAGE}"),
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::image::{Image, cargo};
 use super::parts::{self, Part};
-use super::{audit, coverage, image, scenarios, smoke};
+use super::{audit, coverage, image, package, scenarios, smoke};
 use crate::error::{Attempt, Result};
 use crate::{apt, command, fail, paths, progress};
 
@@ -23,16 +23,14 @@ pub fn run(fast: bool) -> Result<()> {
     let is_beside_lab = |part: &&Part| part.is_patient && !fast;
     let (patient, first): (Vec<&Part>, Vec<&Part>) = parts::ALL.iter().partition(is_beside_lab);
     report.parts(&first);
-    let packaging = paths::root().join("packaging/test");
-    if packaging.exists() {
-        report.check("packaging", || command::output(&mut command::new(&packaging, &[])).map(drop));
-    }
+    report.check("packaging", packaging);
     let mut built = None;
     report.check("image", || {
         built = Some(image::build()?);
         Ok(())
     });
     if let Some(image) = &built {
+        report.check("package in an empty root", || package::check(image));
         report.check("image in plain QEMU", || smoke::run(image));
     }
     if fast {
@@ -41,6 +39,16 @@ pub fn run(fast: bool) -> Result<()> {
         lab(&mut report, built.as_ref(), &patient);
     }
     report.end(begun)
+}
+
+/// What runs in dom0, among stand-ins of its programs; the rule tool judges the rules that are proposed there.
+fn packaging() -> Result<()> {
+    if !command::exists("python3") {
+        apt::ensure(apt::PYTHON)?;
+    }
+    command::output(&mut cargo(&["build", "--quiet", "--bin", "qfw"]))?;
+    let mut test = command::new(paths::root().join("packaging/test"), &[]);
+    command::output(test.env("QFW", paths::target().join("debug/qfw"))).map(drop)
 }
 
 /// How the checks ended so far.

@@ -53,6 +53,7 @@ pub const ALL: &[Part] = &[
     planned("lifecycle"),
     planned("abuse"),
     Part { long: Some(soak::long), ..planned("soak") },
+    Part { long: Some(crate::xtask::package::long), ..planned("package") },
 ];
 
 /// A part that the design names and nobody has written, or not in this length.
