@@ -46,11 +46,11 @@ impl World {
             quarantined: grant::quarantined(),
             free_pages: mem::free_pages(),
             mappings: fake::mappings(),
-            watches: self.store.watches(),
+            watches: self.unit.store.watches(),
             next_port: port.0,
             traffic: Traffic {
-                flows: self.event_loop.firewall().flow_count(),
-                nat: Some(self.event_loop.firewall().port_use()),
+                flows: self.unit.event_loop.firewall().flow_count(),
+                nat: Some(self.unit.event_loop.firewall().port_use()),
                 heap: mem::heap_used(),
             },
         }
@@ -76,7 +76,7 @@ impl World {
     pub(crate) fn expect_quiet(&mut self, after: &str) -> Result<(), String> {
         self.settle()?;
         let (now, quiet) = (self.ledger().of_devices(), self.quiet.of_devices());
-        let nat = self.event_loop.firewall().port_use();
+        let nat = self.unit.event_loop.firewall().port_use();
         if nat.leaked > 0 {
             return Err(format!("after {after}: {nat:?}"));
         }

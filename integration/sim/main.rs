@@ -11,6 +11,11 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::indexing_slicing, reason = "a mistake of a test ends it, as it should")]
 
+#[path = "../double/dom0.rs"]
+mod dom0;
+#[path = "../double/appliance.rs"]
+mod double;
+#[path = "../double/frames.rs"]
 mod frames;
 mod guest;
 mod honest;
@@ -18,6 +23,7 @@ mod ledger;
 mod netvm;
 mod setup;
 mod soak;
+mod whole;
 mod world;
 
 use std::cell::Cell;
@@ -46,12 +52,29 @@ std::thread_local! {
     static DONE: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
 }
 
+/// What happens under a seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Hostile peers do their worst to the drivers.
+    Abuse,
+    /// The whole system at work.
+    Whole,
+}
+
+impl Kind {
+    /// In turns, if nobody says which.
+    fn of(seed: u64) -> Self {
+        if seed % 2 == 0 { Self::Whole } else { Self::Abuse }
+    }
+}
+
 /// What the command line asks for.
 struct Order {
     seed: u64,
     steps: u64,
     per_seed: u64,
     defect: Option<Defect>,
+    kind: Option<Kind>,
     /// A soak of so many minutes in place of steps.
     soak_minutes: Option<u64>,
     rate: u64,
@@ -91,6 +114,7 @@ fn order(mut words: impl Iterator<Item = String>) -> Result<Order, String> {
         steps: 1000,
         per_seed: STEPS_PER_SEED,
         defect: None,
+        kind: None,
         soak_minutes: None,
         rate: SOAK_RATE,
     };
@@ -103,6 +127,14 @@ fn order(mut words: impl Iterator<Item = String>) -> Result<Order, String> {
             "--per-seed" => &mut order.per_seed,
             "--rate" => &mut order.rate,
             "--soak-minutes" => order.soak_minutes.insert(0),
+            "--kind" => {
+                order.kind = Some(match value.as_deref() {
+                    Some("abuse") => Kind::Abuse,
+                    Some("whole") => Kind::Whole,
+                    _ => return Err("--kind wants abuse or whole".into()),
+                });
+                continue;
+            }
             "--defect" => {
                 let defect = value.as_deref().and_then(Defect::parse);
                 order.defect = Some(defect.ok_or("--defect wants a name that --defects lists")?);
@@ -121,8 +153,15 @@ fn run(order: &Order) -> Result<(), String> {
     while steps < order.steps {
         let count = order.per_seed.clamp(1, order.steps - steps);
         DONE.set((steps, 0));
-        let world = guarded(|| one(seed, count)).map_err(|problem| {
-            let replay = format!("cargo xtask sim --seed {seed} --steps {count}");
+        let kind = order.kind.unwrap_or(Kind::of(seed));
+        let world = guarded(|| one(seed, count, kind)).map_err(|problem| {
+            let each = if order.per_seed == STEPS_PER_SEED { String::new() } else { format!(" --per-seed {count}") };
+            let kind = match kind {
+                _ if kind == Kind::of(seed) => "",
+                Kind::Abuse => " --kind abuse",
+                Kind::Whole => " --kind whole",
+            };
+            let replay = format!("cargo xtask sim --seed {seed} --steps {count}{each}{kind}");
             failed(&problem, order, replay)
         })?;
         add(&mut effects, &world.effects);
@@ -170,14 +209,28 @@ struct Outcome {
     honest_answered: u64,
 }
 
-fn one(seed: u64, steps: u64) -> Result<Outcome, String> {
-    let mut world = World::new(seed);
+fn one(seed: u64, steps: u64, kind: Kind) -> Result<Outcome, String> {
+    let mut world = match kind {
+        Kind::Abuse => World::new(seed),
+        Kind::Whole => World::whole(seed)?,
+    };
     for step in 0..steps {
         DONE.set((DONE.get().0, step));
-        world.step().map_err(|problem| format!("{}\nstep {step}: {problem}", world.said()))?;
+        let done = match kind {
+            Kind::Abuse => world.step(),
+            Kind::Whole => world.whole_step(),
+        };
+        done.map_err(|problem| format!("{}\nstep {step}: {problem}", world.said()))?;
     }
     DONE.set((DONE.get().0, steps));
-    world.end()
+    match kind {
+        Kind::Abuse => world.end(),
+        Kind::Whole => {
+            let done = world.whole_end(seed);
+            done.map_err(|problem| format!("{}\nstep {steps}: {problem}", world.said()))?;
+            world.taken_down()
+        }
+    }
 }
 
 fn add(sum: &mut BTreeMap<&'static str, u64>, part: &BTreeMap<&'static str, u64>) {
