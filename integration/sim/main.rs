@@ -43,6 +43,8 @@ static HEAP: Heap = Heap;
 const STEPS_PER_SEED: u64 = 500;
 /// Packets a second each way of a soak, if nobody says otherwise.
 const SOAK_RATE: u64 = 100;
+/// After so many ms the log has told of all drops.
+const SUMMARY_MS: u64 = 6000;
 const USAGE: &str = "sim [--seed S] [--steps N] [--per-seed N] [--defect NAME]
 sim --soak-minutes N [--rate PACKETS-PER-SECOND] [--seed S] [--defect NAME]
 sim --defects";
@@ -220,7 +222,11 @@ fn one(seed: u64, steps: u64, kind: Kind) -> Result<Outcome, String> {
             Kind::Abuse => world.step(),
             Kind::Whole => world.whole_step(),
         };
-        done.map_err(|problem| format!("{}\nstep {step}: {problem}", world.said()))?;
+        if let Err(problem) = done {
+            // What was dropped is told in summaries.
+            let _ = world.pass(SUMMARY_MS);
+            return Err(format!("{}\nstep {step}: {problem}", world.said()));
+        }
     }
     DONE.set((DONE.get().0, steps));
     match kind {

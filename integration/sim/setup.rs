@@ -37,6 +37,7 @@ impl World {
             model: Model::new(&[one, other, HOSTILE_ADDRESS]),
             clients: vec![],
             later: vec![],
+            gone_callers_until: 0,
             next_domain: FIRST_DOMAIN,
             honest,
             number: 0,

@@ -49,6 +49,8 @@ pub(crate) struct World {
     pub(crate) clients: Vec<Client>,
     /// What comes from resolvers.
     pub(crate) later: Vec<Later>,
+    /// Callers that went away are forgotten then, in ns.
+    pub(crate) gone_callers_until: u64,
     /// Number of the next client's domain.
     pub(crate) next_domain: u16,
     pub(crate) honest: [Honest; 2],

@@ -128,6 +128,9 @@ impl World {
 
     /// A hostile guest comes, does some things while others talk, and goes; all that it cost is back.
     fn hostile_visit(&mut self) -> Result<(), String> {
+        if self.has_gone_callers() {
+            return Ok(());
+        }
         self.note_quiet()?;
         self.hostile_guest()?;
         for _ in 0..self.random.u32(1..6) {
@@ -141,6 +144,9 @@ impl World {
     }
 
     fn whole_hostile_netvm(&mut self) -> Result<(), String> {
+        if self.has_gone_callers() {
+            return Ok(());
+        }
         self.note_quiet()?;
         self.hostile_netvm()
     }

@@ -325,10 +325,26 @@ impl Model {
         window.all(|meaning| meaning.must(&key.target()))
     }
 
+    /// The rule sets that may be in force, for a message.
+    pub(crate) fn rules_of(&self, owner: u8) -> String {
+        let sets = self.sources[usize::from(owner)].window().map(|meaning| match meaning {
+            Meaning::Rules(rules) => rules.iter().map(Rule::text).collect::<Vec<_>>().join("; "),
+            other => format!("{other:?}"),
+        });
+        sets.collect::<Vec<_>>().join(" | ")
+    }
+
     /// Whether a flow stands for certain, so that an answer to it has to arrive.
     pub(crate) fn stands(&self, key: &Key) -> bool {
         let flow = self.flows.get(key);
         flow.is_some_and(|flow| flow.is_sure && self.is_alive(key, flow)) && self.must(key)
+    }
+
+    /// Whether nobody else was seen with the flow's port since.
+    pub(crate) fn has_port(&self, key: &Key) -> bool {
+        let protocol = if key.is_icmp { 1 } else { 17 };
+        let last = self.flows.get(key).and_then(|flow| self.ports.get(&(protocol, flow.port)));
+        last.is_some_and(|last| (last.owner, last.port) == (key.owner, key.port))
     }
 
     fn is_alive(&self, key: &Key, flow: &Flow) -> bool {
@@ -422,9 +438,8 @@ impl Model {
             return Err(format!("a packet of {key:?} went to {:?}", ends.destination));
         }
         if !self.may(&key) {
-            let source = &self.sources[usize::from(key.owner)];
-            let window: Vec<&Meaning> = source.window().collect();
-            return Err(format!("a packet of {key:?} left, and none of these permits it: {window:?}"));
+            let rules = self.rules_of(key.owner);
+            return Err(format!("a packet of {key:?} left, which none of these permits: {rules}"));
         }
         let flow = self.flows.get(&key).copied();
         if let Some(flow) = flow.filter(|flow| flow.is_answered && self.stands(&key))

@@ -223,14 +223,18 @@ impl Meaning {
     /// Whether there is a state of knowledge about names in which these rules accept.
     pub(crate) fn may(&self, target: &Target, names: &impl Known) -> bool {
         let Self::Rules(rules) = self else { return false };
-        for rule in rules.iter().filter(|rule| rule.is_of_kind(target)) {
+        for rule in rules {
+            let is_of_kind = rule.is_of_kind(target);
             match (rule.destination, rule.accepts) {
-                (Destination::Name(name), true) if names.may_have(name, target.address) => {
-                    return true;
+                (Destination::Name(name), true) => {
+                    if is_of_kind && names.may_have(name, target.address) {
+                        return true;
+                    }
                 }
+                // Nothing passes a drop rule whose name is not known.
                 (Destination::Name(name), false) if names.is_unresolved(name) => return false,
-                (Destination::Name(_), _) => {}
-                (_, accepts) if rule.is_to(target) => return accepts,
+                (Destination::Name(_), false) => {}
+                (_, accepts) if is_of_kind && rule.is_to(target) => return accepts,
                 _ => {}
             }
         }
@@ -240,11 +244,11 @@ impl Meaning {
     /// Whether these rules accept whatever is known about names.
     pub(crate) fn must(&self, target: &Target) -> bool {
         let Self::Rules(rules) = self else { return false };
-        for rule in rules.iter().filter(|rule| rule.is_of_kind(target)) {
+        for rule in rules {
             match (rule.destination, rule.accepts) {
                 (Destination::Name(_), true) => {}
                 (Destination::Name(_), false) => return false,
-                (_, accepts) if rule.is_to(target) => return accepts,
+                (_, accepts) if rule.is_of_kind(target) && rule.is_to(target) => return accepts,
                 _ => {}
             }
         }

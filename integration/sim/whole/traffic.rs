@@ -12,6 +12,8 @@ pub(crate) const PATIENCE: usize = 12;
 /// Ports of a client that flows keep for long; others are those of TCP's attempts.
 const FIRST_PORT: u16 = 41_000;
 const KEPT_PORTS: u16 = 3;
+/// Nobody sends there.
+const STRANGER: [u8; 4] = [198, 18, 77, 7];
 
 impl World {
     /// A modelled client that is there and awake.
@@ -94,7 +96,8 @@ impl World {
         }
         let has_left = self.model.left.contains(&number);
         if is_due && !has_left {
-            return Err(format!("a packet of {key:?} did not leave"));
+            let rules = self.model.rules_of(key.owner);
+            return Err(format!("a packet of {key:?} did not leave: {rules}"));
         }
         if slots != 1 && self.netvm.is_some() {
             return Err(format!("{slots} answers to a slot of client {which}"));
@@ -105,7 +108,8 @@ impl World {
     /// The other end of a flow sends: what stands gets its packet. Whether it did.
     pub(crate) fn answers(&mut self, key: Key) -> Result<bool, String> {
         let Some(flow) = self.model.flows.get(&key).copied() else { return Ok(false) };
-        if key.is_tcp {
+        // A port that is another one's by now says nothing of this flow.
+        if key.is_tcp || !self.model.has_port(&key) {
             return Ok(false);
         }
         let (number, payload) = self.marked(key.owner);
@@ -182,7 +186,7 @@ impl World {
         let client = self.model.sources[usize::from(key.owner)].address;
         let (source, destination) = match self.random.u32(0..4) {
             // The flow's port, for another remote.
-            0 => ((LIARS[0], key.remote_port), (self.own, flow.port)),
+            0 => ((STRANGER, key.remote_port), (self.own, flow.port)),
             1 => ((key.address, key.remote_port ^ 0x4000), (self.own, flow.port)),
             // Straight to the client, and as another client.
             2 => ((key.address, key.remote_port), (client, key.port)),

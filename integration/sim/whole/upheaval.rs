@@ -11,11 +11,13 @@ use crate::world::{MS, World};
 /// Services that answer, and what their answers have.
 const SERVICES: &[(&str, &str)] = &[
     ("firewall.Version", "\"version\""),
-    ("firewall.Stats", "\"without-accept\":0"),
+    ("firewall.Stats", "\"without_accept\":0"),
     ("firewall.Memory", "\"leaks\":0"),
 ];
 /// A call is over after so many ms, a daemon back, a domain stopped.
 const PATIENCE_MS: u64 = 15_000;
+/// What the appliance waits for a caller's channel (README: two minutes), in ns, and some more.
+const OPEN_TIMEOUT_NS: u64 = 125_000 * MS;
 const PAUSES_S: [u64; 4] = [3, 60, 3600, 100_000];
 
 impl World {
@@ -116,6 +118,10 @@ impl World {
 
     /// A service is called: one that there is answers, others are refused.
     pub(crate) fn call(&mut self) -> Result<bool, String> {
+        // A caller that never offered its end keeps its place for so long.
+        if self.has_gone_callers() {
+            return Ok(false);
+        }
         self.wait_for_agent()?;
         let strange = ["firewall.Nothing", "qubes.VMShell", "firewall.Stats+x", "+", ""];
         let choice = self.random.usize(0..SERVICES.len() + strange.len());
@@ -145,12 +151,18 @@ impl World {
     /// A caller goes in the middle, or says nothing at all.
     pub(crate) fn hostile_call(&mut self) -> Result<bool, String> {
         self.wait_for_agent()?;
+        self.gone_callers_until = self.model.slow() + OPEN_TIMEOUT_NS;
         self.unit.dom0.start_call(&mut self.unit.store, "firewall.Stats");
         let turns = self.random.usize(0..5);
         self.turns(turns)?;
         self.unit.dom0.end_call(&mut self.unit.store);
         self.turns(4)?;
         Ok(true)
+    }
+
+    /// Whether a caller that went away may still have its place.
+    pub(crate) fn has_gone_callers(&self) -> bool {
+        self.model.slow() < self.gone_callers_until
     }
 
     /// A client comes or goes.
