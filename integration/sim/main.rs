@@ -31,9 +31,10 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
+use firewall::planted as core_planted;
 use world::World;
 use xen::mem::Heap;
-use xen::planted::{self, Defect};
+use xen::planted;
 
 /// That of the image, so that the books are kept.
 #[global_allocator]
@@ -45,7 +46,7 @@ const STEPS_PER_SEED: u64 = 500;
 const SOAK_RATE: u64 = 100;
 /// After so many ms the log has told of all drops.
 const SUMMARY_MS: u64 = 6000;
-const USAGE: &str = "sim [--seed S] [--steps N] [--per-seed N] [--defect NAME]
+const USAGE: &str = "sim [--seed S] [--steps N] [--per-seed N] [--kind abuse|whole] [--defect NAME]
 sim --soak-minutes N [--rate PACKETS-PER-SECOND] [--seed S] [--defect NAME]
 sim --defects";
 
@@ -64,9 +65,59 @@ enum Kind {
 }
 
 impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Abuse => "abuse",
+            Self::Whole => "whole",
+        }
+    }
+
     /// In turns, if nobody says which.
     fn of(seed: u64) -> Self {
         if seed % 2 == 0 { Self::Whole } else { Self::Abuse }
+    }
+}
+
+/// Something that is broken on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Defect {
+    Driver(planted::Defect),
+    Core(core_planted::Defect),
+}
+
+impl Defect {
+    fn all() -> impl Iterator<Item = Self> {
+        let drivers = planted::Defect::ALL.iter().copied().map(Self::Driver);
+        drivers.chain(core_planted::Defect::ALL.iter().copied().map(Self::Core))
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Driver(defect) => defect.name(),
+            Self::Core(defect) => defect.name(),
+        }
+    }
+
+    fn description(self) -> &'static str {
+        match self {
+            Self::Driver(defect) => defect.description(),
+            Self::Core(defect) => defect.description(),
+        }
+    }
+
+    /// Under which seeds it has to be found.
+    fn kind(self) -> Kind {
+        match self {
+            Self::Driver(_) => Kind::Abuse,
+            Self::Core(_) => Kind::Whole,
+        }
+    }
+
+    fn plant(self) {
+        match self {
+            Self::Driver(defect) => planted::plant(Some(defect)),
+            Self::Core(defect) => core_planted::plant(Some(defect)),
+        }
     }
 }
 
@@ -84,8 +135,8 @@ struct Order {
 
 fn main() -> ExitCode {
     if std::env::args().skip(1).eq(["--defects"]) {
-        for defect in Defect::ALL {
-            println!("{}\t{}", defect.name(), defect.description());
+        for defect in Defect::all() {
+            println!("{}\t{}\t{}", defect.name(), defect.description(), defect.kind().name());
         }
         return ExitCode::SUCCESS;
     }
@@ -95,7 +146,7 @@ fn main() -> ExitCode {
         default_hook(info);
     }));
     let done = order(std::env::args().skip(1)).and_then(|order| {
-        planted::plant(order.defect);
+        order.defect.inspect(|defect| defect.plant());
         match order.soak_minutes {
             Some(minutes) => soak(&order, minutes),
             None => run(&order),
@@ -130,15 +181,14 @@ fn order(mut words: impl Iterator<Item = String>) -> Result<Order, String> {
             "--rate" => &mut order.rate,
             "--soak-minutes" => order.soak_minutes.insert(0),
             "--kind" => {
-                order.kind = Some(match value.as_deref() {
-                    Some("abuse") => Kind::Abuse,
-                    Some("whole") => Kind::Whole,
-                    _ => return Err("--kind wants abuse or whole".into()),
-                });
+                let mut kinds = [Kind::Abuse, Kind::Whole].into_iter();
+                let kind = kinds.find(|kind| Some(kind.name()) == value.as_deref());
+                order.kind = Some(kind.ok_or("--kind wants abuse or whole")?);
                 continue;
             }
             "--defect" => {
-                let defect = value.as_deref().and_then(Defect::parse);
+                let is_it = |defect: &Defect| Some(defect.name()) == value.as_deref();
+                let defect = Defect::all().find(is_it);
                 order.defect = Some(defect.ok_or("--defect wants a name that --defects lists")?);
                 continue;
             }
@@ -158,10 +208,9 @@ fn run(order: &Order) -> Result<(), String> {
         let kind = order.kind.unwrap_or(Kind::of(seed));
         let world = guarded(|| one(seed, count, kind)).map_err(|problem| {
             let each = if order.per_seed == STEPS_PER_SEED { String::new() } else { format!(" --per-seed {count}") };
-            let kind = match kind {
-                _ if kind == Kind::of(seed) => "",
-                Kind::Abuse => " --kind abuse",
-                Kind::Whole => " --kind whole",
+            let kind = match kind == Kind::of(seed) {
+                true => String::new(),
+                false => format!(" --kind {}", kind.name()),
             };
             let replay = format!("cargo xtask sim --seed {seed} --steps {count}{each}{kind}");
             failed(&problem, order, replay)

@@ -118,9 +118,7 @@ impl World {
 
     /// A flow that stands is forbidden: it ends, both ways, with the acknowledgement. Another one goes on.
     pub(crate) fn narrow(&mut self) -> Result<bool, String> {
-        let Some(key) = self.any_flow().filter(|key| !key.is_tcp && self.model.stands(key)) else {
-            return Ok(false);
-        };
+        let Some(key) = self.any_standing() else { return Ok(false) };
         let owner = usize::from(key.owner);
         let tree = self.with_first(owner, Rule::about(false, key.target()));
         if !self.replace(owner, tree)? {

@@ -83,6 +83,12 @@ impl World {
             client.rests = client.rests.saturating_sub(1);
         }
         self.answered.clear();
+        // dom0's daemon does not stay away for long.
+        if !self.unit.dom0.has_database() && self.random.u32(0..40) == 0 {
+            let effect = self.database_changes()?;
+            self.note(DATABASE, effect);
+            return Ok(());
+        }
         let (name, effect) = match self.random.u32(0..1000) {
             0..350 => return self.client_talks(),
             350..550 => return self.server_talks(),
@@ -103,17 +109,17 @@ impl World {
             837..860 => (UNASKED, self.unasked()?),
             860..880 => (CROSS, self.crosses()?),
             880..886 => (UPLINK, self.uplink_changes()?),
-            886..900 => (DATABASE, self.database_changes()?),
-            900..905 => (AGENT, self.agent_changes()?),
-            905..920 => (CALL, self.call()?),
-            920..925 => (HOSTILE_CALL, self.hostile_call()?),
+            886..894 => (DATABASE, self.database_changes()?),
+            894..900 => (AGENT, self.agent_changes()?),
+            900..922 => (CALL, self.call()?),
+            922..925 => (HOSTILE_CALL, self.hostile_call()?),
             925..937 => (CLIENT, self.client_changes()?),
             937..945 => (REST, self.client_rests()),
             945..957 => (JUMP, self.time_jumps()?),
-            957..959 => return self.hostile_visit(),
-            959..961 => return self.whole_hostile_netvm(),
-            961..963 => return self.suspend(),
-            963..998 => {
+            957..962 => return self.hostile_visit(),
+            962..966 => return self.whole_hostile_netvm(),
+            966..969 => return self.suspend(),
+            969..998 => {
                 let ms = self.random.u64(1..300);
                 return self.pass(ms);
             }

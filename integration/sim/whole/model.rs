@@ -23,6 +23,8 @@ const LIFE: u64 = 250 * S;
 const SHORT_LIFE: u64 = 50 * S;
 /// Packets that may still be on their way.
 const FLIGHTS: usize = 4096;
+/// Ended flows that are remembered.
+const GHOSTS: usize = 32;
 /// Sources whose packets have no mark: the honest clients and the hostile one.
 pub(crate) const UNMARKED: usize = 3;
 
@@ -140,6 +142,8 @@ pub(crate) struct Model {
     pub(crate) flows: BTreeMap<Key, Flow>,
     ports: BTreeMap<(u8, u16), Key>,
     replies: VecDeque<Reply>,
+    /// Flows that ended with their clients.
+    pub(crate) ghosts: VecDeque<(Key, Flow)>,
     /// Marks of packets that left, and of those that arrived at clients, since somebody looked.
     pub(crate) left: Vec<u32>,
     pub(crate) arrived: Vec<u32>,
@@ -176,6 +180,7 @@ impl Model {
             flows: BTreeMap::new(),
             ports: BTreeMap::new(),
             replies: VecDeque::new(),
+            ghosts: VecDeque::new(),
             left: vec![],
             arrived: vec![],
             questions: vec![],
@@ -300,7 +305,11 @@ impl Model {
 
     /// Nothing of a client's flows is left.
     pub(crate) fn forget_flows(&mut self, of: impl Fn(u8) -> bool) {
-        self.flows.retain(|key, _| !of(key.owner));
+        let ended = self.flows.extract_if(.., |key, _| of(key.owner));
+        self.ghosts.extend(ended.filter(|(key, _)| !key.is_tcp));
+        while self.ghosts.len() > GHOSTS {
+            self.ghosts.pop_front();
+        }
         self.ports.retain(|_, key| !of(key.owner));
     }
 

@@ -160,6 +160,13 @@ impl World {
         self.model.flows.keys().nth(at).copied()
     }
 
+    /// One of those that stand.
+    pub(crate) fn any_standing(&mut self) -> Option<Key> {
+        let stands = |key: &&Key| !key.is_tcp && self.model.stands(key);
+        let all: Vec<Key> = self.model.flows.keys().filter(stands).copied().collect();
+        (!all.is_empty()).then(|| all[self.random.usize(0..all.len())])
+    }
+
     pub(crate) fn server_talks(&mut self) -> Result<(), String> {
         match self.any_flow() {
             Some(key) => self.answers(key).map(drop),
@@ -178,8 +185,29 @@ impl World {
         Ok(has_left)
     }
 
+    /// The other end of a flow that ended with its client goes on: the next client there gets nothing of it.
+    fn ghost_answers(&mut self) -> Result<bool, String> {
+        if self.model.ghosts.is_empty() {
+            return Ok(false);
+        }
+        let at = self.random.usize(0..self.model.ghosts.len());
+        let Some((key, flow)) = self.model.ghosts.get(at).copied() else { return Ok(false) };
+        let (number, payload) = self.marked(key.owner);
+        self.model.returns(number, key);
+        let source = (key.address, key.remote_port);
+        let ends = Ends { source, destination: (self.own, flow.port) };
+        let macs = (frames::UPLINK_MAC, frames::GATEWAY_MAC);
+        let is_there =
+            self.deliver(&packets::packet(key.target().protocol, macs, ends, &payload));
+        self.turns(2)?;
+        Ok(is_there)
+    }
+
     /// Somebody outside sends to a port that nobody asked it to, or as somebody that it is not.
     pub(crate) fn unasked(&mut self) -> Result<bool, String> {
+        if self.random.bool() {
+            return self.ghost_answers();
+        }
         let Some(key) = self.any_flow() else { return Ok(false) };
         let Some(flow) = self.model.flows.get(&key).copied() else { return Ok(false) };
         let (_, payload) = self.marked(key.owner);

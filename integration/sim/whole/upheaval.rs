@@ -16,6 +16,8 @@ const SERVICES: &[(&str, &str)] = &[
 ];
 /// A call is over after so many ms, a daemon back, a domain stopped.
 const PATIENCE_MS: u64 = 15_000;
+/// Exit code of a call for which there is no place.
+const REFUSED: u32 = 126;
 /// What the appliance waits for a caller's channel (README: two minutes), in ns, and some more.
 const OPEN_TIMEOUT_NS: u64 = 125_000 * MS;
 const PAUSES_S: [u64; 4] = [3, 60, 3600, 100_000];
@@ -118,10 +120,6 @@ impl World {
 
     /// A service is called: one that there is answers, others are refused.
     pub(crate) fn call(&mut self) -> Result<bool, String> {
-        // A caller that never offered its end keeps its place for so long.
-        if self.has_gone_callers() {
-            return Ok(false);
-        }
         self.wait_for_agent()?;
         let strange = ["firewall.Nothing", "qubes.VMShell", "firewall.Stats+x", "+", ""];
         let choice = self.random.usize(0..SERVICES.len() + strange.len());
@@ -144,6 +142,8 @@ impl World {
         match wanted {
             Some(wanted) if exit == 0 && output.contains(wanted) => Ok(true),
             None if exit != 0 => Ok(true),
+            // Callers that never offered their ends keep their places for a while.
+            Some(_) if exit == REFUSED && self.has_gone_callers() => Ok(false),
             _ => Err(format!("{service:?} ends with {exit}: {output}")),
         }
     }
