@@ -5,6 +5,9 @@ use xen::{event, fake, grant, mem};
 
 use crate::world::World;
 
+/// Turns in which a frame of our own comes and goes.
+const PATIENCE: usize = 4;
+
 /// What the hypervisor, xenstored and the appliance count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ledger {
@@ -65,13 +68,24 @@ impl World {
     /// Notes what the appliance holds when nobody wants anything of it.
     pub(crate) fn note_quiet(&mut self) -> Result<(), String> {
         self.settle()?;
-        self.quiet = self.ledger();
+        let first = self.ledger();
+        self.turns(PATIENCE)?;
+        let second = self.ledger();
+        // What is on its way is no part of it.
+        self.quiet = if second.grants < first.grants { second } else { first };
         Ok(())
     }
 
     /// That devices which came and went have cost nothing; flows may still be there.
     pub(crate) fn expect_quiet(&mut self, after: &str) -> Result<(), String> {
         self.settle()?;
+        // A question about a name may be on its way at any time.
+        for _ in 0..PATIENCE {
+            if self.ledger().of_devices() == self.quiet.of_devices() {
+                break;
+            }
+            self.turns(1)?;
+        }
         let (now, quiet) = (self.ledger().of_devices(), self.quiet.of_devices());
         let nat = self.unit.event_loop.firewall().port_use();
         if nat.leaked > 0 {

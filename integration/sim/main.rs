@@ -263,7 +263,7 @@ struct Outcome {
 fn one(seed: u64, steps: u64, kind: Kind) -> Result<Outcome, String> {
     let mut world = match kind {
         Kind::Abuse => World::new(seed),
-        Kind::Whole => World::whole(seed)?,
+        Kind::Whole => World::whole(seed).map_err(|problem| format!("step 0: {problem}"))?,
     };
     for step in 0..steps {
         DONE.set((DONE.get().0, step));

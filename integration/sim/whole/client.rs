@@ -22,11 +22,13 @@ pub(crate) struct Client {
     guest: Option<Guest>,
     /// It does nothing for so many steps.
     pub(crate) rests: u32,
+    /// Receive buffers to be posted again.
+    owed: usize,
 }
 
 impl Client {
     pub(crate) fn new(owner: u8, address: [u8; 4], domain: DomId) -> Self {
-        Self { owner, address, domain, guest: None, rests: 0 }
+        Self { owner, address, domain, guest: None, rests: 0, owed: 0 }
     }
 
     pub(crate) fn is_attached(&self) -> bool {
@@ -50,17 +52,15 @@ impl Client {
     pub(crate) fn look(&mut self, model: &mut Model) -> Result<(), String> {
         let Some(guest) = &mut self.guest else { return Ok(()) };
         let got = guest.received();
-        if got.is_empty() {
-            return Ok(());
-        }
+        self.owed += got.len();
         for (response, mut frame) in got.iter().cloned() {
             if response.flags.has(RxFlags::CSUM_BLANK) {
                 frames::complete(&mut frame);
             }
             model.check_in(self.owner, &frame)?;
         }
-        if self.rests == 0 {
-            guest.post(got.len());
+        if self.rests == 0 && self.owed > 0 {
+            guest.post(std::mem::take(&mut self.owed));
         }
         Ok(())
     }
@@ -92,7 +92,7 @@ impl World {
             return Err(format!("client {which} cannot connect: {:?}", self.client_state(which)));
         }
         let client = &mut self.clients[which];
-        (client.guest, client.rests) = (Some(guest), 0);
+        (client.guest, client.rests, client.owed) = (Some(guest), 0, 0);
         client.guest.as_mut().expect("just made").post(BUFFERS);
         self.turns(2)
     }

@@ -1,12 +1,17 @@
 //! dom0 edits rules: whole, half, wrong, narrower, wider.
 
 use super::model::{Key, UNMARKED};
-use super::rules::{Destination, Entry, Protocol, Rule, Target, Tree};
+use super::names::Mood;
+use super::rules::{Destination, Entry, PORTS, Protocol, Rule, Target, Tree};
+use super::traffic::FIRST_PORT;
 use crate::frames;
 use crate::world::World;
 
 /// Turns in which a commit is acknowledged while the database is there.
 const PATIENCE: usize = 40;
+/// A TTL counts as a minute at least; after three quarters of it a name is asked for again. In ms, with some more; and the rest.
+const REFRESH_MS: u64 = 47_000;
+const REST_MS: u64 = 18_000;
 /// Rules of one tree at most.
 const MOST_RULES: usize = 8;
 
@@ -213,29 +218,72 @@ impl World {
     pub(crate) fn allow_name(&mut self) -> Result<bool, String> {
         let Some(which) = self.any_client() else { return Ok(false) };
         let name = self.random.usize(0..self.model.names.len());
-        self.model.names[name].mood = super::names::Mood::Answers;
-        let (owner, port) = (self.clients[which].owner, super::rules::PORTS[0]);
+        self.model.names[name].mood = Mood::Answers;
+        let (owner, port) = (self.clients[which].owner, PORTS[0]);
         let first = Rule {
             accepts: true,
             destination: Destination::Name(name),
             protocol: Some(Protocol::Udp),
             ports: Some((port, port)),
         };
-        // A name that nobody asks for any more is forgotten, and asked for at once when a rule has it again.
-        self.replace(owner.into(), Tree::default())?;
-        let is_used = (0..self.model.sources.len()).any(|other| self.uses(other, name));
-        let is_in_force = self.replace(owner.into(), self.with_first(owner.into(), first))?;
-        if is_used || !is_in_force || self.netvm.is_none() {
+        let tree = self.with_first(owner.into(), first);
+        if !self.allow_only(owner.into(), name, tree)? {
             return Ok(false);
         }
+        self.reaches(which, name, port).map(|_| true)
+    }
+
+    /// Sets rules with a name that no others have, so that it is asked for at once. Whether that worked.
+    fn allow_only(&mut self, owner: usize, name: usize, tree: Tree) -> Result<bool, String> {
+        // A name that nobody asks for any more is forgotten.
+        self.replace(owner, Tree::default())?;
+        let is_used = (0..self.model.sources.len()).any(|other| self.uses(other, name));
+        let is_in_force = self.replace(owner, tree)?;
         self.pass(3000)?;
+        Ok(!is_used && is_in_force && self.netvm.is_some())
+    }
+
+    /// An address of a name has to be reached.
+    fn reaches(&mut self, which: usize, name: usize, port: u16) -> Result<Key, String> {
         let address = self.model.names[name].addresses[0];
         let target = Target { protocol: Protocol::Udp, address, port };
-        let key = Key::of(owner, 41_000, target);
-        if !self.sends(which, key)? {
-            return Err(format!("an address of a name that is allowed is refused: {key:?}"));
+        let key = Key::of(self.clients[which].owner, FIRST_PORT, target);
+        match self.sends(which, key)? {
+            true => Ok(key),
+            false => Err(format!("an address of a name that is allowed is refused: {key:?}")),
         }
-        Ok(true)
+    }
+
+    /// A name moves to another address: that one counts once the TTL is nearly over, the old one no more when it is, but for
+    /// the flow that has it.
+    pub(crate) fn move_name(&mut self) -> Result<bool, String> {
+        let Some(which) = self.any_client() else { return Ok(false) };
+        let name = self.random.usize(0..self.model.names.len());
+        let (owner, port) = (self.clients[which].owner, PORTS[0]);
+        let known = &mut self.model.names[name];
+        (known.mood, known.ttl) = (Mood::Answers, [0, 1, 30][self.random.usize(0..3)]);
+        known.addresses = vec![[192, 0, 2, self.random.u8(100..140)]];
+        let rule = Rule {
+            accepts: true,
+            destination: Destination::Name(name),
+            protocol: Some(Protocol::Udp),
+            ports: None,
+        };
+        if !self.allow_only(owner.into(), name, Tree::of([rule]))? {
+            return Ok(false);
+        }
+        let old = self.reaches(which, name, port)?;
+        self.model.names[name].addresses = vec![[192, 0, 2, self.random.u8(140..180)]];
+        self.pass(REFRESH_MS)?;
+        self.reaches(which, name, port)?;
+        self.model.names[name].is_heard();
+        self.pass(REST_MS)?;
+        // The oracle looks whether a new flow to the old address leaves.
+        self.sends(which, Key { port: FIRST_PORT + 1, ..old })?;
+        match self.sends(which, old)? {
+            true => Ok(true),
+            false => Err(format!("a flow lost the address of its name: {old:?}")),
+        }
     }
 
     /// Whether rules that are or were in force have a name.

@@ -28,7 +28,7 @@ pub(crate) const FIRST_DOMAIN: u16 = 100;
 /// What is counted beside what hostile peers do.
 pub(crate) const ACTS: &[&str] = &[
     EDIT, NARROW, WIDEN, GARBLE, HALF, REMOVE, UPLINK, DATABASE, AGENT, CALL, HOSTILE_CALL, CLIENT, REST,
-    JUMP, RESOLVE, NAME, ALLOW_NAME, UNASKED, CROSS, STOP,
+    JUMP, RESOLVE, NAME, ALLOW_NAME, MOVE_NAME, UNASKED, CROSS, STOP,
 ];
 const EDIT: &str = "W1 rules edited";
 const NARROW: &str = "W1 rules narrowed under a flow";
@@ -47,6 +47,7 @@ const JUMP: &str = "W7 time jumps over a pause";
 const RESOLVE: &str = "W8 clients ask resolvers";
 const NAME: &str = "W8 names change: addresses, TTL, failures";
 const ALLOW_NAME: &str = "W8 a name allowed, its address reached";
+const MOVE_NAME: &str = "W8 a name moves to another address";
 const UNASKED: &str = "W9 packets that nobody asked for";
 const CROSS: &str = "W9 clients as others, and to others";
 const STOP: &str = "W10 shutdown";
@@ -83,6 +84,7 @@ impl World {
             client.rests = client.rests.saturating_sub(1);
         }
         self.answered.clear();
+        self.model.check_names(self.netvm.is_some())?;
         // dom0's daemon does not stay away for long.
         if !self.unit.dom0.has_database() && self.random.u32(0..40) == 0 {
             let effect = self.database_changes()?;
@@ -106,7 +108,8 @@ impl World {
             805..820 => (HALF, self.half_write()?),
             820..827 => (REMOVE, self.remove_rules()?),
             827..837 => (ALLOW_NAME, self.allow_name()?),
-            837..860 => (UNASKED, self.unasked()?),
+            837..840 => (MOVE_NAME, self.move_name()?),
+            840..860 => (UNASKED, self.unasked()?),
             860..880 => (CROSS, self.crosses()?),
             880..886 => (UPLINK, self.uplink_changes()?),
             886..894 => (DATABASE, self.database_changes()?),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use xen::fake;
 
-use super::names::Name;
+use super::names::{Name, text};
 use super::packets::{self, Mark, Read};
 use super::rules::{DNS_PORT, Known, Meaning, Protocol, Rule, Target, Tree};
 
@@ -282,6 +282,24 @@ impl Model {
         Ok(())
     }
 
+    /// Names that rules have are asked for again in time, while there is a way to the resolvers.
+    pub(crate) fn check_names(&mut self, has_way: bool) -> Result<(), String> {
+        let now = self.slow();
+        for name in 0..self.names.len() {
+            let is_used =
+                |source: &Source| source.is_settled() && source.in_force.names().any(|one| one == name);
+            let is_used = has_way && self.sources.iter().any(is_used);
+            let known = &mut self.names[name];
+            let since = *known.used_since.get_or_insert(now);
+            if !is_used {
+                known.used_since = None;
+            } else if now > since.max(known.asked_at) + known.patience() {
+                return Err(format!("{} is not asked for again", text(name)));
+            }
+        }
+        Ok(())
+    }
+
     /// A client is about to send.
     pub(crate) fn departs(&mut self, number: u32, key: Key) {
         self.flights.insert(number, key);
@@ -349,10 +367,15 @@ impl Model {
         flow.is_some_and(|flow| flow.is_sure && self.is_alive(key, flow)) && self.must(key)
     }
 
+    /// Whose packet left last with the port of a flow.
+    pub(crate) fn user_of(&self, key: &Key, flow: &Flow) -> Option<Key> {
+        let protocol = if key.is_icmp { 1 } else { 17 };
+        self.ports.get(&(protocol, flow.port)).copied()
+    }
+
     /// Whether nobody else was seen with the flow's port since.
     pub(crate) fn has_port(&self, key: &Key) -> bool {
-        let protocol = if key.is_icmp { 1 } else { 17 };
-        let last = self.flows.get(key).and_then(|flow| self.ports.get(&(protocol, flow.port)));
+        let last = self.flows.get(key).and_then(|flow| self.user_of(key, flow));
         last.is_some_and(|last| (last.owner, last.port) == (key.owner, key.port))
     }
 
@@ -394,8 +417,10 @@ impl Model {
                     return Err("no question to a resolver".into());
                 };
                 self.note_question(&read, None);
-                let is_known = (0..self.names.len()).any(|known| super::names::text(known) == name);
-                if is_known { Ok(()) } else { Err(format!("who asked for {name}?")) }
+                let mut known = (0..self.names.len()).filter(|known| text(*known) == name);
+                let known = known.next().ok_or_else(|| format!("who asked for {name}?"))?;
+                self.names[known].asked_at = self.slow();
+                Ok(())
             }
             (None, read) => self.check_unmarked(read.as_ref()),
         }

@@ -11,6 +11,8 @@ const S: u64 = 1_000_000_000;
 const MIN_LIFE: u64 = 60 * S;
 const STALE: u64 = 3600 * S;
 const MARGIN: u64 = 2 * S;
+/// Longest pause between two questions about a name that fails, and of an absence that has no TTL, in ns.
+const LONGEST_PAUSE: u64 = 300 * S;
 /// Longest life of an address, in ns.
 const MAX_LIFE: u64 = 86_400 * S;
 /// Latest answers that may still be the latest that was heard: one may have been lost.
@@ -38,6 +40,8 @@ struct Told {
     at: u64,
     life: u64,
     number: u64,
+    /// A newer answer was heard.
+    is_old: bool,
     /// To this client only.
     only: Option<u8>,
 }
@@ -51,6 +55,9 @@ pub(crate) struct Name {
     told: Vec<Told>,
     /// Answers so far.
     count: u64,
+    /// Since when rules have it while it can be asked for, and when it was asked for last, in ns.
+    pub(crate) used_since: Option<u64>,
+    pub(crate) asked_at: u64,
     /// All addresses that were ever told: a flow keeps its own.
     pub(crate) ever: BTreeSet<[u8; 4]>,
 }
@@ -63,6 +70,8 @@ impl Name {
             mood: Mood::Answers,
             told: vec![],
             count: 0,
+            used_since: None,
+            asked_at: 0,
             ever: BTreeSet::new(),
         };
         name.change(random);
@@ -91,15 +100,31 @@ impl Name {
         }
         let life = (u64::from(self.ttl) * S).clamp(MIN_LIFE, MAX_LIFE);
         let number = if only.is_none() { self.count } else { 0 };
-        let told = |address: &[u8; 4]| Told { address: *address, at: now, life, number, only };
+        let told = |address: &[u8; 4]| {
+            Told { address: *address, at: now, life, number, is_old: false, only }
+        };
         self.told.extend(addresses.iter().map(told));
         self.ever.extend(addresses);
+    }
+
+    /// The latest answer was heard: no older one is the latest any more.
+    pub(crate) fn is_heard(&mut self) {
+        let count = self.count;
+        self.told.iter_mut().filter(|told| told.number < count).for_each(|told| told.is_old = true);
+    }
+
+    /// How long after a question the next one is due at the latest, in ns: the longest life that an answer had of late, or
+    /// the longest pause after failures.
+    pub(crate) fn patience(&self) -> u64 {
+        let lives = self.told.iter().map(|told| told.life);
+        lives.max().unwrap_or(0).max(LONGEST_PAUSE) + MIN_LIFE
     }
 
     /// Whether a client may believe at `now` that the name has the address.
     pub(crate) fn may_have(&self, now: u64, client: u8, address: [u8; 4]) -> bool {
         self.told.iter().any(|told| {
-            let is_latest = told.only.is_none() && told.number + LATEST > self.count;
+            let is_latest =
+                told.only.is_none() && !told.is_old && told.number + LATEST > self.count;
             let stale = if is_latest { STALE } else { 0 };
             told.address == address
                 && told.only.is_none_or(|only| only == client)

@@ -1,6 +1,6 @@
 //! What modelled clients send and what comes back: entitled and not.
 
-use super::model::Key;
+use super::model::{Flow, Key};
 use super::packets::{self, Mark};
 use super::rules::{DNS_PORT, ECHO, PORTS, Protocol, REMOTES, RESOLVERS, Target};
 use super::watch::LIARS;
@@ -10,7 +10,7 @@ use crate::world::World;
 /// Turns in which a frame has to get through.
 pub(crate) const PATIENCE: usize = 12;
 /// Ports of a client that flows keep for long; others are those of TCP's attempts.
-const FIRST_PORT: u16 = 41_000;
+pub(crate) const FIRST_PORT: u16 = 41_000;
 const KEPT_PORTS: u16 = 3;
 /// Nobody sends there.
 const STRANGER: [u8; 4] = [198, 18, 77, 7];
@@ -186,12 +186,11 @@ impl World {
     }
 
     /// The other end of a flow that ended with its client goes on: the next client there gets nothing of it.
-    fn ghost_answers(&mut self) -> Result<bool, String> {
-        if self.model.ghosts.is_empty() {
+    pub(crate) fn ghost_answers(&mut self, key: Key, flow: Flow) -> Result<bool, String> {
+        // A port that is another one's by now is his.
+        if self.model.user_of(&key, &flow).is_some_and(|user| user != key) {
             return Ok(false);
         }
-        let at = self.random.usize(0..self.model.ghosts.len());
-        let Some((key, flow)) = self.model.ghosts.get(at).copied() else { return Ok(false) };
         let (number, payload) = self.marked(key.owner);
         self.model.returns(number, key);
         let source = (key.address, key.remote_port);
@@ -205,8 +204,10 @@ impl World {
 
     /// Somebody outside sends to a port that nobody asked it to, or as somebody that it is not.
     pub(crate) fn unasked(&mut self) -> Result<bool, String> {
-        if self.random.bool() {
-            return self.ghost_answers();
+        let ghosts = self.model.ghosts.len();
+        if ghosts > 0 && self.random.bool() {
+            let ghost = self.model.ghosts.get(self.random.usize(0..ghosts)).copied();
+            return ghost.map_or(Ok(false), |(key, flow)| self.ghost_answers(key, flow));
         }
         let Some(key) = self.any_flow() else { return Ok(false) };
         let Some(flow) = self.model.flows.get(&key).copied() else { return Ok(false) };

@@ -28,6 +28,7 @@ impl World {
         let is_moved = self.unit.dom0.is_live() && self.random.bool();
         self.remove_netvm()?;
         self.later.clear();
+        self.model.check_names(false)?;
         for _ in 0..self.random.u32(0..4) {
             self.client_talks()?;
         }
@@ -172,8 +173,15 @@ impl World {
             self.attach(which)?;
             return Ok(true);
         }
+        let owner = self.clients[which].owner;
+        let flow = self.any_standing().filter(|key| key.owner == owner);
+        let flow = flow.and_then(|key| Some((key, *self.model.flows.get(&key)?)));
         let is_killed = self.random.bool();
         self.detach(which, is_killed)?;
+        if self.random.bool() {
+            self.attach(which)?;
+            flow.map_or(Ok(false), |(key, flow)| self.ghost_answers(key, flow))?;
+        }
         Ok(true)
     }
 

@@ -3,6 +3,7 @@
 use xen::fake;
 use xen::netif::RxResponse;
 
+use super::model::{Key, Question};
 use super::names::{Mood, text};
 use super::packets::{self, Mark};
 use super::rules::{DNS_PORT, RESOLVERS};
@@ -17,6 +18,8 @@ const NO_SUCH_NAME: u16 = 3;
 pub(crate) struct Later {
     at: u64,
     frame: Vec<u8>,
+    /// The client's flow that it is for.
+    flow: Option<Key>,
 }
 
 impl World {
@@ -69,13 +72,14 @@ impl World {
             let message = packets::answer((id, asked), code, (&addresses, ttl), mark);
             let frame =
                 packets::from_resolver((question.resolver, DNS_PORT), question.to, &message);
-            self.later.push(Later { at: fake::now_ns() + delay, frame });
+            let flow = question.mark.and_then(|mark| self.model.flight(mark.1));
+            self.later.push(Later { at: fake::now_ns() + delay, frame, flow });
         }
         self.deliver_due();
     }
 
     /// Somebody else says something before: with another number, from another place, to another question.
-    fn lie(&mut self, question: &super::model::Question, (id, asked): (u16, &[u8])) {
+    fn lie(&mut self, question: &Question, (id, asked): (u16, &[u8])) {
         let other = RESOLVERS.into_iter().find(|one| *one != question.resolver).unwrap_or([0; 4]);
         let own = (question.resolver, DNS_PORT);
         let mut renamed = asked.to_vec();
@@ -93,7 +97,7 @@ impl World {
         }
         let message = packets::answer((id, asked), 0, (&LIARS, 300), None);
         let frame = packets::from_resolver(from, question.to, &message);
-        self.later.push(Later { at: fake::now_ns(), frame });
+        self.later.push(Later { at: fake::now_ns(), frame, flow: None });
     }
 
     fn deliver_due(&mut self) {
@@ -104,8 +108,11 @@ impl World {
         let now = fake::now_ns();
         let is_due = |later: &mut Later| later.at <= now;
         let due: Vec<Later> = self.later.extract_if(.., is_due).collect();
-        for Later { frame, .. } in due {
-            self.deliver(&frame);
+        for Later { frame, flow, .. } in due {
+            // A port that is another one's by now is his.
+            if flow.is_none_or(|flow| self.model.has_port(&flow)) {
+                self.deliver(&frame);
+            }
         }
     }
 
