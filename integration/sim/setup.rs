@@ -18,12 +18,17 @@ use crate::world::{HOSTILE_ADDRESS, World};
 
 const NETVM: DomId = DomId(2);
 const LIMITS: Limits =
-    Limits { clients: 8, addresses: 32, flows: 512, flows_per_client: 64, fragment_bytes: 65536 };
+    Limits { clients: 8, addresses: 32, flows: 256, flows_per_client: 64, fragment_bytes: 65536 };
 
 impl World {
     /// A world in which everybody is connected and nothing has happened.
     pub(crate) fn new(seed: u64) -> Self {
-        let mut unit = Appliance::boot(LIMITS);
+        Self::with(seed, LIMITS)
+    }
+
+    /// The same with tables of another size.
+    pub(crate) fn with(seed: u64, limits: Limits) -> Self {
+        let mut unit = Appliance::boot(limits);
         let honest = [0, 1].map(|which| Honest::attach(&mut unit.store, which));
         let [one, other] = frames::HONEST;
         let mut world = Self {

@@ -12,6 +12,7 @@ mod traffic;
 mod upheaval;
 mod watch;
 
+use firewall::Limits;
 use xen::DomId;
 
 pub(crate) use client::Client;
@@ -21,6 +22,9 @@ pub(crate) use watch::Later;
 use crate::world::World;
 use names::{NAMES, Name};
 
+/// No client comes near its quota: one that is over it loses flows, and the oracle does not know which.
+const LIMITS: Limits =
+    Limits { clients: 8, addresses: 32, flows: 2048, flows_per_client: 400, fragment_bytes: 65536 };
 const CLIENTS: [[u8; 4]; 4] = [[10, 137, 0, 30], [10, 137, 0, 31], [10, 137, 1, 7], [10, 138, 4, 9]];
 /// Domains of clients, from here on.
 pub(crate) const FIRST_DOMAIN: u16 = 100;
@@ -55,7 +59,7 @@ const STOP: &str = "W10 shutdown";
 impl World {
     /// A world with everything in it.
     pub(crate) fn whole(seed: u64) -> Result<Self, String> {
-        let mut world = Self::new(seed);
+        let mut world = Self::with(seed, LIMITS);
         world.is_prompt = true;
         world.take_sent()?;
         let random = &mut world.random;
@@ -162,6 +166,7 @@ impl World {
 
     /// Some seeds end with a shutdown.
     pub(crate) fn whole_end(&mut self, seed: u64) -> Result<(), String> {
+        self.settle()?;
         if seed % 4 == 2 {
             let is_stopped = self.shut_down()?;
             self.note(STOP, is_stopped);

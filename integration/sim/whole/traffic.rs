@@ -135,7 +135,8 @@ impl World {
             }
         }
         if is_due {
-            return Err(format!("an answer to {key:?} did not arrive"));
+            let rules = self.model.rules_of(key.owner);
+            return Err(format!("an answer to {key:?} did not arrive: {rules}"));
         }
         Ok(false)
     }
