@@ -128,6 +128,17 @@ impl Appliance {
     }
 }
 
+/// That an appliance which was taken down, with its neighbours, has left nothing.
+pub(crate) fn nothing_is_left() -> Result<(), String> {
+    fake::assert_no_leaks();
+    let left = |part: Part| {
+        let live = ledger::usage(part).live;
+        (live > 0).then(|| format!("{live} bytes of {}", part.name()))
+    };
+    let left: Vec<String> = Part::ALL.into_iter().skip(1).filter_map(left).collect();
+    if left.is_empty() { Ok(()) } else { Err(format!("left at the end: {}", left.join(", "))) }
+}
+
 /// The addresses that dom0 writes for a firewall at `own`.
 pub(crate) fn network([a, b, c, d]: [u8; 4]) -> [(&'static str, String); 8] {
     let own = format!("{a}.{b}.{c}.{d}");

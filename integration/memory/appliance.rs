@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use firewall::Limits;
-use xen::fake::vif::{Guest, NetVm, attach_client, attach_uplink, detach_client};
 use xen::fake;
+use xen::fake::vif::{Guest, NetVm, attach_client, attach_uplink, detach_client};
 use xen::mem::ledger::{self, Part, Use};
 use xen::netif::{RxFlags, TxFlags};
 use xen::{DomId, event, grant, mem};
@@ -300,12 +300,6 @@ impl Appliance {
         drop(self.netvm);
         self.unit.end();
         drop(self.guest);
-        fake::assert_no_leaks();
-        let left = |part: Part| {
-            let live = ledger::usage(part).live;
-            (live > 0).then(|| format!("{} bytes of {}", live, part.name()))
-        };
-        let left: Vec<String> = Part::ALL.into_iter().skip(1).filter_map(left).collect();
-        if left.is_empty() { Ok(()) } else { Err(format!("left at the end: {}", left.join(", "))) }
+        double::nothing_is_left()
     }
 }

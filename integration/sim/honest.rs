@@ -282,10 +282,8 @@ impl World {
         offset: u16,
         checksum: Checksum,
     ) -> Result<(), String> {
-        let ends = Ends {
-            source: (frames::SERVER, frames::SERVER_PORT),
-            destination: (self.own, port),
-        };
+        let ends =
+            Ends { source: (frames::SERVER, frames::SERVER_PORT), destination: (self.own, port) };
         let mut frame = frames::datagram((frames::UPLINK_MAC, frames::GATEWAY_MAC), ends, payload);
         checksum.apply(&mut frame);
         let flags = RxFlags(match checksum {

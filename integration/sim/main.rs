@@ -1,16 +1,25 @@
-//! The whole appliance on the in-memory hypervisor: event loop, packet core and drivers as they are in the image, between
-//! honest clients, hostile clients and NetVMs of both kinds. `cargo xtask sim --seed S --steps N` runs it.
+//! The whole firewall on the in-memory hypervisor: event loop, packet core, drivers, QubesDB client, qrexec agent and resolver
+//! as they are in the image, in virtual time. `cargo xtask sim --seed S --steps N` runs it.
 //!
-//! A step is one thing that reaches the appliance: a frame, a ring index, an event, a xenstore node, time. After each step
-//! what must always hold is checked (`world`); after each visit of a hostile peer everything that it cost must be back. A
-//! seed decides everything: a run that failed is replayed with it. What was done is printed in lines of tab-separated fields.
+//! Seeds are of two kinds, in turns or as `--kind` says:
+//! - *abuse* (odd): hostile clients and NetVMs do their worst to the drivers between honest ones, with rules that accept all.
+//! - *whole* (even): dom0 edits rules, loses its daemons and has them back, changes the NetVM; clients come, go, talk, ask
+//!   resolvers that answer, fail and are lied about; time jumps; hostile peers visit as well (`whole`). IPv4 only; of TCP
+//!   no more than the packets that open connections.
 //!
-//! `--defect NAME` breaks the drivers as `xen::planted` says, to show that the run fails then; `--defects` lists the names.
-//! `--soak-minutes N` has honest traffic for so long in place of hostile acts (`soak`).
+//! A step is one thing that reaches the appliance: a frame, a ring index, an event, a node, a word of dom0, time. After each
+//! turn of the loop an oracle that knows the rules from what dom0 wrote (`whole::model`) judges every frame that left, to
+//! the uplink and to a client; what must get through has to within some turns; after each visit of a hostile peer everything
+//! that it cost must be back. A seed decides everything: a run that failed is replayed with it. What was done is printed in
+//! lines of tab-separated fields: how often each act was tried, and how often it took effect.
+//!
+//! `--defect NAME` breaks the drivers as `xen::planted` says or the rest as `firewall::planted` does, to show that the run
+//! fails then; `--defects` lists the names. `--soak-minutes N` has honest traffic for so long in place of acts (`soak`).
 
 #![forbid(unsafe_code)]
 #![expect(clippy::indexing_slicing, reason = "a mistake of a test ends it, as it should")]
 
+#[expect(dead_code, reason = "the memory tests ask other things of dom0")]
 #[path = "../double/dom0.rs"]
 mod dom0;
 #[path = "../double/appliance.rs"]
@@ -74,7 +83,7 @@ impl Kind {
 
     /// In turns, if nobody says which.
     fn of(seed: u64) -> Self {
-        if seed % 2 == 0 { Self::Whole } else { Self::Abuse }
+        if seed.is_multiple_of(2) { Self::Whole } else { Self::Abuse }
     }
 }
 
@@ -207,7 +216,11 @@ fn run(order: &Order) -> Result<(), String> {
         DONE.set((steps, 0));
         let kind = order.kind.unwrap_or(Kind::of(seed));
         let world = guarded(|| one(seed, count, kind)).map_err(|problem| {
-            let each = if order.per_seed == STEPS_PER_SEED { String::new() } else { format!(" --per-seed {count}") };
+            let each = if order.per_seed == STEPS_PER_SEED {
+                String::new()
+            } else {
+                format!(" --per-seed {count}")
+            };
             let kind = match kind == Kind::of(seed) {
                 true => String::new(),
                 false => format!(" --kind {}", kind.name()),

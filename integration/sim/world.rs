@@ -13,7 +13,7 @@ use xen::mem::ledger;
 use xen::netif::TxRequest;
 
 use crate::Outcome;
-use crate::double::Appliance;
+use crate::double::{self, Appliance};
 use crate::guest::{self, Visit};
 use crate::honest::Honest;
 use crate::ledger::Ledger;
@@ -67,7 +67,10 @@ pub(crate) struct World {
 /// Names of all hostile acts.
 pub(crate) fn acts() -> impl Iterator<Item = &'static str> {
     let guests = guest::ACTS.iter().map(|act| act.0);
-    guests.chain(netvm::ACTS.iter().map(|act| act.0)).chain([guest::VISIT, SUSPEND]).chain(whole::ACTS.iter().copied())
+    guests
+        .chain(netvm::ACTS.iter().map(|act| act.0))
+        .chain([guest::VISIT, SUSPEND])
+        .chain(whole::ACTS.iter().copied())
 }
 
 const SUSPEND: &str = "R11 suspend and resume";
@@ -103,7 +106,7 @@ impl World {
         drop(self.netvm);
         self.unit.end();
         drop((self.honest, self.clients));
-        fake::assert_no_leaks();
+        double::nothing_is_left()?;
         Ok(Outcome { effects, tried, honest_sent, honest_answered })
     }
 

@@ -109,7 +109,8 @@ impl World {
             Entry::Rule(rule) => Some(*rule),
             Entry::Garbage(_) => None,
         });
-        let is_other = |rule: &Rule| rule.destination != first.destination || rule.ports != first.ports;
+        let is_other =
+            |rule: &Rule| rule.destination != first.destination || rule.ports != first.ports;
         Tree::of([first].into_iter().chain(rest.filter(is_other).take(MOST_RULES)))
     }
 

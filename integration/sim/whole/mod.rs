@@ -25,14 +25,34 @@ use names::{NAMES, Name};
 /// No client comes near its quota: one that is over it loses flows, and the oracle does not know which.
 const LIMITS: Limits =
     Limits { clients: 8, addresses: 32, flows: 2048, flows_per_client: 400, fragment_bytes: 65536 };
-const CLIENTS: [[u8; 4]; 4] = [[10, 137, 0, 30], [10, 137, 0, 31], [10, 137, 1, 7], [10, 138, 4, 9]];
+const CLIENTS: [[u8; 4]; 4] =
+    [[10, 137, 0, 30], [10, 137, 0, 31], [10, 137, 1, 7], [10, 138, 4, 9]];
 /// Domains of clients, from here on.
 pub(crate) const FIRST_DOMAIN: u16 = 100;
 
 /// What is counted beside what hostile peers do.
 pub(crate) const ACTS: &[&str] = &[
-    EDIT, NARROW, WIDEN, GARBLE, HALF, REMOVE, UPLINK, DATABASE, AGENT, CALL, HOSTILE_CALL, CLIENT, REST,
-    JUMP, RESOLVE, NAME, ALLOW_NAME, MOVE_NAME, UNASKED, CROSS, STOP,
+    EDIT,
+    NARROW,
+    WIDEN,
+    GARBLE,
+    HALF,
+    REMOVE,
+    UPLINK,
+    DATABASE,
+    AGENT,
+    CALL,
+    HOSTILE_CALL,
+    CLIENT,
+    REST,
+    JUMP,
+    RESOLVE,
+    NAME,
+    ALLOW_NAME,
+    MOVE_NAME,
+    UNASKED,
+    CROSS,
+    STOP,
 ];
 const EDIT: &str = "W1 rules edited";
 const NARROW: &str = "W1 rules narrowed under a flow";

@@ -286,8 +286,9 @@ impl Model {
     pub(crate) fn check_names(&mut self, has_way: bool) -> Result<(), String> {
         let now = self.slow();
         for name in 0..self.names.len() {
-            let is_used =
-                |source: &Source| source.is_settled() && source.in_force.names().any(|one| one == name);
+            let is_used = |source: &Source| {
+                source.is_settled() && source.in_force.names().any(|one| one == name)
+            };
             let is_used = has_way && self.sources.iter().any(is_used);
             let known = &mut self.names[name];
             let since = *known.used_since.get_or_insert(now);
@@ -401,7 +402,9 @@ impl Model {
         let read = packets::read(frame);
         let marks = Mark::all_in(frame);
         let number = match (marks.as_slice(), &read) {
-            ([], Some(read)) => packets::syn(read).filter(|number| self.flights.contains_key(number)),
+            ([], Some(read)) => {
+                packets::syn(read).filter(|number| self.flights.contains_key(number))
+            }
             ([], None) => None,
             ([mark, ..], _) => {
                 let key = self.flights.get(&mark.1).filter(|key| key.owner == mark.0);
@@ -448,9 +451,10 @@ impl Model {
             let (address, port) = read.ends.destination;
             Target { protocol, address, port }
         });
-        let is_accepted = self.sources.iter().take(UNMARKED).flat_map(Source::window).any(|rules| {
-            *rules == everything || target.is_some_and(|target| rules.must(&target))
-        });
+        let is_accepted =
+            self.sources.iter().take(UNMARKED).flat_map(Source::window).any(|rules| {
+                *rules == everything || target.is_some_and(|target| rules.must(&target))
+            });
         if is_accepted { Ok(()) } else { Err(format!("no rule lets this leave: {target:?}")) }
     }
 

@@ -100,8 +100,13 @@ impl Name {
         }
         let life = (u64::from(self.ttl) * S).clamp(MIN_LIFE, MAX_LIFE);
         let number = if only.is_none() { self.count } else { 0 };
-        let told = |address: &[u8; 4]| {
-            Told { address: *address, at: now, life, number, is_old: false, only }
+        let told = |address: &[u8; 4]| Told {
+            address: *address,
+            at: now,
+            life,
+            number,
+            is_old: false,
+            only,
         };
         self.told.extend(addresses.iter().map(told));
         self.ever.extend(addresses);

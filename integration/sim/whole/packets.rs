@@ -26,7 +26,8 @@ impl Mark {
         let mut at = 0;
         while let Some(next) = bytes[at..].iter().position(|byte| *byte == MAGIC[0]) {
             at += next;
-            if let Some(mark) = bytes.get(at..at + MARK_BYTES).filter(|mark| mark.starts_with(MAGIC))
+            if let Some(mark) =
+                bytes.get(at..at + MARK_BYTES).filter(|mark| mark.starts_with(MAGIC))
             {
                 let number = [mark[7], mark[8], mark[9], mark[10]];
                 found.push(Self(mark[6], u32::from_be_bytes(number)));

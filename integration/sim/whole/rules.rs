@@ -99,7 +99,9 @@ impl Rule {
         let mut text = format!("action={}", if self.accepts { "accept" } else { "drop" });
         match self.destination {
             Destination::Any | Destination::Resolvers => {}
-            Destination::Net([a, b, c, d], bits) => text += &format!(" dst4={a}.{b}.{c}.{d}/{bits}"),
+            Destination::Net([a, b, c, d], bits) => {
+                text += &format!(" dst4={a}.{b}.{c}.{d}/{bits}")
+            }
             Destination::Name(name) => text += &format!(" dsthost={}", super::names::text(name)),
         }
         if let Some(protocol) = self.protocol {
@@ -226,14 +228,14 @@ impl Meaning {
         for rule in rules {
             let is_of_kind = rule.is_of_kind(target);
             match (rule.destination, rule.accepts) {
-                (Destination::Name(name), true) => {
-                    if is_of_kind && names.may_have(name, target.address) {
-                        return true;
-                    }
+                (Destination::Name(name), true)
+                    if is_of_kind && names.may_have(name, target.address) =>
+                {
+                    return true;
                 }
                 // Nothing passes a drop rule whose name is not known.
                 (Destination::Name(name), false) if names.is_unresolved(name) => return false,
-                (Destination::Name(_), false) => {}
+                (Destination::Name(_), _) => {}
                 (_, accepts) if is_of_kind && rule.is_to(target) => return accepts,
                 _ => {}
             }

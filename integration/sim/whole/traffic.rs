@@ -197,8 +197,7 @@ impl World {
         let source = (key.address, key.remote_port);
         let ends = Ends { source, destination: (self.own, flow.port) };
         let macs = (frames::UPLINK_MAC, frames::GATEWAY_MAC);
-        let is_there =
-            self.deliver(&packets::packet(key.target().protocol, macs, ends, &payload));
+        let is_there = self.deliver(&packets::packet(key.target().protocol, macs, ends, &payload));
         self.turns(2)?;
         Ok(is_there)
     }

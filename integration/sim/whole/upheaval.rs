@@ -97,7 +97,8 @@ impl World {
         self.unit.dom0.end_call(&mut self.unit.store);
         match self.random.u32(0..3) {
             0 => {
-                let garbage: Vec<u8> = (0..self.random.usize(1..200)).map(|_| self.random.u8(..)).collect();
+                let garbage: Vec<u8> =
+                    (0..self.random.usize(1..200)).map(|_| self.random.u8(..)).collect();
                 self.unit.dom0.garble_agent(&garbage);
                 self.turns(6)?;
                 // What is half a message is nothing yet.
@@ -131,7 +132,12 @@ impl World {
         self.unit.dom0.start_call(&mut self.unit.store, service);
         let mut over = None;
         for _ in 0..PATIENCE_MS / 20 {
-            over = self.unit.dom0.call.as_ref().and_then(|call| call.exit.map(|exit| (exit, call.output.clone())));
+            over = self
+                .unit
+                .dom0
+                .call
+                .as_ref()
+                .and_then(|call| call.exit.map(|exit| (exit, call.output.clone())));
             if over.is_some() {
                 break;
             }
@@ -204,9 +210,12 @@ impl World {
         // Something is due within two minutes, so that the appliance knows that it slept.
         let key = self.any_key(which);
         self.sends(which, key)?;
-        let is_firm = |key: &&Key| key.owner == owner && !key.is_icmp && !key.is_tcp && key.remote_port != 53;
+        let is_firm =
+            |key: &&Key| key.owner == owner && !key.is_icmp && !key.is_tcp && key.remote_port != 53;
         let firm: Vec<Key> = self.model.flows.keys().filter(is_firm).copied().collect();
-        let firm = firm.into_iter().find(|key| self.model.stands(key) && self.model.flows[key].is_answered);
+        let firm = firm
+            .into_iter()
+            .find(|key| self.model.stands(key) && self.model.flows[key].is_answered);
         if let Some(key) = firm {
             self.sends(which, key)?;
         }

@@ -56,10 +56,9 @@ struct Finding {
 /// When a quick defect is not found, or something is without any.
 pub fn short() -> Result<()> {
     let program = sim::build()?;
-    for (kind, names, steps) in [
-        (Kind::ABUSE, QUICK, QUICK_STEPS),
-        (Kind::WHOLE, QUICK_WHOLE, QUICK_WHOLE_STEPS),
-    ] {
+    for (kind, names, steps) in
+        [(Kind::ABUSE, QUICK, QUICK_STEPS), (Kind::WHOLE, QUICK_WHOLE, QUICK_WHOLE_STEPS)]
+    {
         runs_unbroken(&program, kind, steps)?;
         for name in names {
             progress::say(line(name, &find(&program, kind, name, steps)?));
