@@ -14,6 +14,7 @@ use crate::conntrack::index::{HashKey, Index};
 use crate::conntrack::slab::Slab;
 use crate::icmp::TokenBucket;
 use crate::limits::{Limits, OutOfMemory};
+use crate::planted::{Defect, is_planted};
 use crate::port::{ClientId, Origin, PortCaps};
 use crate::time::Instant;
 use crate::verdict::DropReason;
@@ -282,7 +283,9 @@ impl Clients {
         self.editions = self.editions.wrapping_add(1);
         host.edition = self.editions;
         host.rules = rules;
-        host.generation = Generation(host.generation.0.wrapping_add(1));
+        if !is_planted(Defect::GenerationKept) {
+            host.generation = Generation(host.generation.0.wrapping_add(1));
+        }
         host.edited_at = Some(now);
         let generation = host.generation;
         self.forget_unused(Some(id));

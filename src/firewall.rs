@@ -26,6 +26,7 @@ use crate::nat::ports::Random;
 use crate::nd;
 use crate::netvm::NetvmVifs;
 use crate::packet::{Packet, Upper};
+use crate::planted::{Defect, is_planted};
 use crate::port::{ClientId, Origin, PortId};
 use crate::segment::Segments;
 use crate::stats::{Counter, Stats};
@@ -160,6 +161,9 @@ impl Firewall {
         }
         self.fragments.forget(Origin::Client(id));
         for host in self.clients.detach(id).into_iter().flatten() {
+            if is_planted(Defect::DetachedFlowsKept) {
+                continue;
+            }
             while let Some(flow) = self.table.any_of(host) {
                 self.end_flow(flow);
             }
@@ -180,6 +184,13 @@ impl Firewall {
     ) -> Result<Generation, TooManyAddresses> {
         self.epoch.advance();
         let generation = self.clients.set_rules(now, address, rules)?;
+        if is_planted(Defect::EditEndsFlows)
+            && let Some(host) = self.clients.find(address)
+        {
+            while let Some(flow) = self.table.any_of(host) {
+                self.end_flow(flow);
+            }
+        }
         self.fragments.forget_accepted();
         self.register_names(now, address);
         Ok(generation)

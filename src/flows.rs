@@ -13,6 +13,7 @@ use crate::judge::judge;
 use crate::nat::rewrite::{self, Ends};
 use crate::nat::{self, Endpoint, MappingId, icmp_error};
 use crate::packet::{Packet, Quote, Quoted, Upper};
+use crate::planted::{Defect, is_planted};
 use crate::port::PortId;
 use crate::stats::Counter;
 use crate::time::Instant;
@@ -252,6 +253,7 @@ impl Firewall {
         }
         match self.table.get(id).map(Flow::standing) {
             Some(Standing::Accepted) => Ok(()),
+            Some(_) if is_planted(Defect::ForbiddenFlowPasses) => Ok(()),
             _ => Err(DropReason::FlowForbidden),
         }
     }

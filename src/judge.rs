@@ -6,6 +6,7 @@ use crate::clients::{Host, RulesState};
 use crate::conntrack::{Basis, Tuple};
 use crate::dns::{Held, View};
 use crate::exposure::Exposure;
+use crate::planted::{Defect, is_planted};
 use crate::uplink::NetworkConfig;
 use crate::verdict::DropReason;
 use crate::wire::{ip, protocol};
@@ -53,6 +54,12 @@ fn judge_by_rules(
     outside: &Tuple,
 ) -> Judgement {
     let rules = match &host.rules {
+        RulesState::None if is_planted(Defect::NoRulesAccept) => {
+            return Judgement::without_rules(Ok(()));
+        }
+        RulesState::Refused if is_planted(Defect::RefusedRulesAccept) => {
+            return Judgement::without_rules(Ok(()));
+        }
         RulesState::None => return Judgement::without_rules(Err(DropReason::NoRules)),
         RulesState::Refused => return Judgement::without_rules(Err(DropReason::RulesRefused)),
         RulesState::Active(rules) => rules,

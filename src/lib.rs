@@ -23,6 +23,8 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(feature = "fake")]
+extern crate std;
 
 pub mod frame;
 pub mod port;
@@ -66,6 +68,7 @@ mod pipeline;
 
 mod firewall;
 pub mod limits;
+pub mod planted;
 pub mod stats;
 pub mod verdict;
 

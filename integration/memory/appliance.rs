@@ -1,53 +1,26 @@
 //! The appliance as it is in the image, its neighbours, and what it may never do.
 
-use std::cell::{Cell, RefCell};
-use std::fmt;
 use std::net::Ipv4Addr;
-use std::rc::Rc;
 
-use firewall::event_loop::EventLoop;
-use firewall::log::Sink;
-use firewall::platform::XenMachine;
-use firewall::{Firewall, Limits};
-use xen::boot::BootInfo;
+use firewall::Limits;
+use xen::fake;
 use xen::fake::vif::{Guest, NetVm, attach_client, attach_uplink, detach_client};
-use xen::fake::{self, xenstore::Store};
 use xen::mem::ledger::{self, Part, Use};
 use xen::netif::{RxFlags, TxFlags};
-use xen::{DomId, EventPort, event, grant, mem};
+use xen::{DomId, event, grant, mem};
 
-use crate::dom0::Dom0;
+use crate::double;
 use crate::frames::{self, Ends};
 
 const NETVM: DomId = DomId(2);
 const CLIENT: DomId = DomId(5);
-const WAKER: DomId = DomId(9);
 const MS: u64 = 1_000_000;
-const COMMAND_LINE: &str = "fw-log=drops";
-const MEMORY_BYTES: u64 = 32 << 20;
 /// Rules of the client, apart from the one that its packet needs: enough for tables of several pages.
 const RULES: usize = 150;
 /// A port that no rule allows.
 const FORBIDDEN_PORT: u16 = 80;
 /// Turns for a packet to get through.
 const PATIENCE: usize = 12;
-/// Lines of the log that are shown when something fails.
-const RECENT_LINES: usize = 15;
-
-#[derive(Clone, Default)]
-struct Lines(Rc<RefCell<Vec<String>>>);
-
-impl Sink for Lines {
-    fn line(&mut self, text: fmt::Arguments<'_>) {
-        // The console of the image keeps nothing.
-        let _booked = ledger::enter(Part::Tables);
-        let mut lines = self.0.borrow_mut();
-        if lines.len() > RECENT_LINES {
-            lines.remove(0);
-        }
-        lines.push(text.to_string());
-    }
-}
 
 /// Everything that is counted, but for the tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,26 +35,19 @@ pub(crate) struct Books {
 }
 
 pub(crate) struct Appliance {
-    pub(crate) store: Store,
-    machine: XenMachine,
-    event_loop: EventLoop<Lines>,
-    lines: Lines,
-    pub(crate) dom0: Dom0,
+    pub(crate) unit: double::Appliance,
     netvm: Option<NetVm>,
     guest: Option<Guest>,
     /// What the client may send to; the other ports are forbidden at the time.
     is_open: bool,
     /// What has left to the uplink, the last of it.
     left: Option<Ends>,
-    wakers: [(event::Channel, EventPort); 2],
-    turn: Rc<Cell<u64>>,
     number: u64,
 }
 
 impl Appliance {
     /// With all tables, before anything else has happened.
     pub(crate) fn start() -> Self {
-        fake::reset();
         let limits = Limits {
             clients: 8,
             addresses: 32,
@@ -89,55 +55,12 @@ impl Appliance {
             flows_per_client: 64,
             fragment_bytes: 65536,
         };
-        let mut store = Store::new();
-        store.write("data", "");
-        for name in ["shutdown", "feature-poweroff", "feature-reboot", "feature-suspend"] {
-            store.write(&format!("control/{name}"), "");
-        }
-        let boot = BootInfo {
-            cmdline: COMMAND_LINE,
-            memory_bytes: MEMORY_BYTES,
-            entry_ns: fake::now_ns(),
-            entry_running_ns: 0,
-            xen_version: (4, 17),
-        };
-        let machine = XenMachine::start(boot, &limits).expect("a toolstack that left nothing out");
-        let firewall = Firewall::new(limits, [3; 32]).expect("memory");
-        let lines = Lines::default();
-        let event_loop = EventLoop::new(firewall, MEMORY_BYTES, COMMAND_LINE, lines.clone());
-        let wakers = [(), ()].map(|()| {
-            let channel = event::Channel::alloc_unbound(WAKER).expect("a port");
-            let port = fake::peer(WAKER).bind(channel.port());
-            (channel, port)
-        });
-        let mut this = Self {
-            store,
-            machine,
-            event_loop,
-            lines,
-            dom0: Dom0::default(),
-            netvm: None,
-            guest: None,
-            is_open: false,
-            left: None,
-            wakers,
-            turn: Rc::default(),
-            number: 0,
-        };
-        for (path, value) in [
-            ("/name", "fw"),
-            ("/qubes-ip", "10.137.0.6"),
-            ("/qubes-netmask", "255.255.255.255"),
-            ("/qubes-gateway", "10.137.0.5"),
-            ("/qubes-primary-dns", "10.139.1.1"),
-            ("/qubes-secondary-dns", "10.139.1.2"),
-            ("/qubes-netvm-gateway", "10.137.0.6"),
-            ("/connected-ips", "10.137.0.10"),
-            ("/connected-ips6", ""),
-        ] {
-            this.dom0.set(path, value);
-        }
-        this
+        let mut unit = double::Appliance::boot(limits);
+        unit.dom0.set("/connected-ips", "10.137.0.10");
+        unit.dom0.set("/connected-ips6", "");
+        // As many digits from the first cycle to the last.
+        unit.dom0.set("/qubes-firewall-handled/10.137.0.10", "100000");
+        Self { unit, netvm: None, guest: None, is_open: false, left: None, number: 0 }
     }
 
     /// Allows or forbids the client's packets.
@@ -156,7 +79,7 @@ impl Appliance {
         rules.push("action=accept dsthost=www.example.org proto=tcp".into());
         let action = if is_open { "accept" } else { "drop" };
         rules.push(format!("action={action} proto=udp dstports={0}-{0}", frames::SERVER_PORT));
-        self.dom0.set_rules("10.137.0.10", "drop", &rules);
+        self.unit.dom0.set_rules("10.137.0.10", "drop", &rules);
         // What is allowed may still be refused for a while; what is forbidden not yet be so: see `forbid`.
         self.is_open |= is_open;
     }
@@ -196,49 +119,29 @@ impl Appliance {
     }
 
     fn turn(&mut self, at_most_ns: u64) -> Result<(), String> {
-        self.store.serve();
-        self.dom0.turn(&mut self.store);
-        self.wakers.iter().for_each(|(channel, _)| channel.unmask());
-        let (this, turn) = (self.turn.get() + 1, Rc::clone(&self.turn));
-        turn.set(this);
-        let port = self.wakers[(this % 2) as usize].1;
-        fake::at(fake::now_ns() + at_most_ns, move || {
-            if turn.get() == this {
-                fake::peer(WAKER).notify(port);
-            }
-        });
-        if let Some(stop) = self.event_loop.turn(&mut self.machine) {
-            return Err(self.told(format!("it stops: {stop:?}")));
+        match self.unit.turn(at_most_ns) {
+            Ok(None) => self.take_sent(),
+            Ok(Some(stop)) => Err(self.told(format!("it stops: {stop:?}"))),
+            Err(problem) => Err(self.told(problem)),
         }
-        if let Some(fault) = self.line("fw: fault") {
-            return Err(self.told(fault));
-        }
-        if ledger::usage(Part::Packets).count > 0 {
-            return Err(self.told("a frame allocated".into()));
-        }
-        self.take_sent()
-    }
-
-    fn line(&self, start: &str) -> Option<String> {
-        self.lines.0.borrow().iter().find(|line| line.starts_with(start)).cloned()
     }
 
     /// A problem with what the appliance said last.
     pub(crate) fn told(&self, problem: String) -> String {
-        format!("{problem}\nit said:\n{}", self.lines.0.borrow().join("\n"))
+        format!("{problem}\nit said:\n{}", self.unit.said())
     }
 
     pub(crate) fn attach_uplink(&mut self) -> Result<bool, String> {
-        attach_uplink(&mut self.store, NETVM, 0);
+        attach_uplink(&mut self.unit.store, NETVM, 0);
         self.turns(4)?;
         fake::peer(NETVM);
-        NetVm::offer(&mut self.store, NETVM, 0);
+        NetVm::offer(&mut self.unit.store, NETVM, 0);
         let is_published =
-            |this: &mut Self| this.store.read("device/vif/0/state").as_deref() == Some("4");
+            |this: &mut Self| this.unit.store.read("device/vif/0/state").as_deref() == Some("4");
         if !self.wait(15, is_published)? {
             return Ok(false);
         }
-        self.netvm = Some(NetVm::connect(&mut self.store, NETVM, 0));
+        self.netvm = Some(NetVm::connect(&mut self.unit.store, NETVM, 0));
         self.turns(10)?;
         Ok(true)
     }
@@ -249,22 +152,22 @@ impl Appliance {
             let directory = netvm.directory.clone();
             netvm.peer.die();
             drop(netvm);
-            self.store.remove(&directory);
+            self.unit.store.remove(&directory);
         }
-        self.store.remove(&NetVm::directory(NETVM, 0));
-        self.store.remove("device/vif/0");
+        self.unit.store.remove(&NetVm::directory(NETVM, 0));
+        self.unit.store.remove("device/vif/0");
         self.pass(1500)
     }
 
     pub(crate) fn attach_client(&mut self) -> Result<bool, String> {
         fake::peer(CLIENT);
-        attach_client(&mut self.store, CLIENT, 0, "10.137.0.10");
+        attach_client(&mut self.unit.store, CLIENT, 0, "10.137.0.10");
         self.turns(4)?;
         let guest = Guest::new(CLIENT, 0);
-        guest.publish(&mut self.store);
+        guest.publish(&mut self.unit.store);
         self.guest = Some(guest);
         let is_connected =
-            |this: &mut Self| this.store.read("backend/vif/5/0/state").as_deref() == Some("4");
+            |this: &mut Self| this.unit.store.read("backend/vif/5/0/state").as_deref() == Some("4");
         if !self.wait(15, is_connected)? {
             return Ok(false);
         }
@@ -277,11 +180,11 @@ impl Appliance {
 
     pub(crate) fn remove_client(&mut self) -> Result<(), String> {
         let Some(guest) = self.guest.take() else { return Ok(()) };
-        guest.set(&mut self.store, "state", "6");
-        detach_client(&mut self.store, CLIENT, 0);
+        guest.set(&mut self.unit.store, "state", "6");
+        detach_client(&mut self.unit.store, CLIENT, 0);
         self.pass(2500)?;
-        self.store.remove("/local/domain/5/device");
-        self.store.remove("backend/vif/5");
+        self.unit.store.remove("/local/domain/5/device");
+        self.unit.store.remove("backend/vif/5");
         self.turns(4)?;
         guest.peer.die();
         self.pass(100)
@@ -350,23 +253,23 @@ impl Appliance {
 
     /// The domain is suspended and goes on.
     pub(crate) fn suspend(&mut self) -> Result<(), String> {
-        self.store.write("control/shutdown", "suspend");
+        self.unit.store.write("control/shutdown", "suspend");
         self.pass(500)
     }
 
     /// A call of a service; what it answered if it did.
     pub(crate) fn call(&mut self, service: &str) -> Result<Option<String>, String> {
-        self.wait(10, |this| this.dom0.has_agent())?;
-        self.dom0.start_call(&mut self.store, service);
+        self.wait(10, |this| this.unit.dom0.has_agent())?;
+        self.unit.dom0.start_call(&mut self.unit.store, service);
         let is_over =
-            |this: &mut Self| this.dom0.call.as_ref().is_some_and(|call| call.exit.is_some());
+            |this: &mut Self| this.unit.dom0.call.as_ref().is_some_and(|call| call.exit.is_some());
         let is_over = self.wait(15, is_over)?;
-        let answer = self.dom0.call.as_ref().filter(|_| is_over).and_then(|call| {
+        let answer = self.unit.dom0.call.as_ref().filter(|_| is_over).and_then(|call| {
             let text = String::from_utf8_lossy(&call.output).into_owned();
             (call.exit == Some(0)).then_some(text)
         });
-        self.dom0.end_call(&mut self.store);
-        self.wait(5, |this| this.dom0.is_quiet())?;
+        self.unit.dom0.end_call(&mut self.unit.store);
+        self.wait(5, |this| this.unit.dom0.is_quiet())?;
         Ok(answer)
     }
 
@@ -381,7 +284,7 @@ impl Appliance {
             quarantined: grant::quarantined(),
             free_pages: mem::free_pages(),
             ports: event::open_channels(),
-            watches: self.store.watches(),
+            watches: self.unit.store.watches(),
         }
     }
 
@@ -392,18 +295,11 @@ impl Appliance {
     }
 
     /// Takes everything down: nothing may be left.
-    pub(crate) fn end(mut self) -> Result<(), String> {
-        self.dom0.stop_database(&mut self.store);
-        self.dom0.end_call(&mut self.store);
-        self.dom0.stop_agent();
-        drop((self.netvm, self.machine, self.wakers, self.event_loop));
-        drop((self.guest, self.store, self.dom0));
-        fake::assert_no_leaks();
-        let left = |part: Part| {
-            let live = ledger::usage(part).live;
-            (live > 0).then(|| format!("{} bytes of {}", live, part.name()))
-        };
-        let left: Vec<String> = Part::ALL.into_iter().skip(1).filter_map(left).collect();
-        if left.is_empty() { Ok(()) } else { Err(format!("left at the end: {}", left.join(", "))) }
+    pub(crate) fn end(self) -> Result<(), String> {
+        // What it has mapped cannot be taken back.
+        drop(self.netvm);
+        self.unit.end();
+        drop(self.guest);
+        double::nothing_is_left()
     }
 }

@@ -53,14 +53,14 @@ pub(crate) fn lived(limit: Option<usize>, arrange: impl FnOnce()) -> Result<Day,
 /// What fails for want of memory is no fault here.
 fn live(appliance: &mut Appliance) -> Result<(), String> {
     appliance.set_rules(true);
-    appliance.dom0.start_database(&mut appliance.store);
-    appliance.wait(10, |this| this.dom0.is_dumped() && this.dom0.has_agent())?;
+    appliance.unit.dom0.start_database(&mut appliance.unit.store);
+    appliance.wait(10, |this| this.unit.dom0.is_dumped() && this.unit.dom0.has_agent())?;
     appliance.attach_uplink()?;
     appliance.attach_client()?;
     appliance.send()?;
     // Within seconds an edit is in force, or everything is denied.
     appliance.set_rules(false);
-    appliance.wait(10, |this| this.dom0.is_dumped())?;
+    appliance.wait(10, |this| this.unit.dom0.is_dumped())?;
     appliance.pass(5000)?;
     appliance.settle()?;
     appliance.forbid();
@@ -76,10 +76,10 @@ fn live(appliance: &mut Appliance) -> Result<(), String> {
     appliance.attach_client()?;
     appliance.remove_uplink()?;
     appliance.attach_uplink()?;
-    appliance.dom0.stop_database(&mut appliance.store);
+    appliance.unit.dom0.stop_database(&mut appliance.unit.store);
     appliance.pass(500)?;
-    appliance.dom0.start_database(&mut appliance.store);
-    appliance.dom0.stop_agent();
+    appliance.unit.dom0.start_database(&mut appliance.unit.store);
+    appliance.unit.dom0.stop_agent();
     appliance.pass(2000)?;
     appliance.send()?;
     appliance.call("firewall.Stats").map(drop)
@@ -89,11 +89,11 @@ fn live(appliance: &mut Appliance) -> Result<(), String> {
 fn recover(appliance: &mut Appliance) -> Result<(), String> {
     appliance.remove_client()?;
     appliance.remove_uplink()?;
-    appliance.dom0.stop_database(&mut appliance.store);
+    appliance.unit.dom0.stop_database(&mut appliance.unit.store);
     appliance.pass(2000)?;
-    appliance.dom0.start_database(&mut appliance.store);
+    appliance.unit.dom0.start_database(&mut appliance.unit.store);
     appliance.set_rules(true);
-    if !appliance.wait(20, |this| this.dom0.is_dumped())? {
+    if !appliance.wait(20, |this| this.unit.dom0.is_dumped())? {
         return Err(appliance.told("QubesDB is not read any more".into()));
     }
     if !(appliance.attach_uplink()? && appliance.attach_client()?) {
@@ -115,8 +115,8 @@ fn recover(appliance: &mut Appliance) -> Result<(), String> {
 pub(crate) fn cycles(count: u64) -> Result<(), String> {
     let mut appliance = Appliance::start();
     appliance.set_rules(true);
-    appliance.dom0.start_database(&mut appliance.store);
-    appliance.wait(10, |this| this.dom0.is_dumped() && this.dom0.has_agent())?;
+    appliance.unit.dom0.start_database(&mut appliance.unit.store);
+    appliance.wait(10, |this| this.unit.dom0.is_dumped() && this.unit.dom0.has_agent())?;
     appliance.attach_uplink()?;
     let mut start = None;
     for number in 0..count + WARM_UP {
@@ -165,15 +165,15 @@ fn cycle(appliance: &mut Appliance, number: u64) -> Result<(), String> {
             }
         }
         15 => {
-            appliance.dom0.stop_database(&mut appliance.store);
+            appliance.unit.dom0.stop_database(&mut appliance.unit.store);
             appliance.pass(500)?;
-            appliance.dom0.start_database(&mut appliance.store);
-            appliance.wait(10, |this| this.dom0.is_dumped())?;
+            appliance.unit.dom0.start_database(&mut appliance.unit.store);
+            appliance.wait(10, |this| this.unit.dom0.is_dumped())?;
         }
         25 => {
             appliance.suspend()?;
-            appliance.dom0.stop_agent();
-            appliance.wait(10, |this| this.dom0.has_agent())?;
+            appliance.unit.dom0.stop_agent();
+            appliance.wait(10, |this| this.unit.dom0.has_agent())?;
         }
         _ => {}
     }

@@ -11,9 +11,14 @@
 
 mod appliance;
 mod day;
+#[expect(dead_code, reason = "the simulation asks more of dom0")]
+#[path = "../double/dom0.rs"]
 mod dom0;
+#[expect(dead_code, reason = "the simulation counts turns")]
+#[path = "../double/appliance.rs"]
+mod double;
 #[expect(dead_code, reason = "the simulation makes more kinds of frames")]
-#[path = "../sim/frames.rs"]
+#[path = "../double/frames.rs"]
 mod frames;
 
 use std::process::ExitCode;

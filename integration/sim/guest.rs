@@ -58,10 +58,10 @@ impl Visit {
     pub(crate) fn begin(world: &mut World, domain: DomId) -> Result<Self, String> {
         fake::peer(domain);
         let [a, b, c, d] = HOSTILE_ADDRESS;
-        attach_client(&mut world.store, domain, 0, &format!("{a}.{b}.{c}.{d}"));
+        attach_client(&mut world.unit.store, domain, 0, &format!("{a}.{b}.{c}.{d}"));
         world.turns(8)?;
         let mut guest = Guest::new(domain, 0);
-        guest.publish(&mut world.store);
+        guest.publish(&mut world.unit.store);
         world.turns(8)?;
         guest.post(8);
         let visit = Self { guest, domain, acts: vec![] };
@@ -72,7 +72,7 @@ impl Visit {
     }
 
     fn state(&self, world: &World) -> Option<String> {
-        world.store.read(&format!("backend/vif/{}/0/state", self.domain.0))
+        world.unit.store.read(&format!("backend/vif/{}/0/state", self.domain.0))
     }
 
     pub(crate) fn is_connected(&self, world: &World) -> bool {
@@ -84,19 +84,19 @@ impl Visit {
         let front = format!("/local/domain/{}/device", self.domain.0);
         match world.random.u32(0..3) {
             0 => {
-                self.guest.set(&mut world.store, "state", "6");
-                detach_client(&mut world.store, self.domain, 0);
+                self.guest.set(&mut world.unit.store, "state", "6");
+                detach_client(&mut world.unit.store, self.domain, 0);
             }
             1 => {
                 self.guest.peer.die();
-                world.store.remove(&front);
-                detach_client(&mut world.store, self.domain, 0);
+                world.unit.store.remove(&front);
+                detach_client(&mut world.unit.store, self.domain, 0);
             }
-            _ => world.store.remove(&format!("backend/vif/{}", self.domain.0)),
+            _ => world.unit.store.remove(&format!("backend/vif/{}", self.domain.0)),
         }
         world.pass(3000)?;
-        world.store.remove(&front);
-        world.store.remove(&format!("backend/vif/{}", self.domain.0));
+        world.unit.store.remove(&front);
+        world.unit.store.remove(&format!("backend/vif/{}", self.domain.0));
         self.guest.peer.die();
         world.pass(100)
     }

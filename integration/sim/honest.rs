@@ -4,9 +4,10 @@ use xen::DomId;
 use xen::fake;
 use xen::fake::vif::{Guest, attach_client};
 use xen::fake::xenstore::Store;
-use xen::netif::{RxFlags, RxResponse, TxFlags};
+use xen::netif::{RxFlags, RxResponse, TxFlags, TxRequest};
 
 use crate::frames::{self, Ends};
+use crate::whole::is_question;
 use crate::world::{MS, World};
 
 /// First bytes of what an honest client sends and gets.
@@ -128,19 +129,37 @@ impl Honest {
 impl World {
     /// What we have sent to the uplink, partial checksums completed: each frame is ours, and the NetVM cannot change it.
     pub(crate) fn take_sent(&mut self) -> Result<Vec<Vec<u8>>, String> {
-        let Some(netvm) = &mut self.netvm else { return Ok(vec![]) };
-        let requests = netvm.take_requests();
-        let mut frames = Vec::with_capacity(requests.len());
-        for request in &requests {
-            let mut frame = netvm.bytes(request);
-            let is_neighbour = frame.get(12..14) == Some(&[8, 6][..])
-                || frame.get(12..14) == Some(&[0x86, 0xdd][..]);
-            if frame.get(26..30) != Some(&frames::OWN[..]) && !is_neighbour {
-                return Err(format!("a frame left with a source that is not ours: {frame:02x?}"));
+        self.answer_seen()?;
+        Ok(std::mem::take(&mut self.answered))
+    }
+
+    /// Requests that the NetVM has seen; it is up to the caller to answer them.
+    pub(crate) fn take_requests(&mut self) -> Vec<TxRequest> {
+        self.seen.drain(..).map(|(request, _)| request).collect()
+    }
+
+    /// The NetVM looks at what came: each frame has to be entitled to leave.
+    pub(crate) fn look_at_uplink(&mut self) -> Result<(), String> {
+        let Some(netvm) = &mut self.netvm else { return Ok(()) };
+        for request in netvm.take_requests() {
+            let mut frame = vec![0; usize::from(request.size)];
+            // An uplink that has closed in the meantime takes its frames back.
+            let is_there = netvm.peer.read(request.gref, usize::from(request.offset), &mut frame);
+            if is_there.is_ok() {
+                self.model.check_out(&frame)?;
+                self.seen.push((request, frame));
             }
+        }
+        if self.is_prompt { self.answer_seen() } else { Ok(()) }
+    }
+
+    fn answer_seen(&mut self) -> Result<(), String> {
+        let Some(netvm) = &mut self.netvm else { return Ok(()) };
+        for (request, frame) in &mut self.seen {
             match request.flags.has(TxFlags::CSUM_BLANK) {
-                true => frames::complete(&mut frame),
-                false if request.flags.has(TxFlags::DATA_VALIDATED) => {
+                true => frames::complete(frame),
+                // Of its own questions the appliance has computed it.
+                false if request.flags.has(TxFlags::DATA_VALIDATED) && !is_question(frame) => {
                     return Err("the uplink is told to trust a checksum".into());
                 }
                 false => {}
@@ -148,10 +167,12 @@ impl World {
             if netvm.peer.write(request.gref, 0, &[]).is_ok() {
                 return Err("the uplink may write into a frame of ours".into());
             }
-            frames.push(frame);
         }
-        requests.iter().for_each(|request| netvm.respond(request.id, 0));
-        Ok(frames)
+        for (request, frame) in self.seen.drain(..) {
+            netvm.respond(request.id, 0);
+            self.answered.push(frame);
+        }
+        Ok(())
     }
 
     /// All of them are honest: Linux sends frames of its own with partial checksums, and vouches for what it passes on.
@@ -261,10 +282,8 @@ impl World {
         offset: u16,
         checksum: Checksum,
     ) -> Result<(), String> {
-        let ends = Ends {
-            source: (frames::SERVER, frames::SERVER_PORT),
-            destination: (frames::OWN, port),
-        };
+        let ends =
+            Ends { source: (frames::SERVER, frames::SERVER_PORT), destination: (self.own, port) };
         let mut frame = frames::datagram((frames::UPLINK_MAC, frames::GATEWAY_MAC), ends, payload);
         checksum.apply(&mut frame);
         let flags = RxFlags(match checksum {

@@ -1,9 +1,12 @@
 //! What the appliance holds, and that it holds no more than before.
 
 use firewall::PortUse;
-use xen::{DomId, event, fake, grant, mem};
+use xen::{event, fake, grant, mem};
 
 use crate::world::World;
+
+/// Turns in which a frame of our own comes and goes.
+const PATIENCE: usize = 4;
 
 /// What the hypervisor, xenstored and the appliance count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,8 +16,7 @@ pub(crate) struct Ledger {
     free_pages: usize,
     mappings: usize,
     watches: usize,
-    /// Ports are numbered from the lowest free one.
-    next_port: u32,
+    ports: usize,
     /// What comes and goes with traffic; nothing of it is compared while there is some.
     traffic: Traffic,
 }
@@ -39,18 +41,16 @@ impl Ledger {
 impl World {
     /// Everything that may leak.
     pub(crate) fn ledger(&mut self) -> Ledger {
-        fake::peer(DomId(3));
-        let port = event::Channel::alloc_unbound(DomId(3)).expect("a port").port();
         Ledger {
             grants: grant::grants_in_use(),
             quarantined: grant::quarantined(),
             free_pages: mem::free_pages(),
             mappings: fake::mappings(),
-            watches: self.store.watches(),
-            next_port: port.0,
+            watches: self.unit.store.watches(),
+            ports: event::open_channels(),
             traffic: Traffic {
-                flows: self.event_loop.firewall().flow_count(),
-                nat: Some(self.event_loop.firewall().port_use()),
+                flows: self.unit.event_loop.firewall().flow_count(),
+                nat: Some(self.unit.event_loop.firewall().port_use()),
                 heap: mem::heap_used(),
             },
         }
@@ -68,15 +68,26 @@ impl World {
     /// Notes what the appliance holds when nobody wants anything of it.
     pub(crate) fn note_quiet(&mut self) -> Result<(), String> {
         self.settle()?;
-        self.quiet = self.ledger();
+        let first = self.ledger();
+        self.turns(PATIENCE)?;
+        let second = self.ledger();
+        // What is on its way is no part of it.
+        self.quiet = if second.grants < first.grants { second } else { first };
         Ok(())
     }
 
     /// That devices which came and went have cost nothing; flows may still be there.
     pub(crate) fn expect_quiet(&mut self, after: &str) -> Result<(), String> {
         self.settle()?;
+        // A question about a name may be on its way at any time.
+        for _ in 0..PATIENCE {
+            if self.ledger().of_devices() == self.quiet.of_devices() {
+                break;
+            }
+            self.turns(1)?;
+        }
         let (now, quiet) = (self.ledger().of_devices(), self.quiet.of_devices());
-        let nat = self.event_loop.firewall().port_use();
+        let nat = self.unit.event_loop.firewall().port_use();
         if nat.leaked > 0 {
             return Err(format!("after {after}: {nat:?}"));
         }

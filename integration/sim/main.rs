@@ -1,16 +1,30 @@
-//! The whole appliance on the in-memory hypervisor: event loop, packet core and drivers as they are in the image, between
-//! honest clients, hostile clients and NetVMs of both kinds. `cargo xtask sim --seed S --steps N` runs it.
+//! The whole firewall on the in-memory hypervisor: event loop, packet core, drivers, QubesDB client, qrexec agent and resolver
+//! as they are in the image, in virtual time. `cargo xtask sim --seed S --steps N` runs it.
 //!
-//! A step is one thing that reaches the appliance: a frame, a ring index, an event, a xenstore node, time. After each step
-//! what must always hold is checked (`world`); after each visit of a hostile peer everything that it cost must be back. A
-//! seed decides everything: a run that failed is replayed with it. What was done is printed in lines of tab-separated fields.
+//! Seeds are of two kinds, in turns or as `--kind` says:
+//! - *abuse* (odd): hostile clients and NetVMs do their worst to the drivers between honest ones, with rules that accept all.
+//! - *whole* (even): dom0 edits rules, loses its daemons and has them back, changes the NetVM; clients come, go, talk, ask
+//!   resolvers that answer, fail and are lied about; time jumps; hostile peers visit as well (`whole`). IPv4 only; of TCP
+//!   no more than the packets that open connections.
 //!
-//! `--defect NAME` breaks the drivers as `xen::planted` says, to show that the run fails then; `--defects` lists the names.
-//! `--soak-minutes N` has honest traffic for so long in place of hostile acts (`soak`).
+//! A step is one thing that reaches the appliance: a frame, a ring index, an event, a node, a word of dom0, time. After each
+//! turn of the loop an oracle that knows the rules from what dom0 wrote (`whole::model`) judges every frame that left, to
+//! the uplink and to a client; what must get through has to within some turns; after each visit of a hostile peer everything
+//! that it cost must be back. A seed decides everything: a run that failed is replayed with it. What was done is printed in
+//! lines of tab-separated fields: how often each act was tried, and how often it took effect.
+//!
+//! `--defect NAME` breaks the drivers as `xen::planted` says or the rest as `firewall::planted` does, to show that the run
+//! fails then; `--defects` lists the names. `--soak-minutes N` has honest traffic for so long in place of acts (`soak`).
 
 #![forbid(unsafe_code)]
 #![expect(clippy::indexing_slicing, reason = "a mistake of a test ends it, as it should")]
 
+#[expect(dead_code, reason = "the memory tests ask other things of dom0")]
+#[path = "../double/dom0.rs"]
+mod dom0;
+#[path = "../double/appliance.rs"]
+mod double;
+#[path = "../double/frames.rs"]
 mod frames;
 mod guest;
 mod honest;
@@ -18,6 +32,7 @@ mod ledger;
 mod netvm;
 mod setup;
 mod soak;
+mod whole;
 mod world;
 
 use std::cell::Cell;
@@ -25,9 +40,10 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
+use firewall::planted as core_planted;
 use world::World;
 use xen::mem::Heap;
-use xen::planted::{self, Defect};
+use xen::planted;
 
 /// That of the image, so that the books are kept.
 #[global_allocator]
@@ -37,7 +53,9 @@ static HEAP: Heap = Heap;
 const STEPS_PER_SEED: u64 = 500;
 /// Packets a second each way of a soak, if nobody says otherwise.
 const SOAK_RATE: u64 = 100;
-const USAGE: &str = "sim [--seed S] [--steps N] [--per-seed N] [--defect NAME]
+/// After so many ms the log has told of all drops.
+const SUMMARY_MS: u64 = 6000;
+const USAGE: &str = "sim [--seed S] [--steps N] [--per-seed N] [--kind abuse|whole] [--defect NAME]
 sim --soak-minutes N [--rate PACKETS-PER-SECOND] [--seed S] [--defect NAME]
 sim --defects";
 
@@ -46,12 +64,79 @@ std::thread_local! {
     static DONE: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
 }
 
+/// What happens under a seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Hostile peers do their worst to the drivers.
+    Abuse,
+    /// The whole system at work.
+    Whole,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Abuse => "abuse",
+            Self::Whole => "whole",
+        }
+    }
+
+    /// In turns, if nobody says which.
+    fn of(seed: u64) -> Self {
+        if seed.is_multiple_of(2) { Self::Whole } else { Self::Abuse }
+    }
+}
+
+/// Something that is broken on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Defect {
+    Driver(planted::Defect),
+    Core(core_planted::Defect),
+}
+
+impl Defect {
+    fn all() -> impl Iterator<Item = Self> {
+        let drivers = planted::Defect::ALL.iter().copied().map(Self::Driver);
+        drivers.chain(core_planted::Defect::ALL.iter().copied().map(Self::Core))
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Driver(defect) => defect.name(),
+            Self::Core(defect) => defect.name(),
+        }
+    }
+
+    fn description(self) -> &'static str {
+        match self {
+            Self::Driver(defect) => defect.description(),
+            Self::Core(defect) => defect.description(),
+        }
+    }
+
+    /// Under which seeds it has to be found.
+    fn kind(self) -> Kind {
+        match self {
+            Self::Driver(_) => Kind::Abuse,
+            Self::Core(_) => Kind::Whole,
+        }
+    }
+
+    fn plant(self) {
+        match self {
+            Self::Driver(defect) => planted::plant(Some(defect)),
+            Self::Core(defect) => core_planted::plant(Some(defect)),
+        }
+    }
+}
+
 /// What the command line asks for.
 struct Order {
     seed: u64,
     steps: u64,
     per_seed: u64,
     defect: Option<Defect>,
+    kind: Option<Kind>,
     /// A soak of so many minutes in place of steps.
     soak_minutes: Option<u64>,
     rate: u64,
@@ -59,8 +144,8 @@ struct Order {
 
 fn main() -> ExitCode {
     if std::env::args().skip(1).eq(["--defects"]) {
-        for defect in Defect::ALL {
-            println!("{}\t{}", defect.name(), defect.description());
+        for defect in Defect::all() {
+            println!("{}\t{}\t{}", defect.name(), defect.description(), defect.kind().name());
         }
         return ExitCode::SUCCESS;
     }
@@ -70,7 +155,7 @@ fn main() -> ExitCode {
         default_hook(info);
     }));
     let done = order(std::env::args().skip(1)).and_then(|order| {
-        planted::plant(order.defect);
+        order.defect.inspect(|defect| defect.plant());
         match order.soak_minutes {
             Some(minutes) => soak(&order, minutes),
             None => run(&order),
@@ -91,6 +176,7 @@ fn order(mut words: impl Iterator<Item = String>) -> Result<Order, String> {
         steps: 1000,
         per_seed: STEPS_PER_SEED,
         defect: None,
+        kind: None,
         soak_minutes: None,
         rate: SOAK_RATE,
     };
@@ -103,8 +189,15 @@ fn order(mut words: impl Iterator<Item = String>) -> Result<Order, String> {
             "--per-seed" => &mut order.per_seed,
             "--rate" => &mut order.rate,
             "--soak-minutes" => order.soak_minutes.insert(0),
+            "--kind" => {
+                let mut kinds = [Kind::Abuse, Kind::Whole].into_iter();
+                let kind = kinds.find(|kind| Some(kind.name()) == value.as_deref());
+                order.kind = Some(kind.ok_or("--kind wants abuse or whole")?);
+                continue;
+            }
             "--defect" => {
-                let defect = value.as_deref().and_then(Defect::parse);
+                let is_it = |defect: &Defect| Some(defect.name()) == value.as_deref();
+                let defect = Defect::all().find(is_it);
                 order.defect = Some(defect.ok_or("--defect wants a name that --defects lists")?);
                 continue;
             }
@@ -121,8 +214,18 @@ fn run(order: &Order) -> Result<(), String> {
     while steps < order.steps {
         let count = order.per_seed.clamp(1, order.steps - steps);
         DONE.set((steps, 0));
-        let world = guarded(|| one(seed, count)).map_err(|problem| {
-            let replay = format!("cargo xtask sim --seed {seed} --steps {count}");
+        let kind = order.kind.unwrap_or(Kind::of(seed));
+        let world = guarded(|| one(seed, count, kind)).map_err(|problem| {
+            let each = if order.per_seed == STEPS_PER_SEED {
+                String::new()
+            } else {
+                format!(" --per-seed {count}")
+            };
+            let kind = match kind == Kind::of(seed) {
+                true => String::new(),
+                false => format!(" --kind {}", kind.name()),
+            };
+            let replay = format!("cargo xtask sim --seed {seed} --steps {count}{each}{kind}");
             failed(&problem, order, replay)
         })?;
         add(&mut effects, &world.effects);
@@ -170,14 +273,32 @@ struct Outcome {
     honest_answered: u64,
 }
 
-fn one(seed: u64, steps: u64) -> Result<Outcome, String> {
-    let mut world = World::new(seed);
+fn one(seed: u64, steps: u64, kind: Kind) -> Result<Outcome, String> {
+    let mut world = match kind {
+        Kind::Abuse => World::new(seed),
+        Kind::Whole => World::whole(seed).map_err(|problem| format!("step 0: {problem}"))?,
+    };
     for step in 0..steps {
         DONE.set((DONE.get().0, step));
-        world.step().map_err(|problem| format!("{}\nstep {step}: {problem}", world.said()))?;
+        let done = match kind {
+            Kind::Abuse => world.step(),
+            Kind::Whole => world.whole_step(),
+        };
+        if let Err(problem) = done {
+            // What was dropped is told in summaries.
+            let _ = world.pass(SUMMARY_MS);
+            return Err(format!("{}\nstep {step}: {problem}", world.said()));
+        }
     }
     DONE.set((DONE.get().0, steps));
-    world.end()
+    match kind {
+        Kind::Abuse => world.end(),
+        Kind::Whole => {
+            let done = world.whole_end(seed);
+            done.map_err(|problem| format!("{}\nstep {steps}: {problem}", world.said()))?;
+            world.taken_down()
+        }
+    }
 }
 
 fn add(sum: &mut BTreeMap<&'static str, u64>, part: &BTreeMap<&'static str, u64>) {

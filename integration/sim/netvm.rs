@@ -28,7 +28,7 @@ pub(crate) const ACTS: &[(&str, Act)] = &[
 const PATIENCE: usize = 40;
 
 fn is_up(world: &World) -> bool {
-    world.store.read("device/vif/0/state").as_deref() == Some("4")
+    world.unit.store.read("device/vif/0/state").as_deref() == Some("4")
 }
 
 /// Whether the uplink goes down, in some turns.
@@ -109,8 +109,8 @@ fn kept_page(world: &mut World) -> Effect {
         held
     } else {
         send(world)?;
+        let Some(request) = world.take_requests().first().copied() else { return Ok(false) };
         let netvm = netvm(world)?;
-        let Some(request) = netvm.take_requests().first().copied() else { return Ok(false) };
         let held = netvm.peer.map(request.gref, Access::ReadOnly);
         netvm.respond(request.id, 0);
         held
@@ -165,11 +165,11 @@ fn states(world: &mut World) -> Effect {
     for _ in 0..world.random.usize(1..6) {
         let states = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "x", ""];
         let state = states[world.random.usize(0..states.len())];
-        world.store.write(&format!("{directory}/state"), state);
+        world.unit.store.write(&format!("{directory}/state"), state);
         let turns = world.random.usize(0..4);
         world.turns(turns)?;
     }
-    world.store.write(&format!("{directory}/state"), "6");
+    world.unit.store.write(&format!("{directory}/state"), "6");
     must_close(world, "a backend in state 6")
 }
 
@@ -183,9 +183,9 @@ fn restart(world: &mut World) -> Effect {
 /// Nothing but the frame, and nothing at all in a receive buffer.
 fn reads_all(world: &mut World) -> Effect {
     send(world)?;
-    let netvm = netvm(world)?;
     let mut all = [0; 4096];
-    let requests = netvm.take_requests();
+    let requests = world.take_requests();
+    let netvm = netvm(world)?;
     for request in &requests {
         netvm.peer.read(request.gref, 0, &mut all).map_err(|status| format!("{status:?}"))?;
         let (from, to) = (usize::from(request.offset), usize::from(request.offset + request.size));
@@ -222,6 +222,6 @@ fn outstanding(world: &mut World) -> Result<Option<u16>, String> {
 fn all_outstanding(world: &mut World) -> Result<Vec<u16>, String> {
     send(world)?;
     send(world)?;
-    let requests = netvm(world)?.take_requests();
+    let requests = world.take_requests();
     Ok(requests.iter().map(|request| request.id).collect())
 }

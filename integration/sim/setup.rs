@@ -1,67 +1,49 @@
 //! The appliance as it boots, with its neighbours: two honest clients, and a NetVM that others take the place of.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
-use std::rc::Rc;
 
 use fastrand::Rng;
-use firewall::event_loop::EventLoop;
-use firewall::platform::XenMachine;
-use firewall::{FamilyConfig, Firewall, Instant, Limits, NetworkConfig, RulesState};
-use rules::{CompiledSet, Family, RuleSet};
-use xen::boot::BootInfo;
+use firewall::Limits;
+use xen::DomId;
+use xen::fake;
 use xen::fake::vif::{NetVm, attach_uplink};
-use xen::fake::{self, xenstore::Store};
-use xen::{DomId, event};
 
+use crate::double::Appliance;
 use crate::frames;
 use crate::honest::Honest;
 use crate::ledger::Ledger;
-use crate::world::{HOSTILE_ADDRESS, Lines, World};
+use crate::whole::FIRST_DOMAIN;
+use crate::whole::model::Model;
+use crate::world::{HOSTILE_ADDRESS, World};
 
 const NETVM: DomId = DomId(2);
-const WAKER: DomId = DomId(9);
-const COMMAND_LINE: &str = "fw-log=drops";
-const MEMORY_BYTES: u64 = 32 << 20;
 const LIMITS: Limits =
     Limits { clients: 8, addresses: 32, flows: 256, flows_per_client: 64, fragment_bytes: 65536 };
 
 impl World {
     /// A world in which everybody is connected and nothing has happened.
     pub(crate) fn new(seed: u64) -> Self {
-        fake::reset();
-        let mut store = Store::new();
-        store.write("data", "");
-        for name in ["shutdown", "feature-poweroff", "feature-reboot", "feature-suspend"] {
-            store.write(&format!("control/{name}"), "");
-        }
-        let boot = BootInfo {
-            cmdline: COMMAND_LINE,
-            memory_bytes: MEMORY_BYTES,
-            entry_ns: fake::now_ns(),
-            entry_running_ns: 0,
-            xen_version: (4, 17),
-        };
-        let machine = XenMachine::start(boot, &LIMITS).expect("a toolstack that left nothing out");
-        let lines = Lines::default();
-        let event_loop = EventLoop::new(firewall(), MEMORY_BYTES, COMMAND_LINE, lines.clone());
-        let wakers = [(), ()].map(|()| {
-            let channel = event::Channel::alloc_unbound(WAKER).expect("a port");
-            let port = fake::peer(WAKER).bind(channel.port());
-            (channel, port)
-        });
-        let honest = [0, 1].map(|which| Honest::attach(&mut store, which));
+        Self::with(seed, LIMITS)
+    }
+
+    /// The same with tables of another size.
+    pub(crate) fn with(seed: u64, limits: Limits) -> Self {
+        let mut unit = Appliance::boot(limits);
+        let honest = [0, 1].map(|which| Honest::attach(&mut unit.store, which));
+        let [one, other] = frames::HONEST;
         let mut world = Self {
             random: Rng::with_seed(seed),
-            store,
-            machine,
-            event_loop,
-            lines,
-            waker: WAKER,
-            wakers,
-            turn: Rc::<Cell<u64>>::default(),
+            unit,
             netvm: None,
+            own: frames::OWN,
+            seen: vec![],
+            answered: vec![],
+            is_prompt: false,
+            model: Model::new(&[one, other, HOSTILE_ADDRESS]),
+            clients: vec![],
+            later: vec![],
+            gone_callers_until: 0,
+            next_domain: FIRST_DOMAIN,
             honest,
             number: 0,
             visit: None,
@@ -71,6 +53,8 @@ impl World {
             honest_sent: 0,
             honest_answered: 0,
         };
+        world.write_first_rules();
+        world.unit.dom0.start_database(&mut world.unit.store);
         world.turns(20).expect("a start without a fault");
         world.connect_uplink().expect("an uplink");
         world.honest.iter_mut().for_each(Honest::post);
@@ -79,57 +63,38 @@ impl World {
         world
     }
 
-    fn connect_uplink(&mut self) -> Result<(), String> {
-        attach_uplink(&mut self.store, NETVM, 0);
+    pub(crate) fn connect_uplink(&mut self) -> Result<(), String> {
+        attach_uplink(&mut self.unit.store, NETVM, 0);
         self.turns(8)?;
         fake::peer(NETVM);
-        NetVm::offer(&mut self.store, NETVM, 0);
+        NetVm::offer(&mut self.unit.store, NETVM, 0);
         self.turns(8)?;
-        let state = self.store.read("device/vif/0/state");
+        let state = self.unit.store.read("device/vif/0/state");
         if state.as_deref() != Some("4") {
             return Err(format!("the uplink does not come: state {state:?}"));
         }
-        self.netvm = Some(NetVm::connect(&mut self.store, NETVM, 0));
+        self.netvm = Some(NetVm::connect(&mut self.unit.store, NETVM, 0));
         self.honest.iter_mut().for_each(|client| client.outside = None);
         self.turns(8)
     }
 
-    /// The NetVM goes, whatever it has done, and an honest one comes.
-    pub(crate) fn replace_netvm(&mut self) -> Result<(), String> {
+    /// The NetVM goes, whatever it has done.
+    pub(crate) fn remove_netvm(&mut self) -> Result<(), String> {
+        self.seen.clear();
         if let Some(netvm) = self.netvm.take() {
             let directory = netvm.directory.clone();
             netvm.peer.die();
             drop(netvm);
-            self.store.remove(&directory);
+            self.unit.store.remove(&directory);
         }
-        self.store.remove("device/vif/0");
-        self.turns(8)?;
+        self.unit.store.remove("device/vif/0");
+        self.turns(8)
+    }
+
+    /// The same, and an honest one comes.
+    pub(crate) fn replace_netvm(&mut self) -> Result<(), String> {
+        self.remove_netvm()?;
         self.pass(3000)?;
         self.connect_uplink()
     }
-}
-
-/// With what dom0 would say through QubesDB: all clients may do everything.
-fn firewall() -> Firewall {
-    let mut firewall = Firewall::new(LIMITS, [3; 32]).expect("memory");
-    let [one, other] = frames::HONEST;
-    let clients = [one, other, HOSTILE_ADDRESS];
-    for address in clients {
-        let rules = RuleSet::parse(Family::V4, [(&b"policy"[..], &b"accept"[..])]);
-        let rules = CompiledSet::new(rules.expect("a policy")).expect("memory");
-        let now = Instant::from_nanos(fake::now_ns());
-        firewall
-            .set_rules(now, IpAddr::from(address), RulesState::Active(rules))
-            .expect("room for three addresses");
-    }
-    let v4 = FamilyConfig {
-        address: Some(frames::OWN.into()),
-        gateway: Some(Ipv4Addr::new(10, 137, 0, 5)),
-        client_gateway: Some(frames::OWN.into()),
-        ..FamilyConfig::default()
-    };
-    let connected = clients.map(IpAddr::from).to_vec();
-    let network = NetworkConfig { v4, connected, ..NetworkConfig::default() };
-    firewall.set_network(network).expect("room for three addresses");
-    firewall
 }

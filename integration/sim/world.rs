@@ -1,25 +1,25 @@
 //! The world of a simulation: the appliance between its neighbours, step by step. `setup` makes it, `honest` has the traffic
-//! that must get through, `ledger` what must come back, `guest` and `netvm` what hostile peers do.
+//! that must get through, `ledger` what must come back, `guest` and `netvm` what hostile peers do; `whole` has dom0 and more
+//! clients at work beside.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::fmt;
-use std::rc::Rc;
 
 use fastrand::Rng;
-use firewall::event_loop::EventLoop;
-use firewall::log::Sink;
-use firewall::platform::XenMachine;
+use firewall::event_loop::machine::Stop;
+use xen::DomId;
+use xen::fake;
 use xen::fake::vif::NetVm;
-use xen::fake::{self, xenstore::Store};
-use xen::mem::ledger::{self, Part};
-use xen::{DomId, EventPort, event};
+use xen::mem::ledger;
+use xen::netif::TxRequest;
 
 use crate::Outcome;
+use crate::double::{self, Appliance};
 use crate::guest::{self, Visit};
 use crate::honest::Honest;
 use crate::ledger::Ledger;
 use crate::netvm;
+use crate::whole::model::Model;
+use crate::whole::{self, Client, Later};
 
 /// Domains of hostile guests: one after the other.
 pub(crate) const HOSTILE: DomId = DomId(20);
@@ -30,37 +30,29 @@ pub(crate) const HOSTILE_MARK: &[u8] = b"hostile";
 /// Turns of a loop in which nothing passes but time: as many as this, and some for each millisecond.
 const MOST_TURNS: u64 = 2000;
 const MOST_TURNS_PER_MS: u64 = 20;
-/// Lines of the appliance that are shown when something fails.
-const RECENT_LINES: usize = 20;
-
-/// Keeps what the appliance says.
-#[derive(Clone, Default)]
-pub(crate) struct Lines(Rc<RefCell<Vec<String>>>);
-
-impl Sink for Lines {
-    fn line(&mut self, text: fmt::Arguments<'_>) {
-        // The console of the image keeps nothing.
-        let _booked = ledger::enter(Part::Tables);
-        self.0.borrow_mut().push(text.to_string());
-    }
-}
-
 /// What a hostile act did.
 pub(crate) type Effect = Result<bool, String>;
 
 pub(crate) struct World {
     pub(crate) random: Rng,
-    pub(crate) store: Store,
-    pub(crate) machine: XenMachine,
-    pub(crate) event_loop: EventLoop<Lines>,
-    pub(crate) lines: Lines,
-    /// The domain of the wakers.
-    pub(crate) waker: DomId,
-    /// End the sleep of a turn in which nothing happens, in turns: what one has ended is delivered in the next turn, and
-    /// masked until the one after that.
-    pub(crate) wakers: [(event::Channel, EventPort); 2],
-    pub(crate) turn: Rc<Cell<u64>>,
+    pub(crate) unit: Appliance,
     pub(crate) netvm: Option<NetVm>,
+    /// Our address on the uplink.
+    pub(crate) own: [u8; 4],
+    /// Frames that the NetVM has seen and not answered; those that it answered since somebody looked.
+    pub(crate) seen: Vec<(TxRequest, Vec<u8>)>,
+    pub(crate) answered: Vec<Vec<u8>>,
+    /// The NetVM answers what it sees at once.
+    pub(crate) is_prompt: bool,
+    /// What dom0 and the clients have agreed on, and what follows from it for each frame.
+    pub(crate) model: Model,
+    pub(crate) clients: Vec<Client>,
+    /// What comes from resolvers.
+    pub(crate) later: Vec<Later>,
+    /// Callers that went away are forgotten then, in ns.
+    pub(crate) gone_callers_until: u64,
+    /// Number of the next client's domain.
+    pub(crate) next_domain: u16,
     pub(crate) honest: [Honest; 2],
     pub(crate) number: u64,
     pub(crate) visit: Option<Visit>,
@@ -75,7 +67,10 @@ pub(crate) struct World {
 /// Names of all hostile acts.
 pub(crate) fn acts() -> impl Iterator<Item = &'static str> {
     let guests = guest::ACTS.iter().map(|act| act.0);
-    guests.chain(netvm::ACTS.iter().map(|act| act.0)).chain([guest::VISIT, SUSPEND])
+    guests
+        .chain(netvm::ACTS.iter().map(|act| act.0))
+        .chain([guest::VISIT, SUSPEND])
+        .chain(whole::ACTS.iter().copied())
 }
 
 const SUSPEND: &str = "R11 suspend and resume";
@@ -101,11 +96,17 @@ impl World {
         self.end_visit()?;
         self.honest_sends()?;
         self.honest_gets()?;
+        self.taken_down()
+    }
+
+    /// Takes everything down: nothing is left.
+    pub(crate) fn taken_down(self) -> Result<Outcome, String> {
         let (effects, tried) = (self.effects, self.tried);
         let (honest_sent, honest_answered) = (self.honest_sent, self.honest_answered);
-        drop((self.netvm, self.machine, self.wakers, self.event_loop));
-        drop((self.honest, self.store));
-        fake::assert_no_leaks();
+        drop(self.netvm);
+        self.unit.end();
+        drop((self.honest, self.clients));
+        double::nothing_is_left()?;
         Ok(Outcome { effects, tried, honest_sent, honest_answered })
     }
 
@@ -130,40 +131,29 @@ impl World {
     }
 
     fn turn(&mut self, at_most_ns: u64) -> Result<(), String> {
-        self.store.serve();
-        self.wakers.iter().for_each(|(channel, _)| channel.unmask());
-        let (this, turn) = (self.turn.get() + 1, Rc::clone(&self.turn));
-        turn.set(this);
-        let (waker, port) = (self.waker, self.wakers[(this % 2) as usize].1);
-        fake::at(fake::now_ns() + at_most_ns, move || {
-            if turn.get() == this {
-                fake::peer(waker).notify(port);
-            }
-        });
-        if let Some(stop) = self.event_loop.turn(&mut self.machine) {
-            return Err(format!("it stops: {stop:?}"));
+        match self.turn_or_stop(at_most_ns)? {
+            None => Ok(()),
+            Some(stop) => Err(format!("it stops: {stop:?}")),
         }
-        if ledger::usage(Part::Packets).count > 0 || ledger::operations().leaks > 0 {
-            return Err("a frame allocated, or a client that went left memory behind".into());
+    }
+
+    /// A turn, after which everybody looks at what came.
+    pub(crate) fn turn_or_stop(&mut self, at_most_ns: u64) -> Result<Option<Stop>, String> {
+        let stop = self.unit.turn(at_most_ns)?;
+        if ledger::operations().leaks > 0 {
+            return Err("a client that went left memory behind".into());
         }
-        let mut lines = self.lines.0.borrow_mut();
-        match lines.iter().find(|line| line.starts_with("fw: fault")) {
-            Some(line) => Err(line.clone()),
-            None => {
-                let too_many = lines.len().saturating_sub(RECENT_LINES);
-                lines.drain(..too_many);
-                Ok(())
-            }
-        }
+        self.watch()?;
+        Ok(stop)
     }
 
     /// What the appliance said last.
     pub(crate) fn said(&self) -> String {
-        self.lines.0.borrow().join("\n")
+        self.unit.said()
     }
 
     /// A hostile guest comes, does something, or goes.
-    fn hostile_guest(&mut self) -> Result<(), String> {
+    pub(crate) fn hostile_guest(&mut self) -> Result<(), String> {
         let Some(mut visit) = self.visit.take() else {
             self.visit = Some(Visit::begin(self, HOSTILE)?);
             return Ok(());
@@ -186,7 +176,7 @@ impl World {
         Ok(())
     }
 
-    fn end_visit(&mut self) -> Result<(), String> {
+    pub(crate) fn end_visit(&mut self) -> Result<(), String> {
         let Some(visit) = self.visit.take() else { return Ok(()) };
         visit.end(self)?;
         self.note(guest::VISIT, true);
@@ -194,22 +184,25 @@ impl World {
     }
 
     /// The NetVM turns hostile; after that another one takes its place.
-    fn hostile_netvm(&mut self) -> Result<(), String> {
+    pub(crate) fn hostile_netvm(&mut self) -> Result<(), String> {
         self.end_visit()?;
         self.number += 1;
         let (name, act) = netvm::ACTS[self.random.usize(0..netvm::ACTS.len())];
+        self.take_sent()?;
+        let was_prompt = std::mem::replace(&mut self.is_prompt, false);
         let effect = act(self).map_err(|problem| format!("{name}: {problem}"))?;
+        self.is_prompt = was_prompt;
         self.note(name, effect);
         self.replace_netvm()?;
         self.expect_quiet("a hostile NetVM")?;
         self.honest_sends()
     }
 
-    fn suspend(&mut self) -> Result<(), String> {
+    pub(crate) fn suspend(&mut self) -> Result<(), String> {
         self.end_visit()?;
-        self.store.write("control/shutdown", "suspend");
+        self.unit.store.write("control/shutdown", "suspend");
         self.turns(6)?;
-        let is_done = self.store.read("control/shutdown").as_deref() == Some("");
+        let is_done = self.unit.store.read("control/shutdown").as_deref() == Some("");
         self.note(SUSPEND, is_done);
         self.honest_sends()
     }

@@ -34,6 +34,7 @@ pub use action::{Action, Notice, RulesRefusal, SourceRules};
 use crate::config::features::{self, Features, Words};
 use crate::config::netvm::ClientSideNetvm;
 use crate::config::{self, ConfigError, DebugMode, DownlinkConfig, UplinkConfig};
+use crate::planted::{Defect, is_planted};
 use crate::uplink::NetworkConfig;
 use crate::visible::MappedIp;
 use tracked::{Tracked, collect};
@@ -155,6 +156,10 @@ impl Control {
     /// The link to QubesDB is gone. Everything in force stays; a new dump replaces it.
     pub fn on_link_lost(&mut self) {
         self.log(Notice::LinkLost { sources: self.sources.len() });
+        if is_planted(Defect::DatabaseLossForgets) {
+            let none = |ip: &IpAddr| Action::SetRules { ip: *ip, rules: SourceRules::None };
+            self.actions.extend(self.sources.keys().map(none));
+        }
     }
 
     /// The uplink device is connected: its addresses are to be taken now, or as soon as there is a
@@ -207,7 +212,14 @@ impl Control {
                         SourceRules::None | SourceRules::Active(_) => None,
                     };
                 }
-                self.actions.push_back(Action::SetRules { ip, rules });
+                let is_kept = match rules {
+                    SourceRules::None => is_planted(Defect::RemovedTreeStays),
+                    SourceRules::Refused(_) => is_planted(Defect::MalformedKeepsOld),
+                    SourceRules::Active(_) => false,
+                };
+                if !is_kept {
+                    self.actions.push_back(Action::SetRules { ip, rules });
+                }
                 self.acknowledge(Some(ip), tree, store);
             }
             None => {
@@ -269,10 +281,21 @@ impl Control {
         if let Some(source) = source {
             source.handled = Some(counter);
         }
+        if is_planted(Defect::HandledNotWritten) {
+            return;
+        }
         self.actions.push_back(Action::WriteDb { path, value: format!("{counter}").into_bytes() });
     }
 
     fn on_key(&mut self, key: &str, store: &Store) {
+        if is_planted(Defect::RulesBeforeMark)
+            && let Some((ip_text, _)) =
+                key.strip_prefix(MARK_PREFIX).and_then(|rest| rest.split_once('/'))
+            && let (Ok(tree), Ok(ip)) = (Tree::new(ip_text), ip_text.parse())
+        {
+            let rules = self.load(ip, &tree, Ok(()), store);
+            self.actions.push_back(Action::SetRules { ip, rules });
+        }
         if let Some(text) = key.strip_prefix(HANDLED_PREFIX) {
             self.forget_handled(|ip| text.parse() == Ok(ip));
         }
@@ -335,6 +358,9 @@ impl Control {
                 Some(netvm) => (config::client_side_uplink(&netvm), Vec::new()),
                 None => collect(|report| config::uplink(store, report)),
             };
+            if is_planted(Defect::OwnAddressStays) && self.uplink.value != UplinkConfig::default() {
+                return;
+            }
             let fresh = self.uplink.update(uplink, problems);
             self.log_all(fresh, Notice::Config);
             self.announce_network();

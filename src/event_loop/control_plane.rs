@@ -10,6 +10,7 @@ use crate::config::features::{Features, LogLevel};
 use crate::control::{Action, SourceRules};
 use crate::exposure::Exposure;
 use crate::log::{Sink, Source};
+use crate::planted::{Defect, is_planted};
 use crate::qrexec::{self, CallId};
 use crate::services::{Facts, FirewallServices};
 use crate::time::Instant;
@@ -52,7 +53,9 @@ impl<S: Sink> EventLoop<S> {
         self.is_database_up = false;
         self.control.on_link_lost();
         self.run_actions(machine);
-        machine.close_database();
+        if !is_planted(Defect::DatabaseNotReopened) {
+            machine.close_database();
+        }
     }
 
     /// Closes the link where the protocol asks for it; never where that would end dom0's daemon.
@@ -321,7 +324,9 @@ impl<S: Sink> EventLoop<S> {
         self.agent.control_closed();
         self.agent_input.clear();
         self.is_agent_ready = false;
-        machine.reset_agent();
+        if !is_planted(Defect::AgentNotOffered) {
+            machine.reset_agent();
+        }
     }
 
     /// A data channel opened.

@@ -14,6 +14,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::conntrack::index::{HashKey, Index};
 use crate::conntrack::slab::Slab;
 use crate::limits::{Limits, OutOfMemory};
+use crate::planted::{Defect, is_planted};
 use crate::wire::{ip, protocol};
 use peers::Peers;
 use ports::{Lease, PortPool, Random};
@@ -106,6 +107,12 @@ impl Nat {
         &mut self,
         endpoint: Endpoint,
     ) -> Result<(MappingId, u16), PortsExhausted> {
+        let endpoint = match endpoint.address {
+            IpAddr::V4(_) if is_planted(Defect::PortShared) => {
+                Endpoint { address: Ipv4Addr::UNSPECIFIED.into(), ..endpoint }
+            }
+            _ => endpoint,
+        };
         let hash = self.hash(&endpoint);
         let is_match =
             |slot| self.mappings.get(slot).is_some_and(|mapping| mapping.endpoint == endpoint);

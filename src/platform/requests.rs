@@ -8,6 +8,7 @@ use xen::xenstore::{self, Owner, ReqId, Request, Token, WatchEvent};
 use xen::{console, event};
 
 use crate::event_loop::machine::{Change, Reason, Stop};
+use crate::planted::{Defect, is_planted};
 
 const SHUTDOWN_NODE: &str = "control/shutdown";
 /// The number of our watch among those of the platform.
@@ -119,6 +120,7 @@ impl Requests {
     fn obey(&mut self) -> Option<Change> {
         self.obey_at = None;
         match self.wish.take()? {
+            Wish::Stop(_) if is_planted(Defect::ShutdownIgnored) => None,
             Wish::Stop(stop) => Some(Change::Stop(stop)),
             Wish::Suspend => Some(suspend()),
         }

@@ -23,9 +23,9 @@ pub(super) fn storm(world: &mut World, visit: &mut Visit) -> Effect {
         fake::at(start + number * 1000, move || peer.notify(port));
     }
     world.honest_sends()?;
-    let turns = world.turn.get();
+    let turns = world.unit.turns();
     world.pass((STORM_US / 1000).max(1))?;
-    let turns = world.turn.get() - turns;
+    let turns = world.unit.turns() - turns;
     if turns > MOST_STORM_TURNS {
         return Err(format!("{turns} turns of the loop for events without work"));
     }
@@ -38,11 +38,11 @@ pub(super) fn states(world: &mut World, visit: &mut Visit) -> Effect {
     for _ in 0..world.random.usize(1..6) {
         let state = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "-1", "x", ""];
         let state = state[world.random.usize(0..state.len())];
-        visit.guest.set(&mut world.store, "state", state);
+        visit.guest.set(&mut world.unit.store, "state", state);
         let turns = world.random.usize(0..4);
         world.turns(turns)?;
     }
-    visit.guest.set(&mut world.store, "state", "6");
+    visit.guest.set(&mut world.unit.store, "state", "6");
     world.turns(4)?;
     visit.must_close(world, "a frontend in state 6")
 }
@@ -50,7 +50,7 @@ pub(super) fn states(world: &mut World, visit: &mut Visit) -> Effect {
 pub(super) fn other_references(world: &mut World, visit: &mut Visit) -> Effect {
     for name in ["tx-ring-ref", "rx-ring-ref", "event-channel"] {
         let value = world.random.u32(..).to_string();
-        visit.guest.set(&mut world.store, name, &value);
+        visit.guest.set(&mut world.unit.store, name, &value);
         world.turns(1)?;
     }
     let payload = world.payload(HOSTILE_MARK);
@@ -65,22 +65,22 @@ pub(super) fn other_references(world: &mut World, visit: &mut Visit) -> Effect {
 }
 
 pub(super) fn directory_vanishes(world: &mut World, visit: &mut Visit) -> Effect {
-    world.store.remove(&format!("/local/domain/{}/device/vif/0", visit.domain.0));
+    world.unit.store.remove(&format!("/local/domain/{}/device/vif/0", visit.domain.0));
     visit.must_close(world, "a directory that is gone")
 }
 
 pub(super) fn watch_flood(world: &mut World, visit: &mut Visit) -> Effect {
-    let before = world.store.requests();
+    let before = world.unit.store.requests();
     for _ in 0..FLOOD_TURNS {
         let name = ["state", "mac", "feature-sg"][world.random.usize(0..3)];
         let value = world.random.u32(0..3).to_string();
         if name != "state" {
-            visit.guest.set(&mut world.store, name, &value);
+            visit.guest.set(&mut world.unit.store, name, &value);
         }
-        world.store.fire(&format!("backend/vif/{}/0/state", visit.domain.0));
+        world.unit.store.fire(&format!("backend/vif/{}/0/state", visit.domain.0));
         world.turns(1)?;
     }
-    let asked = world.store.requests() - before;
+    let asked = world.unit.store.requests() - before;
     if asked > MOST_ASKED {
         return Err(format!("{asked} requests to the store about one guest"));
     }

@@ -27,7 +27,7 @@ pub(super) fn revoked_buffer(world: &mut World, visit: &mut Visit) -> Effect {
     let answers = (0..waiting).filter_map(|_| visit.guest.rx.take(ring));
     let statuses: Vec<i16> = answers.map(|(_, slot)| RxResponse::decode(&slot).status).collect();
     // Its ring is of no use any more; it goes.
-    visit.guest.set(&mut world.store, "state", "6");
+    visit.guest.set(&mut world.unit.store, "state", "6");
     world.turns(4)?;
     match statuses.as_slice() {
         [-1] => Ok(true),
@@ -54,7 +54,7 @@ pub(super) fn no_buffers(world: &mut World, visit: &mut Visit) -> Effect {
     world.turns(4)?;
     let waiting = free.saturating_sub(mem::free_pages());
     // Nothing can be sent to it any more; it goes.
-    visit.guest.set(&mut world.store, "state", "6");
+    visit.guest.set(&mut world.unit.store, "state", "6");
     world.turns(4)?;
     match waiting < MOST_WAITING / 4 {
         true => Ok(true),

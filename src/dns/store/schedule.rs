@@ -9,17 +9,20 @@ use super::{
     Trouble,
 };
 use crate::dns::resolver::Problem;
+use crate::planted::{Defect, is_planted};
 use crate::time::Instant;
 
 impl Store {
     /// Takes what our resolver was answered.
     pub(crate) fn answered(&mut self, now: Instant, id: NameId, answer: Answer<'_>) {
         let life = match answer {
+            Answer::Addresses(..) if is_planted(Defect::TtlIgnored) => MAX_LIFE,
             Answer::Addresses(_, ttl) => ttl.clamp(MIN_LIFE, MAX_LIFE),
             Answer::Nothing(ttl) => ttl.clamp(MIN_LIFE, MAX_NEGATIVE_LIFE),
         };
         // Early enough for all attempts before the life is over.
-        self.ask_again(id, Some(now.after(life.saturating_sub(life / 4))));
+        let is_refreshed = !is_planted(Defect::NamesNotRefreshed);
+        self.ask_again(id, is_refreshed.then(|| now.after(life.saturating_sub(life / 4))));
         self.set_trouble(id, Trouble::None);
         let Some(name) = self.name_mut(id) else { return };
         name.answer = name.answer.wrapping_add(1);

@@ -1,5 +1,6 @@
 //! The other ends of our vchans, as dom0's daemons and callers have them: honest, a page or more each way
-//! (`struct vchan_interface` of Xen public/io/libxenvchan.h). Each polls, so that it asks for no events.
+//! (`struct vchan_interface` of Xen public/io/libxenvchan.h). Each polls, so that it asks for no events, and tells us
+//! when it has read or written something.
 #![forbid(unsafe_code)]
 
 use std::format;
@@ -95,7 +96,9 @@ impl ServerEnd {
     pub fn read(&mut self) -> Vec<u8> {
         let pages: Vec<&SharedPage> = self.left.iter().map(|(_, page)| page).collect();
         let bytes = read(&self.ring.1, LEFT, &pages);
-        self.peer.notify(self.port);
+        if !bytes.is_empty() {
+            self.peer.notify(self.port);
+        }
         bytes
     }
 
@@ -103,7 +106,9 @@ impl ServerEnd {
     pub fn write(&mut self, bytes: &[u8]) -> usize {
         let pages: Vec<&SharedPage> = self.right.iter().map(|(_, page)| page).collect();
         let count = write(&self.ring.1, RIGHT, &pages, bytes);
-        self.peer.notify(self.port);
+        if count > 0 {
+            self.peer.notify(self.port);
+        }
         count
     }
 
@@ -159,14 +164,18 @@ impl ClientEnd {
     /// What we wrote.
     pub fn read(&mut self) -> Vec<u8> {
         let bytes = read(&self.ring, RIGHT, &[&self.right]);
-        self.peer.notify(self.port);
+        if !bytes.is_empty() {
+            self.peer.notify(self.port);
+        }
         bytes
     }
 
     /// Writes to us as much as fits; says how much.
     pub fn write(&mut self, bytes: &[u8]) -> usize {
         let count = write(&self.ring, LEFT, &[&self.left], bytes);
-        self.peer.notify(self.port);
+        if count > 0 {
+            self.peer.notify(self.port);
+        }
         count
     }
 

@@ -1,4 +1,5 @@
-//! What dom0 runs for this domain: the QubesDB daemon and the qrexec daemon with its calls.
+//! What dom0 runs for this domain: the QubesDB daemon and the qrexec daemon with its calls. As strict as the real daemons:
+//! what would end one of them is a problem of ours (the protocol reference, 3.1 to 3.4).
 
 use std::collections::BTreeMap;
 
@@ -15,11 +16,17 @@ const CALL_PORTS: u32 = 256;
 const DATABASE_PAGES: usize = 1;
 const CALL_PAGES: usize = 16;
 
-/// QubesDB: type, path and length of a message's head, and the types that go to us.
+/// QubesDB: type, path and length of a message's head, and the types that there are on the link.
 const PATH_AT: usize = 1;
+const PADDING_AT: usize = 65;
 const LENGTH_AT: usize = 68;
 const HEAD_BYTES: usize = 72;
+const MOST_VALUE_BYTES: usize = 3071;
 const WRITE: u8 = 1;
+const MULTIREAD: u8 = 2;
+const REMOVE: u8 = 4;
+const OK: u8 = 7;
+const ERROR: u8 = 9;
 const DUMPED: u8 = 11;
 
 /// qrexec.
@@ -46,6 +53,13 @@ pub(crate) struct Dom0 {
     /// The whole database was sent on this connection.
     is_dumped: bool,
     to_database: Vec<u8>,
+    from_database: Vec<u8>,
+    /// Dumps so far.
+    pub(crate) dumps: u64,
+    /// What was written since somebody looked.
+    written: Vec<(String, String)>,
+    /// What would have ended a daemon.
+    problem: Option<String>,
     agent: Option<ClientEnd>,
     /// There is a server that we have not connected to.
     is_agent_announced: bool,
@@ -59,12 +73,14 @@ pub(crate) struct Dom0 {
 impl Dom0 {
     pub(crate) fn start_database(&mut self, store: &mut Store) {
         self.to_database.clear();
+        self.from_database.clear();
         self.is_dumped = false;
         let server = ServerEnd::announce(store, DOM0, DATABASE_PORT, DATABASE_PAGES);
         self.database = Some(server);
     }
 
     pub(crate) fn stop_database(&mut self, store: &mut Store) {
+        self.is_dumped = false;
         if let Some(mut server) = self.database.take() {
             server.close(store);
             self.ended.push(server);
@@ -76,11 +92,49 @@ impl Dom0 {
         self.is_dumped && self.to_database.is_empty()
     }
 
+    /// What is written now goes to the appliance at once; before, it is part of the dump.
+    pub(crate) fn is_live(&self) -> bool {
+        self.is_dumped
+    }
+
+    pub(crate) fn has_database(&self) -> bool {
+        self.database.is_some()
+    }
+
     pub(crate) fn set(&mut self, path: &str, value: &str) {
         self.entries.insert(path.into(), value.into());
         if self.is_dumped {
             self.to_database.extend(message(WRITE, path, value));
         }
+    }
+
+    /// Removes an entry or, with a slash at its end, all below it. What is not there is not told.
+    pub(crate) fn remove(&mut self, path: &str) {
+        if self.forget(path) && self.is_dumped {
+            self.to_database.extend(message(REMOVE, path, ""));
+        }
+    }
+
+    fn forget(&mut self, path: &str) -> bool {
+        let before = self.entries.len();
+        let is_meant = |key: &str| key == path || (path.ends_with('/') && key.starts_with(path));
+        self.entries.retain(|key, _| !is_meant(key));
+        self.entries.len() < before
+    }
+
+    /// What the appliance wrote since the last call: paths and values, in order.
+    pub(crate) fn take_written(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.written)
+    }
+
+    /// What would have ended a daemon of dom0, if anything.
+    pub(crate) fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// Says something on the control channel that no daemon says.
+    pub(crate) fn garble_agent(&mut self, bytes: &[u8]) {
+        self.to_agent.extend(bytes);
     }
 
     /// Replaces the rules of a client, as qubesd does: the rules, then the mark.
@@ -160,16 +214,43 @@ impl Dom0 {
         if !server.is_connected() {
             return;
         }
-        if !self.is_dumped {
-            self.is_dumped = true;
-            for (path, value) in self.entries.iter().rev() {
-                self.to_database.extend(message(DUMPED, path, value));
-            }
-            self.to_database.extend(message(DUMPED, "", ""));
+        self.from_database.extend(server.read());
+        while let Some((kind, path, value)) = next_message(&mut self.from_database) {
+            self.on_message(kind, path, value);
         }
-        server.read();
+        let Some(server) = &mut self.database else { return };
         let written = server.write(&self.to_database);
         self.to_database.drain(..written);
+    }
+
+    fn on_message(&mut self, kind: u8, path: String, value: String) {
+        let is_entry = path.starts_with('/') && path.len() < PADDING_AT - PATH_AT;
+        let is_fine = match kind {
+            MULTIREAD if path.is_empty() && !self.is_dumped => {
+                self.is_dumped = true;
+                self.dumps += 1;
+                for (path, value) in self.entries.iter().rev() {
+                    self.to_database.extend(message(DUMPED, path, value));
+                }
+                self.to_database.extend(message(DUMPED, "", ""));
+                true
+            }
+            WRITE if is_entry && !path.ends_with('/') && self.is_dumped => {
+                self.entries.insert(path.clone(), value.clone());
+                self.to_database.extend(message(OK, &path, ""));
+                self.written.push((path.clone(), value));
+                true
+            }
+            REMOVE if is_entry && self.is_dumped => {
+                self.to_database.extend(message(OK, &path, ""));
+                self.forget(&path)
+            }
+            OK | ERROR => value.is_empty(),
+            _ => false,
+        };
+        if !is_fine && self.problem.is_none() {
+            self.problem = Some(format!("the QubesDB daemon ends at type {kind} of {path:?}"));
+        }
     }
 }
 
@@ -195,6 +276,23 @@ impl Call {
             self.heard.drain(..8 + len);
         }
     }
+}
+
+/// The next whole message: type, path and value.
+fn next_message(bytes: &mut Vec<u8>) -> Option<(u8, String, String)> {
+    let head = bytes.get(..HEAD_BYTES)?;
+    let len = u32::from_le_bytes(head[LENGTH_AT..].try_into().ok()?) as usize;
+    let path = head[PATH_AT..PADDING_AT].split(|byte| *byte == 0).next()?;
+    let (kind, path) = (head[0], String::from_utf8_lossy(path).into_owned());
+    if len > MOST_VALUE_BYTES {
+        // Nobody waits for the rest of it.
+        bytes.clear();
+        return Some((0, path, String::new()));
+    }
+    let value = bytes.get(HEAD_BYTES..HEAD_BYTES + len)?;
+    let value = String::from_utf8_lossy(value).into_owned();
+    bytes.drain(..HEAD_BYTES + len);
+    Some((kind, path, value))
 }
 
 fn message(kind: u8, path: &str, value: &str) -> Vec<u8> {

@@ -94,7 +94,7 @@ fn pseudo(ends: Ends, udp_len: u16) -> Vec<u8> {
 }
 
 /// RFC 1071, section 2.
-fn sum(parts: &[&[u8]]) -> u16 {
+pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2));
     let mut sum: u32 = words
         .map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low)))
