@@ -12,7 +12,7 @@ from .errors import Failure
 from .flows import of_client
 from .naming import Naming
 from .propose import Contact, Proposal, propose
-from .screen import Screen, note
+from .screen import Progress, Screen
 from .services import Services, body
 
 #: Seconds between two looks; a flow that nobody uses stays in the table for 30 s at least.
@@ -82,6 +82,7 @@ def show_learn(
 ) -> int:
     """Watches for `length` seconds, or until Ctrl-C; then says what it proposes."""
     watch = Watch(not options["accepted_only"])
+    progress = Progress()
     begun = time.monotonic()
     try:
         while True:
@@ -91,12 +92,15 @@ def show_learn(
             # The answer is a moment younger than the clock was read.
             watch.look(flows, drops, int((time.monotonic() - begun) * 1000))
             left = length - elapsed
-            note("%d s left, %d contacts so far (Ctrl-C ends it now)" % (max(left, 0), len(watch.contacts)))
+            progress.show("%d s left, %d contacts so far; Ctrl-C ends it now" % (max(left, 0), len(watch.contacts)))
             if left <= 0:
                 break
             time.sleep(min(INTERVAL, left))
     except KeyboardInterrupt:
-        note("ended early")
+        # Wanted: what was seen until now counts.
+        pass
+    finally:
+        progress.end()
     proposal = propose(watch.contacts, options["addresses"])
     if options["json"]:
         screen.json(record(client, proposal, watch))

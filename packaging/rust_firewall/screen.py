@@ -94,12 +94,21 @@ def _mark(cell: Cell) -> Mark:
     return Mark(style, clean(text, MAX_CELL))
 
 
-def note(text: str, style: str = "faint") -> None:
-    """A line about progress, on standard error and only for a person."""
-    errors = Screen(sys.stderr)
-    if errors.is_terminal:
-        errors.say(Mark(style, text))
-        errors.flush()
+class Progress:
+    """One line on standard error that is written over, for a person; nothing where nobody looks."""
+
+    def __init__(self) -> None:
+        self._screen = Screen(sys.stderr)
+
+    def show(self, text: str) -> None:
+        if self._screen.is_terminal:
+            self._screen.control("\r" + clean(text, 79) + "\x1b[K")
+            self._screen.flush()
+
+    def end(self) -> None:
+        if self._screen.is_terminal:
+            self._screen.control("\r\x1b[K")
+            self._screen.flush()
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -4,6 +4,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from rust_firewall.screen import amount, duration
 
 from .world import COMMAND, VM, World
 
+CTRL_C = b"\x03"
 FAST = ["--interval", "0.05"]
 
 
@@ -99,7 +101,11 @@ class Top(unittest.TestCase):
                     except OSError:
                         break
                 if keys and until in shown:
-                    os.write(master, keys)
+                    if keys == CTRL_C:
+                        # The terminal is not the one that controls the child, and would not say so.
+                        child.send_signal(signal.SIGINT)
+                    else:
+                        os.write(master, keys)
                     keys = b""
                 if child.poll() is not None and not select.select([master], [], [], 0)[0]:
                     break
@@ -127,6 +133,14 @@ class Top(unittest.TestCase):
             self.assertNotIn(b"\x1b", shown)
             _, shown = self.on_terminal(world, ["flows"], b"", b"")
             self.assertIn(b"\x1b[1mQUBE", shown)
+
+    def test_learn_shows_progress_and_ends_early(self):
+        with World() as world:
+            status, shown = self.on_terminal(world, ["learn", "work", "1h"], CTRL_C, b"Ctrl-C ends it now")
+            self.assertEqual(status, 0)
+            self.assertIn(b"contacts so far", shown)
+            self.assertIn(b"action=accept specialtarget=dns", shown)
+            self.assertNotIn(b"Traceback", shown)
 
     def test_apply_asks_on_a_terminal(self):
         with World() as world:
@@ -296,7 +310,7 @@ class Choice(unittest.TestCase):
             shutil.copy(COMMAND, copy)
             for path, more in ((link, {}), (copy, {"PYTHONPATH": os.path.dirname(COMMAND)})):
                 done = subprocess.run(
-                    [sys.executable, path, "flows"], env=world.environment(**more), stdout=subprocess.PIPE, check=True
+                    [sys.executable, "-S", path, "flows"], env=world.environment(**more), stdout=subprocess.PIPE, check=True
                 )
                 self.assertIn(b"www.example.com", done.stdout)
 
