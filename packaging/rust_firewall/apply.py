@@ -14,13 +14,13 @@ from __future__ import annotations
 import difflib
 import sys
 import time
-from typing import Any, Dict, List, Optional
+from typing import List, Optional
 
 from . import dom0
 from .dom0 import Qube
 from .errors import Failure
 from .naming import Naming
-from .rule import MAX_FILE, Refused, Rule, parse, parse_list, standard
+from .rule import MAX_FILE, Refused, Rule, meaning, parse, parse_list
 from .screen import Mark, Screen
 from .services import NotKnown, Services, body
 
@@ -144,8 +144,8 @@ def _not_in_force(services: Services, qube: Qube, new: List[Rule]) -> Optional[s
             why = heads[0].text("why") if heads else None
             return "the firewall's rules for %s are %s%s" % (address, state, ": " + why if why else "")
         family = 6 if ":" in address else 4
-        wanted = [one.traffic() for one in new if one.is_for(family) and not one.is_over()]
-        if [standard(line.text("text") or "") for line in body(own, "rule")] != wanted:
+        wanted = [meaning(one.traffic()) for one in new if one.is_for(family) and not one.is_over()]
+        if [meaning(line.text("text") or "") for line in body(own, "rule")] != wanted:
             return "the firewall has other rules for %s than dom0" % address
     return None
 

@@ -86,7 +86,7 @@ def _collect(child: subprocess.Popen, name: str, given: bytes, limit: int, timeo
         status = child.wait(max(deadline - time.monotonic(), 0.1))
     except subprocess.TimeoutExpired:
         raise _late(name, timeout) from None
-    return Completed(bytes(output), sentence(complaint), status)
+    return Completed(bytes(output), sentence(bytes(complaint)), status)
 
 
 def _feed(selector: selectors.BaseSelector, pipe, given: bytes) -> bytes:

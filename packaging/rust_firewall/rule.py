@@ -179,6 +179,19 @@ def parse_list(text: str, where: str) -> List[Rule]:
     return rules
 
 
+def meaning(line: str) -> str:
+    """What the firewall gets of a rule, in one form for all that mean the same: networks without the bits of a host,
+    addresses as they are usually written. The firewall writes what it has understood, not what it was given."""
+    try:
+        one = parse(line)
+    except Refused:
+        return line
+    kind, _, value = (one.destination or "").partition("=")
+    if kind in ("dst4", "dst6"):
+        one = one._replace(destination="%s=%s" % (kind, ipaddress.ip_network(value, strict=False)))
+    return one.traffic()
+
+
 def standard(line: str) -> str:
     """A rule in the order of elements that this module writes; the line itself if it is no rule."""
     try:

@@ -51,7 +51,7 @@ def comments(lines: List[str]) -> Dict[str, str]:
     for line in lines:
         traffic, has_comment, comment = line.partition(" comment=")
         if has_comment:
-            found[traffic.partition(" expire=")[0]] = comment
+            found[rule.meaning(traffic.partition(" expire=")[0])] = comment
     return found
 
 
@@ -77,7 +77,7 @@ class _RuleSet:
         for line in self.rules:
             text = line.text("text") or ""
             rows.append([str(line.count("index")), str(line.count("hits")), text])
-            rows += [["", "", Mark("faint", "    " + remark)] for remark in _remarks(line, remarks.get(rule.standard(text)))]
+            rows += [["", "", Mark("faint", "    " + remark)] for remark in _remarks(line, remarks.get(rule.meaning(text)))]
         if self.policy is not None:
             text = "no rule accepts it: %s" % (self.policy.text("action") or "drop")
             rows.append(["-", str(self.policy.count("hits")), text])
@@ -95,7 +95,7 @@ class _RuleSet:
                     "index": line.count("index"),
                     "hits": line.count("hits"),
                     "text": line.text("text"),
-                    "comment": remarks.get(rule.standard(line.text("text") or "")),
+                    "comment": remarks.get(rule.meaning(line.text("text") or "")),
                     "addresses": line.texts("addresses"),
                     "unresolved": bool(line.flag("unresolved")),
                 }

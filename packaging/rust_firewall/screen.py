@@ -123,7 +123,7 @@ def duration(milliseconds: int) -> str:
     if milliseconds < 10_000:
         return "%.1f s" % (milliseconds / 1000)
     seconds = milliseconds // 1000
-    parts = []
+    parts: List[str] = []
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
         count, seconds = divmod(seconds, size)
         if count or parts:

@@ -6,7 +6,7 @@ is an image that does not have the service.
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from . import answers
 from .answers import Line
@@ -78,7 +78,7 @@ class Services:
 
     def stats(self) -> Stats:
         lines = self._ask("Stats")
-        halves = {}
+        halves: Dict[Tuple[str, Optional[int]], List[Line]] = {}
         for line in lines:
             if line.kind in ("uplink", "departed", "client"):
                 halves.setdefault((line.kind, line.number("slot")), []).append(line)

@@ -113,6 +113,12 @@ class Apply(unittest.TestCase):
             world.state["firewall"]["missing"] = ["Rules"]
             self.assertIn("cannot tell whether", world.run("apply", "personal", "new", "--yes").output)
 
+    def test_the_firewall_writes_networks_in_its_own_way(self):
+        with World() as world:
+            world.write("new", "action=accept dst4=192.0.2.9/24\n")
+            world.state["firewall"]["stale"] = {"personal": ["action=accept dst4=192.0.2.0/24"]}
+            self.assertEqual(world.run("apply", "personal", "new", "--yes").status, 0)
+
     def test_rules_that_only_dom0_understands_can_be_replaced_and_come_back(self):
         with World() as world:
             odd = ["action=accept dst4=0.0.0.0/0", "action=accept dsthost=10.1"]

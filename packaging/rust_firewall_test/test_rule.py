@@ -60,6 +60,17 @@ class Reading(unittest.TestCase):
         self.assertEqual(len(rule.parse_list("action=drop\n" * 1000, "F")), 1000)
         self.assertRaises(Failure, rule.parse_list, "action=drop\n" * 1001, "F")
 
+    def test_rules_that_mean_the_same_are_the_same(self):
+        same = [
+            ("action=accept dst4=192.0.2.9/24", "dst4=192.0.2.0/24 action=accept comment=x"),
+            ("action=accept dst6=2001:DB8:0::1/128", "action=accept dst6=2001:db8::1/128"),
+            ("action=drop proto=tcp dstports=1", "proto=tcp action=drop dstports=1-1 expire=9"),
+        ]
+        for one, other in same:
+            self.assertEqual(rule.meaning(one), rule.meaning(other))
+        self.assertNotEqual(rule.meaning("action=accept dst4=192.0.2.9/24"), rule.meaning("action=accept dst4=192.0.2.9/25"))
+        self.assertEqual(rule.meaning("no rule"), "no rule")
+
     def test_rules_of_each_family(self):
         four, six, both = (rule.parse("action=accept dsthost=" + one) for one in ("192.0.2.1", "2001:db8::1", "a.example"))
         self.assertEqual([one.is_for(4) for one in (four, six, both)], [True, False, True])
