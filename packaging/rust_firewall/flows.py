@@ -60,7 +60,7 @@ def show_drops(
     while True:
         lines = services.drops()
         drops = of_client(body(lines, "drop"), naming, client)
-        new = [drop for drop in reversed(drops) if _is_new(drop, lines[0], seen)]
+        new = [drop for drop in reversed(drops) if _is_new(drop, seen)]
         while len(seen) > MAX_REMEMBERED:
             del seen[next(iter(seen))]
         if as_json and not follow:
@@ -77,12 +77,16 @@ def show_drops(
         time.sleep(FOLLOW)
 
 
-def _is_new(drop: Line, head: Line, seen: Dict[Any, int]) -> bool:
-    """Whether it happened again since the last look. Those of a firewall that was restarted are all new."""
-    key = tuple(str(drop.values.get(name)) for name in ("client", "reason", "proto", "dst", "dport", "src", "rule"))
-    last = seen.pop(key, -1)
+#: What the firewall counts in one place.
+_PLACE = ("client", "reason", "proto", "dst", "dport", "type", "rule")
+
+
+def _is_new(drop: Line, seen: Dict[Any, int]) -> bool:
+    """Whether it happened again since the last look; one that counts from the beginning again did."""
+    key = tuple(str(drop.values.get(name)) for name in _PLACE)
+    last = seen.pop(key, 0)
     seen[key] = drop.count("times")
-    return drop.count("times") > last or head.count("uptime_ms") < drop.count("age_ms") or drop.count("times") < last
+    return drop.count("times") != last
 
 
 def _say_drops(screen: Screen, drops: List[Line], naming: Naming, is_whole: bool, client: Optional[str]) -> None:

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -14,8 +15,8 @@ use crate::error::{Attempt, Error, Result};
 use crate::lab::world::{ACCEPT_ALL, World};
 use crate::{command, fail, paths};
 
-/// How long the qube is watched: two looks, and what it does meanwhile, on a busy host.
-const WATCHED: &str = "20s";
+/// How long the qube is watched, which goes on with what it does all that time.
+const WATCHED: &str = "6s";
 
 /// Seconds for an answer: each call is a session of ssh into an emulated machine, on a host that may be busy.
 const PATIENCE: &str = "120";
@@ -80,14 +81,25 @@ fn story(world: &World, dom0: &Dom0) -> Result<String> {
     Ok(format!("hits {hits:?}; refused by \"{text}\"; learned {learned} rules, in force"))
 }
 
-/// B opens a page and pings meanwhile; what is proposed lets both pass and nothing else.
+/// B opens a page and pings, again and again; what is proposed lets both pass and nothing else.
 fn learn(world: &World, dom0: &Dom0, bob: &str) -> Result<usize> {
     let server = &world.plan.internet;
     let client = world.client(BOB)?;
-    let watching = dom0.start(&["learn", bob, WATCHED])?;
+    world.sh(client, "rm -f /tmp/enough")?;
+    let busy = client.spawn(
+        &world.lab,
+        &format!(
+            "until [ -e /tmp/enough ]; do wget -q -O /dev/null http://{server}:443/; ping -c 1 {server}; sleep 1; done"
+        ),
+    )?;
+    // Both stand in the table before anybody looks.
     steps::page(world, client, 0)?;
-    let pinged = steps::ping(world, client, 3, server)?;
-    let proposal = finished(watching, &["learn"], 0)?;
+    let pinged = steps::ping(world, client, 1, server)?;
+    let args = ["learn", bob, WATCHED];
+    let proposal = finished(dom0.start(&args)?, &args, 0);
+    world.sh(client, "touch /tmp/enough")?;
+    busy.finish(&world.lab, client, Duration::from_secs(60))?;
+    let proposal = proposal?;
     let rules: Vec<&str> = proposal.lines().filter(|line| !line.starts_with('#')).collect();
     let wanted = [
         format!("action=accept dst4={server}/32 proto=tcp dstports=443-443"),
@@ -98,7 +110,7 @@ fn learn(world: &World, dom0: &Dom0, bob: &str) -> Result<usize> {
     }
     dom0.apply(bob, &proposal)?;
     steps::page(world, client, 0)?;
-    if steps::ping(world, client, 3, server)? == 0 {
+    if steps::ping(world, client, 1, server)? == 0 {
         fail!("B cannot ping any more: {proposal}");
     }
     steps::refused(world, client, server)?;
