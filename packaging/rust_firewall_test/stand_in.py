@@ -34,7 +34,7 @@ def install(directory):
     for program in PROGRAMS:
         path = os.path.join(directory, program)
         with open(path, "w") as file:
-            file.write("#!%s -IS\nimport sys\nsys.path.insert(0, %r)\n" % (sys.executable, PACKAGING))
+            file.write("#!%s -ISB\nimport sys\nsys.path.insert(0, %r)\n" % (sys.executable, PACKAGING))
             file.write("from rust_firewall_test import stand_in\nsys.exit(stand_in.main(%r, sys.argv[1:]))\n" % program)
         os.chmod(path, 0o755)
 

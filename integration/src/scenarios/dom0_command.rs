@@ -128,7 +128,7 @@ impl Dom0 {
         let folder = std::env::temp_dir().join(format!("qrf-dom0-{}", std::process::id()));
         let this = Self { programs: folder.join("bin"), folder };
         fs::create_dir_all(&this.folder).doing(|| "cannot make a folder for the stand-ins")?;
-        let mut install = command::new("python3", &["-m", "rust_firewall_test.stand_in"]);
+        let mut install = command::new("python3", &["-B", "-m", "rust_firewall_test.stand_in"]);
         command::output(install.arg(&this.programs).current_dir(paths::root().join("packaging")))?;
         this.write("state.json", &state(world)?.to_string())?;
         this.write("on-rules", &on_rules(world)?)?;
