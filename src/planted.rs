@@ -1,8 +1,8 @@
 //! Planted defects of the core, of the control plane and of their wiring: broken on purpose at run time, so that the
 //! simulation of the whole system can show that it notices. `xen::planted` does the same for the drivers.
 //!
-//! At most one is active at a time, chosen by [`plant`] for the present thread; each is one condition at the place of the
-//! check or the act. Without the feature `fake` [`is_planted`] is constant `false`: the image has nothing of it.
+//! At most one is active at a time, chosen by `plant` for the present thread; each is one condition at the place of the
+//! check or the act. Without the feature `fake` `is_planted` is constant `false`: the image has nothing of it.
 //! `cargo xtask test --long mutants` wants each of them found.
 
 macro_rules! defects {

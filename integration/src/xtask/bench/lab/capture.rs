@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Of the segments with payload in a capture's file, from the server's port if `$1` is 1, else to it: how many, those with a wrong
 /// checksum, those that begin before the end of an earlier one of their connection, the longest payload, and a digest of
 /// all of them in the order of capture.
-const SUMMARY: &str = r#"tcpdump -r /tmp/c.pcap -n -vv 2>/dev/null | awk -v down="$1" '
+const SUMMARY: &str = r#"tcpdump -Z root -r /tmp/c.pcap -n -vv 2>/dev/null | awk -v down="$1" '
     $2 == ">" && / seq [0-9]+:[0-9]+/ && ($1 ~ /[.]5201$/) == down {
         split($0, half, " seq "); split(half[2], ends, "[:,]")
         connection = $1 $3; if (!(connection in number)) number[connection] = ++connections
