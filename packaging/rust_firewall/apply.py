@@ -24,8 +24,7 @@ from .rule import MAX_FILE, Refused, Rule, meaning, parse, parse_list
 from .screen import Mark, Screen
 from .services import NotKnown, Services, body
 
-#: Seconds that the firewall may take until it has the new rules.
-PATIENCE = 10.0
+#: Seconds between two looks whether the firewall has the new rules; it may take as long as for an answer.
 PAUSE = 0.3
 
 
@@ -120,7 +119,7 @@ def _verify(services: Services, qube: Qube, name: str, new: List[Rule]) -> str:
         raise Failure("dom0 does not have the rules that it was given")
     if not qube.is_running() or qube.netvm != services.vm:
         return "%s has the new rules; they count when it is connected to a firewall" % name
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + services.timeout
     while True:
         try:
             wrong = _not_in_force(services, qube, new)

@@ -26,6 +26,9 @@ def parser() -> argparse.ArgumentParser:
         "--vm", metavar="NAME", help="the firewall VM (default: the netvm of the qube that is named, or the only VM with the "
         "kernel rust-firewall, or the default netvm)"
     )
+    shared.add_argument(
+        "--timeout", type=_interval, metavar="SECONDS", help="how long the VM may take for an answer (15)"
+    )
     shared.add_argument("--json", action="store_true", help="JSON for scripts")
     commands = whole.add_subparsers(dest="command", metavar="COMMAND")
     commands.required = True
@@ -109,7 +112,7 @@ def _run(args: argparse.Namespace, screen: Screen) -> int:
     qubes = dom0.qubes()
     client = getattr(args, "client", None)
     vm = firewall_of(qubes, args.vm, client)
-    naming, services = Naming(qubes, vm), Services(vm)
+    naming, services = Naming(qubes, vm), Services(vm, args.timeout)
     if client is not None and args.command != "apply":
         naming.client(client)
     if args.command == "status":

@@ -15,6 +15,7 @@ from .process import run
 
 #: The largest answer, of flows: 300 bytes for each of the 30,000 that 64 MiB of memory have room for.
 MAX_ANSWER = 16 << 20
+#: Seconds for one answer, which takes some milliseconds.
 TIMEOUT = 15.0
 NO_SUCH_SERVICE = 127
 
@@ -44,9 +45,9 @@ class Stats(NamedTuple):
 class Services:
     """The services of one firewall VM."""
 
-    def __init__(self, vm: str, timeout: float = TIMEOUT) -> None:
+    def __init__(self, vm: str, timeout: Optional[float] = None) -> None:
         self.vm = vm
-        self._timeout = timeout
+        self.timeout = TIMEOUT if timeout is None else timeout
 
     def version(self) -> Line:
         return self._ask("Version")[0]
@@ -97,7 +98,7 @@ class Services:
     def _ask(self, name: str, given: bytes = b"") -> List[Line]:
         service = "firewall." + name
         call = ["qrexec-client", "-d", self.vm, "user:QUBESRPC %s dom0" % service]
-        done = run(call, given, MAX_ANSWER, self._timeout)
+        done = run(call, given, MAX_ANSWER, self.timeout)
         if done.status == NO_SUCH_SERVICE:
             raise NotKnown(
                 "%s does not know the service %s" % (self.vm, service),

@@ -14,7 +14,7 @@ import tempfile
 from typing import NamedTuple
 from unittest import mock
 
-from rust_firewall import apply, cli, dom0, process, services
+from rust_firewall import cli, dom0, process, services
 
 from . import stand_in
 
@@ -144,7 +144,7 @@ class World:
         try:
             with mock.patch.object(dom0, "run", program), mock.patch.object(services, "run", program), mock.patch.dict(
                 os.environ, kernels
-            ), mock.patch.object(sys, "stdin", stdin), mock.patch.object(apply, "PATIENCE", 0.5), contextlib.redirect_stdout(
+            ), mock.patch.object(sys, "stdin", stdin), mock.patch.object(services, "TIMEOUT", 0.5), contextlib.redirect_stdout(
                 output
             ), contextlib.redirect_stderr(errors):
                 status = cli.main(list(words))

@@ -17,6 +17,9 @@ use crate::{command, fail, paths};
 /// How long the qube is watched: two looks, and what it does meanwhile, on a busy host.
 const WATCHED: &str = "20s";
 
+/// Seconds for an answer: each call is a session of ssh into an emulated machine, on a host that may be busy.
+const PATIENCE: &str = "120";
+
 /// From a glance over an edit and a refusal to rules that were learned and applied.
 ///
 /// # Errors
@@ -84,7 +87,7 @@ fn learn(world: &World, dom0: &Dom0, bob: &str) -> Result<usize> {
     let watching = dom0.start(&["learn", bob, WATCHED])?;
     steps::page(world, client, 0)?;
     let pinged = steps::ping(world, client, 3, server)?;
-    let proposal = finished(watching, 0)?;
+    let proposal = finished(watching, &["learn"], 0)?;
     let rules: Vec<&str> = proposal.lines().filter(|line| !line.starts_with('#')).collect();
     let wanted = [
         format!("action=accept dst4={server}/32 proto=tcp dstports=443-443"),
@@ -133,6 +136,7 @@ impl Dom0 {
         let qrexec = fs::read_to_string(self.folder.join("qrexec.json"))
             .doing(|| "cannot read qrexec.json")?;
         let mut line = command::new(paths::root().join("packaging/rust-firewall"), args);
+        line.args(["--timeout", PATIENCE]);
         line.env("PATH", format!("{}:{path}", self.programs.display()))
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("RUST_FIREWALL_STATE", self.folder.join("state.json"))
@@ -149,7 +153,7 @@ impl Dom0 {
     }
 
     fn run(&self, args: &[&str], status: i32) -> Result<Value> {
-        let text = finished(self.start(args)?, status)?;
+        let text = finished(self.start(args)?, args, status)?;
         serde_json::from_str(&text)
             .map_err(|error| Error::Failed(format!("rust-firewall {args:?}: {error}: {text}")))
     }
@@ -160,7 +164,8 @@ impl Dom0 {
 
     fn apply(&self, qube: &str, rules: &str) -> Result<()> {
         self.write("rules", rules)?;
-        finished(self.start(&["apply", qube, "rules", "--yes"])?, 0).map(drop)
+        let args = ["apply", qube, "rules", "--yes"];
+        finished(self.start(&args)?, &args, 0).map(drop)
     }
 }
 
@@ -172,12 +177,12 @@ impl Drop for Dom0 {
 }
 
 /// What it wrote, if its exit status is the wanted one.
-fn finished(child: Child, status: i32) -> Result<String> {
+fn finished(child: Child, args: &[&str], status: i32) -> Result<String> {
     let out = child.wait_with_output().doing(|| "rust-firewall")?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     if out.status.code() != Some(status) {
         let errors = String::from_utf8_lossy(&out.stderr);
-        fail!("rust-firewall: {} instead of {status}: {text}{errors}", out.status);
+        fail!("rust-firewall {args:?}: {} instead of {status}: {text}{errors}", out.status);
     }
     Ok(text)
 }
