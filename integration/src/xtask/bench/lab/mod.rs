@@ -132,7 +132,7 @@ fn workloads(
     let ours = Side {
         name: "ours",
         is_ours: true,
-        firewall: &world.plan.firewall.name,
+        firewall: world.firewall()?,
         client: world.client(ALICE)?,
         other: world.client(BOB)?,
         other_ip: &bob_ip,
@@ -141,7 +141,7 @@ fn workloads(
     let linux = Side {
         name: "Linux",
         is_ours: false,
-        firewall: LINUX_FIREWALL.0,
+        firewall: &linux.firewall,
         client: &linux.client,
         other: &linux.other,
         other_ip,

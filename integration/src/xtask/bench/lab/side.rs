@@ -17,7 +17,10 @@ const BESIDE_ENDS: Duration = Duration::from_secs(6);
 /// One run.
 pub(super) struct Sample {
     pub(super) rate: f64,
+    /// What processor time is divided by.
     pub(super) amount: f64,
+    /// Of the datagrams that the firewall handed to the NetVM, those that the server's socket had room for.
+    pub(super) arrived: Option<f64>,
     pub(super) seconds: f64,
     /// Processor seconds of each domain.
     pub(super) cpu: BTreeMap<String, f64>,
@@ -34,7 +37,7 @@ const FAULTS: [&str; 3] = ["InCsumErrors", "TCPOFOQueue", "RetransSegs"];
 pub(super) struct Side<'a> {
     pub(super) name: &'static str,
     pub(super) is_ours: bool,
-    pub(super) firewall: &'a str,
+    pub(super) firewall: &'a Domain,
     pub(super) client: &'a Domain,
     pub(super) other: &'a Domain,
     /// Address of the other client.
@@ -67,20 +70,42 @@ impl Side<'_> {
             self.other.exec_for(&world.lab, &named(beside), PATIENCE)?.ok(workload.key)?;
         }
         let faults_before = self.faults(world)?;
+        let forwarded_before = self.forwarded(world)?;
         let effort_before = effort::counters(self, world)?;
         let (before, begun) = (cpu(world)?, Instant::now());
         let out = self.client.exec_for(&world.lab, &line, PATIENCE)?.ok(workload.key)?;
         let (after, seconds) = (cpu(world)?, begun.elapsed().as_secs_f64());
         let effort = difference(&effort_before, effort::counters(self, world)?);
+        let forwarded = self.forwarded(world)? - forwarded_before;
         let faults = difference(&faults_before, self.faults(world)?);
-        let Some((rate, amount)) = (workload.read)(&out) else {
+        let Some((rate, mut amount)) = (workload.read)(&out) else {
             fail!("{}: {}: {out}", self.name, workload.key);
         };
+        let mut arrived = None;
+        if workload.counts_packets() && forwarded > 0.0 {
+            arrived = Some(amount / forwarded);
+            amount = forwarded;
+        }
         if workload.line.contains("5202") || workload.beside.is_some() {
             // What goes on beside has to end before the next turn.
             std::thread::sleep(BESIDE_ENDS);
         }
-        Ok(Sample { rate, amount, seconds, cpu: difference(&before, after), effort, faults })
+        Ok(Sample {
+            rate,
+            amount,
+            arrived,
+            seconds,
+            cpu: difference(&before, after),
+            effort,
+            faults,
+        })
+    }
+
+    /// Packets that the NetVM has got from the firewall.
+    fn forwarded(&self, world: &World) -> Result<f64> {
+        let device = format!("/sys/class/net/vif{}.0/statistics/rx_packets", self.firewall.domid);
+        let text = world.sh(world.netvm(0)?, &format!("cat {device}"))?;
+        text.trim().parse().map_err(|_| Error::Failed(format!("{device}: {text:?}")))
     }
 
     /// The sums over both ends. A NetVM serves both sides, one after the other.
@@ -109,7 +134,8 @@ impl Side<'_> {
 
     /// Medians of several runs.
     pub(super) fn summary(&self, workload: &Workload, samples: &[Sample]) -> Summary {
-        let own = |sample: &Sample| sample.cpu.get(self.firewall).copied().unwrap_or(f64::NAN);
+        let own =
+            |sample: &Sample| sample.cpu.get(&self.firewall.name).copied().unwrap_or(f64::NAN);
         Summary {
             rate: median(samples.iter().map(|sample| sample.rate)),
             cpu: median(samples.iter().map(|sample| own(sample) / sample.amount * workload.per.0)),
@@ -143,6 +169,12 @@ pub(super) fn table(
             line.push_str(&format!(
                 ", {:>8.1} s of the firewall's CPU for a {}",
                 summary.cpu, workload.per.1
+            ));
+        }
+        if let Some(arrived) = samples.first().and_then(|sample| sample.arrived) {
+            line.push_str(&format!(
+                " handed to the NetVM, where {:.0} % found room",
+                arrived * 100.0
             ));
         }
         let domains = samples.first().map(|sample| sample.cpu.keys()).into_iter().flatten();

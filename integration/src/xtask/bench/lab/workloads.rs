@@ -64,6 +64,11 @@ const fn ping(
 }
 
 impl Workload {
+    /// Whether processor time is given for packets: those that the firewall handed to the NetVM, whose server may not keep up.
+    pub(super) fn counts_packets(&self) -> bool {
+        self.per.1 == "million packets"
+    }
+
     /// Whether its rate is a time: less is better.
     pub(super) fn is_ping(&self) -> bool {
         self.per.1 == "ping"
