@@ -1,8 +1,8 @@
 //! Captures on both sides of our firewall during a transfer: the checksums of what arrives, the sizes of the segments, their order.
 //!
 //! With offloads a checksum is only begun where a capture sees it, and a super-frame is what crosses. So each direction is
-//! captured twice: as it is, for the order, and with the sender's offloads off, when each segment leaves it with a whole
-//! checksum that the firewall has to change for its translation.
+//! captured twice: as it is over IPv4, for the order, and over IPv6 with the sender's offloads off, when each segment leaves it
+//! with a whole checksum that the firewall has to change for its translation (Linux' netfront cannot do without that of IPv4).
 
 use std::time::Duration;
 
@@ -21,9 +21,11 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// checksum, those that begin before the end of an earlier one of their connection, the longest payload, and a digest of
 /// all of them in the order of capture.
 const SUMMARY: &str = r#"tcpdump -Z root -r /tmp/c.pcap -n -vv 2>/dev/null | awk -v down="$1" '
-    $2 == ">" && / seq [0-9]+:[0-9]+/ && ($1 ~ /[.]5201$/) == down {
+    / seq [0-9]+:[0-9]+/ {
+        for (at = 2; at < NF && $at != ">"; at++);
+        if (($(at - 1) ~ /[.]5201$/) != down) next
         split($0, half, " seq "); split(half[2], ends, "[:,]")
-        connection = $1 $3; if (!(connection in number)) number[connection] = ++connections
+        connection = $(at - 1) $(at + 1); if (!(connection in number)) number[connection] = ++connections
         packets++; size = ends[2] - ends[1]; if (size > longest) longest = size
         if (/incorrect/) wrong++
         if (ends[1] + 0 < top[connection]) late++
@@ -60,9 +62,16 @@ pub(super) fn measure(world: &World, report: &mut Report) -> Result<()> {
         for (name, reverse) in [("up", ""), ("down", " -R")] {
             let sender = if reverse.is_empty() { &client } else { &netvm };
             for is_whole in [true, false] {
+                let server = match &world.plan.internet6 {
+                    Some(server6) if !is_whole => server6,
+                    _ => &world.plan.internet,
+                };
+                let receiver = if reverse.is_empty() { &netvm } else { &client };
                 offloads(world, sender, is_whole)?;
-                let [near, far] = capture(world, &client, &netvm, reverse)?;
+                merging(world, receiver, is_whole)?;
+                let [near, far] = capture(world, &client, &netvm, server, reverse)?;
                 offloads(world, sender, true)?;
+                merging(world, receiver, true)?;
                 let what = if is_whole { "super-frames" } else { "segments with whole checksums" };
                 lines.push(format!("{name}, {what}: {} packets, the longest payload {} bytes, {} before their turn where the client is and {} where the NetVM is",
                     near.packets, near.longest, near.late, far.late));
@@ -94,17 +103,29 @@ fn offloads(world: &World, end: &End<'_>, on: bool) -> Result<()> {
     world.sh(end.domain, &line).map(drop)
 }
 
-/// The most that a segment may carry: of the device, without both headers and the time stamps that Linux adds.
+/// Whether what arrives is merged before a capture sees it.
+fn merging(world: &World, end: &End<'_>, on: bool) -> Result<()> {
+    let word = if on { "on" } else { "off" };
+    world.sh(end.domain, &format!("ethtool -K {} gro {word}", end.device)).map(drop)
+}
+
+/// The most that a segment may carry: of the device, without both headers of IPv6 and TCP and the time stamps that Linux adds.
 fn mss(world: &World, end: &End<'_>) -> Result<u64> {
     let text = world.sh(end.domain, &format!("cat /sys/class/net/{}/mtu", end.device))?;
     match text.trim().parse::<u64>() {
-        Ok(mtu) if mtu > 52 => Ok(mtu - 52),
+        Ok(mtu) if mtu > 72 => Ok(mtu - 72),
         _ => fail!("{}: an MTU of {text:?}", end.domain.name),
     }
 }
 
 /// A transfer seen from both ends.
-fn capture(world: &World, client: &End<'_>, netvm: &End<'_>, reverse: &str) -> Result<[Seen; 2]> {
+fn capture(
+    world: &World,
+    client: &End<'_>,
+    netvm: &End<'_>,
+    server: &str,
+    reverse: &str,
+) -> Result<[Seen; 2]> {
     let ends = [client, netvm];
     let start = |end: &End<'_>| {
         let line = format!(
@@ -115,7 +136,6 @@ fn capture(world: &World, client: &End<'_>, netvm: &End<'_>, reverse: &str) -> R
         end.domain.exec_for(&world.lab, &line, PATIENCE)?.ok("tcpdump").map(drop)
     };
     ends.into_iter().try_for_each(start)?;
-    let server = &world.plan.internet;
     let line = format!("iperf3 -n {BYTES} -c {server}{reverse}");
     client.domain.exec_for(&world.lab, &line, PATIENCE)?.ok("iperf3")?;
     let is_down = u8::from(!reverse.is_empty());
