@@ -8,7 +8,8 @@ const PAGE: u64 = 4096;
 const LARGE: u64 = 2 << 20;
 /// The same for the largest pages.
 const GIB: u64 = 1 << 30;
-/// The mapping window and what the image itself maps end here: beyond 4 GiB nothing is in the map of a small domain.
+/// Numbers of the GiB that are looked at for an empty one: beyond everything else that is mapped, within what one top-level entry of
+/// the page tables covers.
 const BEYOND: core::ops::Range<u64> = 4..512;
 /// Memory below is left out: nothing of ours is there, and address 0 must fault.
 const LOWEST: u64 = 1 << 20;
