@@ -17,6 +17,8 @@ const LONGEST_PAUSE: u64 = 300 * S;
 const MAX_LIFE: u64 = 86_400 * S;
 /// Latest answers that may still be the latest that was heard: one may have been lost.
 const LATEST: u64 = 3;
+/// What takes longer may come when nobody waits for it any more, in ns.
+const PROMPT: u64 = S;
 
 pub(crate) fn text(name: usize) -> String {
     format!("n{name}.example.org")
@@ -53,8 +55,9 @@ pub(crate) struct Name {
     pub(crate) ttl: u32,
     pub(crate) mood: Mood,
     told: Vec<Told>,
-    /// Answers so far.
+    /// Answers so far that came while somebody waited for them.
     count: u64,
+    is_told: bool,
     /// Since when rules have it while it can be asked for, and when it was asked for last, in ns.
     pub(crate) used_since: Option<u64>,
     pub(crate) asked_at: u64,
@@ -70,6 +73,7 @@ impl Name {
             mood: Mood::Answers,
             told: vec![],
             count: 0,
+            is_told: false,
             used_since: None,
             asked_at: 0,
             ever: BTreeSet::new(),
@@ -95,11 +99,9 @@ impl Name {
     /// An answer is on its way at `now`, to our resolver or to a client.
     pub(crate) fn tell(&mut self, now: u64, only: Option<u8>, addresses: &[[u8; 4]]) {
         self.told.retain(|told| now <= told.at + told.life + STALE + MARGIN);
-        if only.is_none() {
-            self.count += 1;
-        }
+        self.is_told |= only.is_none();
         let life = (u64::from(self.ttl) * S).clamp(MIN_LIFE, MAX_LIFE);
-        let number = if only.is_none() { self.count } else { 0 };
+        let number = if only.is_none() { self.count + 1 } else { 0 };
         let told = |address: &[u8; 4]| Told {
             address: *address,
             at: now,
@@ -110,6 +112,12 @@ impl Name {
         };
         self.told.extend(addresses.iter().map(told));
         self.ever.extend(addresses);
+    }
+
+    /// The answer to our resolver's question of `asked_at` was delivered at `now`. One that comes late is perhaps not listened
+    /// to: what was said before may count on, with any number of such answers.
+    pub(crate) fn is_delivered(&mut self, asked_at: u64, now: u64) {
+        self.count += u64::from(now < asked_at + PROMPT);
     }
 
     /// The latest answer was heard: no older one is the latest any more.
@@ -138,6 +146,6 @@ impl Name {
     }
 
     pub(crate) fn is_unresolved(&self) -> bool {
-        self.count == 0 && self.told.is_empty()
+        !self.is_told && self.told.is_empty()
     }
 }

@@ -20,6 +20,8 @@ pub(crate) struct Later {
     frame: Vec<u8>,
     /// The client's flow that it is for.
     flow: Option<Key>,
+    /// The name that our resolver asked for, and when.
+    asked: Option<(usize, u64)>,
 }
 
 impl World {
@@ -45,13 +47,13 @@ impl World {
                 continue;
             };
             let known = (0..self.model.names.len()).find(|known| text(*known) == name);
-            let Some(known) = known else { continue };
+            let Some(index) = known else { continue };
             let (only, now) = (question.mark.map(|mark| mark.0), self.model.slow());
             let is_lied_about = self.random.u32(0..3) == 0;
             if is_lied_about {
                 self.lie(&question, (id, asked));
             }
-            let known = &mut self.model.names[known];
+            let known = &mut self.model.names[index];
             let (code, addresses, delay) = match known.mood {
                 Mood::Silent => continue,
                 Mood::Answers => (0, known.addresses.as_slice(), 0),
@@ -73,7 +75,9 @@ impl World {
             let frame =
                 packets::from_resolver((question.resolver, DNS_PORT), question.to, &message);
             let flow = question.mark.and_then(|mark| self.model.flight(mark.1));
-            self.later.push(Later { at: fake::now_ns() + delay, frame, flow });
+            let is_said = only.is_none() && code != SERVER_FAILURE;
+            let asked = is_said.then(|| (index, fake::now_ns()));
+            self.later.push(Later { at: fake::now_ns() + delay, frame, flow, asked });
         }
         self.deliver_due();
     }
@@ -97,7 +101,7 @@ impl World {
         }
         let message = packets::answer((id, asked), 0, (&LIARS, 300), None);
         let frame = packets::from_resolver(from, question.to, &message);
-        self.later.push(Later { at: fake::now_ns(), frame, flow: None });
+        self.later.push(Later { at: fake::now_ns(), frame, flow: None, asked: None });
     }
 
     fn deliver_due(&mut self) {
@@ -108,10 +112,13 @@ impl World {
         let now = fake::now_ns();
         let is_due = |later: &mut Later| later.at <= now;
         let due: Vec<Later> = self.later.extract_if(.., is_due).collect();
-        for Later { frame, flow, .. } in due {
+        for Later { frame, flow, asked, .. } in due {
             // A port that is another one's by now is his.
-            if flow.is_none_or(|flow| self.model.has_port(&flow)) {
-                self.deliver(&frame);
+            if flow.is_none_or(|flow| self.model.has_port(&flow))
+                && self.deliver(&frame)
+                && let Some((name, asked_at)) = asked
+            {
+                self.model.names[name].is_delivered(asked_at, now);
             }
         }
     }
