@@ -8,12 +8,16 @@
 mod arguments;
 pub(crate) mod cpu;
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
+mod events;
+#[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
 mod real;
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
 mod trap;
 
 #[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
 pub(crate) use crate::fake::hypercalls::*;
+#[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
+pub(crate) use events::*;
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
 pub(crate) use real::*;
 
