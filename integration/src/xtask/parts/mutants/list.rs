@@ -230,7 +230,7 @@ pub(super) const FLIPS: &[Flip] = &[
     flip(
         "simultaneous open refused",
         &["T2"],
-        "src/conntrack/tcp.rs",
+        "src/conntrack/tcp/opening.rs",
         "State::SynSent => !answers || self.acknowledges_syn(segment),",
         "State::SynSent => answers && self.acknowledges_syn(segment),",
     ),
