@@ -52,7 +52,7 @@ pub fn run(args: &[&str]) -> Result<()> {
     if !known.iter().any(|target| target == name) {
         fail!("no fuzz target {name:?}; there are {}", known.join(", "));
     }
-    let runner = build()?;
+    let runner = build("release")?;
     progress::step(&format!("fuzz {name} for {seconds} s"), || fuzz(&runner, name, seconds))
         .map(|result| progress::say(result.line()))
 }
@@ -64,7 +64,7 @@ pub fn run(args: &[&str]) -> Result<()> {
 pub fn short() -> Result<()> {
     let names = targets()?;
     let each = SHORT_SECONDS.div_ceil(names.len().max(1) as u64);
-    all(&names, each, &mut |_, _| Ok(()))
+    all(build("short")?, &names, each, &mut |_, _| Ok(()))
 }
 
 /// `test --long fuzz`.
@@ -75,7 +75,10 @@ pub fn long() -> Result<()> {
     let mut record = Record::open("fuzz")?;
     let mut names = targets()?;
     names.retain(|name| record.get(name).is_none());
-    all(&names, LONG_SECONDS, &mut |name, done| record.put(name, done.value()))?;
+    if !names.is_empty() {
+        let put = &mut |name: &str, done: &Done| record.put(name, done.value());
+        all(build("release")?, &names, LONG_SECONDS, put)?;
+    }
     record.finish().map(drop)
 }
 
@@ -99,27 +102,26 @@ fn work() -> PathBuf {
     paths::target().join("fuzz")
 }
 
-fn build() -> Result<PathBuf> {
+/// Builds the fuzzer with one of its profiles.
+fn build(profile: &str) -> Result<PathBuf> {
     apt::ensure(PACKAGES)?;
     let manifest = source().join("runner/Cargo.toml");
     let manifest = manifest.to_string_lossy();
-    let args = ["build", "--quiet", "--locked", "--release", "--target", TRIPLE, "--manifest-path"];
-    let mut line = cargo(&args);
-    line.arg(&*manifest).env("RUSTFLAGS", FLAGS).env("CARGO_TARGET_DIR", work());
+    let mut line = cargo(&["build", "--quiet", "--locked", "--target", TRIPLE]);
+    line.args(["--profile", profile, "--manifest-path", &*manifest])
+        .env("RUSTFLAGS", FLAGS)
+        .env("CARGO_TARGET_DIR", work());
     progress::step("building the fuzz targets", || command::output(&mut line))?;
-    Ok(work().join(TRIPLE).join("release/fuzz-runner"))
+    Ok(work().join(TRIPLE).join(profile).join("fuzz-runner"))
 }
 
 /// Runs the targets, [`AT_ONCE`] at a time; `done` gets each that found nothing.
 fn all(
+    runner: PathBuf,
     names: &[String],
     seconds: u64,
     done: &mut (dyn FnMut(&str, &Done) -> Result<()> + Send),
 ) -> Result<()> {
-    if names.is_empty() {
-        return Ok(());
-    }
-    let runner = build()?;
     let queue = Mutex::new(names.iter());
     let outcome = Mutex::new((done, Vec::new()));
     let worker = || {
