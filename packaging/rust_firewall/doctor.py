@@ -9,7 +9,7 @@ from typing import List, Optional
 from . import checks, dom0
 from .checks import WRONG, Facts
 from .errors import Failure
-from .naming import Naming
+from .naming import Naming, newest_kernel
 from .screen import Mark, Screen
 from .services import Services
 from .status import health
@@ -66,8 +66,22 @@ def gather(services: Services, naming: Naming) -> Facts:
         silence,
         problems,
         image_since(vm.kernel),
+        newest_kernel(kernel_directories()),
         time.time(),
     )
+
+
+def kernels() -> str:
+    return os.environ.get("RUST_FIREWALL_KERNELS", KERNELS)
+
+
+def kernel_directories() -> List[str]:
+    """Those that have an image."""
+    try:
+        names = os.listdir(kernels())
+    except OSError:
+        return []
+    return [name for name in names if os.path.isfile(os.path.join(kernels(), name, "vmlinuz"))]
 
 
 def image_since(kernel: Optional[str]) -> Optional[float]:
@@ -75,7 +89,7 @@ def image_since(kernel: Optional[str]) -> Optional[float]:
     upgrade and a rollback rename it)."""
     if kernel is None:
         return None
-    directory = os.path.join(os.environ.get("RUST_FIREWALL_KERNELS", KERNELS), os.path.basename(kernel))
+    directory = os.path.join(kernels(), os.path.basename(kernel))
     try:
         return max(os.stat(os.path.join(directory, "vmlinuz")).st_mtime, os.stat(directory).st_ctime)
     except OSError:
