@@ -317,6 +317,8 @@ pub trait Machine {
     fn reset_agent(&mut self);
     /// Connects the data channel of a call: `CallUp` or `CallDown` follows.
     fn open_call(&mut self, call: CallId, domain: u16, port: u32);
+    /// Serves a data channel for dom0 as vchan server; `CallUp` when it is offered. At most one at a time.
+    fn serve_call(&mut self, call: CallId, port: u32);
     /// The data channel of a call, while it is connected.
     fn call(&mut self, call: CallId) -> Option<&mut dyn Pipe>;
     /// Closes it, or gives up connecting.

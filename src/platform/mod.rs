@@ -6,6 +6,7 @@
 mod clock;
 mod links;
 mod memory;
+mod offered;
 mod requests;
 #[cfg(test)]
 #[cfg(feature = "fake")]
@@ -599,6 +600,10 @@ impl Machine for XenMachine {
 
     fn open_call(&mut self, call: CallId, domain: u16, port: u32) {
         self.links.open_call(&mut self.store, call, DomId(domain), port);
+    }
+
+    fn serve_call(&mut self, call: CallId, port: u32) {
+        self.links.serve_call(&mut self.store, &mut self.changes, call, port);
     }
 
     fn call(&mut self, call: CallId) -> Option<&mut dyn Pipe> {
