@@ -40,6 +40,8 @@ class Facts(NamedTuple):
     silence: str
     #: Problems of firewall.Health; None if it cannot tell.
     problems: Optional[List[Line]]
+    #: Its notes.
+    notes: List[Line]
     #: Seconds since 1970 at which the image in the kernel directory got there; None if there is none.
     image_since: Optional[float]
     #: The kernel directory that `rust-firewall-dom0 create` would choose.
@@ -269,10 +271,12 @@ def _health(facts: Facts) -> List[Finding]:
             return []
         text = "this image has no firewall.Health: nothing is known of its own checks"
         return [Finding(NOTE, "health", text, "rust-firewall-dom0 upgrade")]
-    return [
+    problems = [
         Finding(WRONG, "health: " + (problem.text("id") or "unknown"), _problem(facts, problem), _remedy(facts, problem))
         for problem in facts.problems
     ]
+    notes = [Finding(NOTE, "health: " + (note.text("id") or "unknown"), _problem(facts, note)) for note in facts.notes]
+    return problems + notes
 
 
 def _remedy(facts: Facts, problem: Line) -> str:

@@ -129,6 +129,14 @@ class Doctor(unittest.TestCase):
         self.assertTrue(all(one["fix"] for one in found.values()))
         self.assertFalse([one for one in found.values() if "reboot" in one["fix"] or "rm -rf" in one["fix"]])
 
+    def test_a_note_of_the_firewall_is_one_here(self):
+        world = self.healthy()
+        world.state["firewall"]["notes"] = [{"id": "client-features", "client": "10.137.0.11", "text": "Without super-frames."}]
+        status, found = findings(world)
+        self.assertEqual((status, sorted(found)), (0, ["health: client-features"]))
+        note = found["health: client-features"]
+        self.assertEqual((note["level"], note["text"]), ("note", "work: Without super-frames."))
+
     def test_an_older_image_and_another_firewall_are_notes(self):
         world = self.healthy()
         world.state["firewall"]["missing"] = ["Health"]

@@ -242,6 +242,8 @@ pub struct Effort {
     pub batches: [u64; 4],
     /// Blocks of the heap that frames on their way were given: none, or it is a fault.
     pub allocations: u64,
+    /// Writes about clients that xenstore refused: a quota, perhaps.
+    pub store_refusals: u64,
 }
 
 /// What the loop is about to do, for the books about memory.

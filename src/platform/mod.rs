@@ -392,7 +392,7 @@ impl Machine for XenMachine {
     }
 
     fn effort(&self) -> Effort {
-        memory::effort(self.batches)
+        memory::effort(self.batches, self.back.totals().write_errors)
     }
 
     fn begin(&mut self, work: Work) -> Option<Scope> {
