@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from .answers import Line
 from .dom0 import Qube
-from .naming import KERNEL, Naming, runs_our_kernel
+from .naming import Naming, kernel_version, runs_our_kernel
 
 WRONG, NOTE = "wrong", "note"
 #: The image boots with 16 MiB and more.
@@ -40,8 +40,12 @@ class Facts(NamedTuple):
     silence: str
     #: Problems of firewall.Health; None if it cannot tell.
     problems: Optional[List[Line]]
+    #: Its notes.
+    notes: List[Line]
     #: Seconds since 1970 at which the image in the kernel directory got there; None if there is none.
     image_since: Optional[float]
+    #: The kernel directory that `rust-firewall-dom0 create` would choose.
+    newest_kernel: str
     now: float
 
 
@@ -66,7 +70,7 @@ def _preferences(facts: Facts) -> List[Finding]:
             found.append(_set(vm, name, has[name], wanted, why))
     if not runs_our_kernel(facts.vm):
         kernel = facts.vm.kernel or "the one of its template"
-        found.append(_set(vm, "kernel", kernel, KERNEL, "that is the kernel directory of the image"))
+        found.append(_set(vm, "kernel", kernel, facts.newest_kernel, "that is the kernel directory of the image"))
     if not facts.vm.provides_network:
         found.append(_set(vm, "provides_network", "False", "True", "no qube can use it as its netvm otherwise"))
     if not facts.vm.netvm:
@@ -176,25 +180,22 @@ def _qubes(facts: Facts) -> List[Finding]:
             continue
         netvm = by_name.get(qube.netvm)
         if netvm is None:
-            found.append(
-                Finding(
-                    WRONG, "qube-netvm", "%s has the netvm %s, which does not exist" % (qube.name, qube.netvm),
-                    "qvm-prefs %s netvm %s" % (qube.name, facts.vm.name),
-                )
-            )
+            found.append(_netvm(WRONG, facts, qube.name, "%s has the netvm %s, which does not exist" % (qube.name, qube.netvm)))
         elif qube.netvm in uplinks and qube.provides_network:
             if not runs_our_kernel(qube):
                 found.append(
                     Finding(NOTE, "other-firewall", "%s is on %s too; qubes behind it have another firewall" % (qube.name, qube.netvm))
                 )
         elif qube.netvm in uplinks:
-            found.append(
-                Finding(
-                    WRONG, "qube-netvm", "%s is on %s, past the firewall: its rules count nowhere" % (qube.name, qube.netvm),
-                    "qvm-prefs %s netvm %s" % (qube.name, facts.vm.name),
-                )
-            )
+            text = "%s is on %s, past the firewall: its rules count nowhere" % (qube.name, qube.netvm)
+            found.append(_netvm(WRONG, facts, qube.name, text))
     return found
+
+
+def _netvm(level: str, facts: Facts, qube: str, text: str) -> Finding:
+    """A qube that should be behind this firewall."""
+    name = "qube-netvm" if level == WRONG else "dispvm-netvm"
+    return Finding(level, name, text, "qvm-prefs %s netvm %s" % (qube, facts.vm.name))
 
 
 def _disposables(facts: Facts) -> List[Finding]:
@@ -214,12 +215,8 @@ def _disposables(facts: Facts) -> List[Finding]:
             continue
         if runs_our_kernel(by_name.get(template.netvm, template)):
             continue
-        found.append(
-            Finding(
-                NOTE, "dispvm-netvm", "disposables of %s (%s) have the netvm %s" % (name, _shortened(who), template.netvm),
-                "qvm-prefs %s netvm %s" % (name, facts.vm.name),
-            )
-        )
+        text = "disposables of %s (%s) have the netvm %s" % (name, _shortened(who), template.netvm)
+        found.append(_netvm(NOTE, facts, name, text))
     return found
 
 
@@ -243,16 +240,29 @@ def _image(facts: Facts) -> List[Finding]:
         return found + [
             Finding(WRONG, "silent", "%s runs and does not answer: %s" % (vm, facts.silence), "qvm-kill %s; qvm-start %s" % (vm, vm))
         ]
-    started = facts.now - facts.version.count("uptime_ms") / 1000
-    if facts.image_since is not None and facts.image_since > started + 1:
+    if _is_older(facts, facts.version):
         found.append(
             Finding(
-                WRONG, "restart", "the image was exchanged after %s started: it still runs the one before (version %s)"
+                WRONG, "restart", "the kernel of %s was exchanged after it started: it still runs the one before (version %s)"
                 % (vm, facts.version.text("version", "?")),
-                "qvm-shutdown --wait --force %s && qvm-start %s" % (vm, vm),
+                _restart(vm),
             )
         )
     return found
+
+
+def _is_older(facts: Facts, running: Line) -> bool:
+    """Is what runs another image than the one that the VM would start with? A version is in the directory's name, and rpm
+    moves the directories of old ones; where it is not, the time at which the image got there tells."""
+    version = kernel_version(facts.vm.kernel)
+    if version is not None:
+        return version != running.text("version")
+    started = facts.now - running.count("uptime_ms") / 1000
+    return facts.image_since is not None and facts.image_since > started + 1
+
+
+def _restart(vm: str) -> str:
+    return "qvm-shutdown --wait --force %s && qvm-start %s" % (vm, vm)
 
 
 def _health(facts: Facts) -> List[Finding]:
@@ -260,11 +270,13 @@ def _health(facts: Facts) -> List[Finding]:
         if facts.version is None:
             return []
         text = "this image has no firewall.Health: nothing is known of its own checks"
-        return [Finding(NOTE, "health", text, "sudo rust-firewall-dom0 upgrade vmlinuz")]
-    return [
+        return [Finding(NOTE, "health", text, "rust-firewall-dom0 upgrade")]
+    problems = [
         Finding(WRONG, "health: " + (problem.text("id") or "unknown"), _problem(facts, problem), _remedy(facts, problem))
         for problem in facts.problems
     ]
+    notes = [Finding(NOTE, "health: " + (note.text("id") or "unknown"), _problem(facts, note)) for note in facts.notes]
+    return problems + notes
 
 
 def _remedy(facts: Facts, problem: Line) -> str:
@@ -272,7 +284,7 @@ def _remedy(facts: Facts, problem: Line) -> str:
     vm = facts.vm.name
     client = facts.naming.name(problem.text("client")) if problem.has("client") else ""
     is_qube = any(qube.name == client for qube in facts.naming.qubes)
-    restart = "qvm-shutdown --wait --force %s && qvm-start %s" % (vm, vm)
+    restart = _restart(vm)
     more_memory = "qvm-prefs %s memory 64; qvm-prefs %s maxmem 64; %s" % (vm, vm, restart)
     remedies = {
         "no-uplink": "qvm-start %s; qvm-prefs %s netvm" % (facts.vm.netvm or "sys-net", vm),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 from . import checks, dom0
+from .answers import Line
 from .checks import WRONG, Facts
 from .errors import Failure
-from .naming import Naming
+from .naming import Naming, newest_kernel
 from .screen import Mark, Screen
-from .services import Services
-from .status import health
+from .services import NotKnown, Services, body
 
 #: Where Qubes looks for kernels; the variable is that of `rust-firewall-dom0`.
 KERNELS = "/var/lib/qubes/vm-kernels"
@@ -49,11 +49,11 @@ def show_doctor(screen: Screen, services: Services, naming: Naming, ignored: Lis
 def gather(services: Services, naming: Naming) -> Facts:
     """Asks dom0 and the VM. That the VM does not answer is a finding, not a failure."""
     vm = naming.qube(services.vm)
-    version, silence, problems = None, "", None
+    version, silence, problems, notes = None, "", None, []
     if vm.is_running():
         try:
             version = services.version()
-            problems = health(services)
+            problems, notes = told(services)
         except Failure as failure:
             silence = failure.message
     return Facts(
@@ -65,9 +65,33 @@ def gather(services: Services, naming: Naming) -> Facts:
         version,
         silence,
         problems,
+        notes,
         image_since(vm.kernel),
+        newest_kernel(kernel_directories()),
         time.time(),
     )
+
+
+def told(services: Services) -> Tuple[Optional[List[Line]], List[Line]]:
+    """Problems and notes of the firewall itself; no problems, and not even an empty list, if its image cannot tell."""
+    try:
+        lines = services.health()
+    except NotKnown:
+        return None, []
+    return body(lines, "problem"), body(lines, "note")
+
+
+def kernels() -> str:
+    return os.environ.get("RUST_FIREWALL_KERNELS", KERNELS)
+
+
+def kernel_directories() -> List[str]:
+    """Those that have an image."""
+    try:
+        names = os.listdir(kernels())
+    except OSError:
+        return []
+    return [name for name in names if os.path.isfile(os.path.join(kernels(), name, "vmlinuz"))]
 
 
 def image_since(kernel: Optional[str]) -> Optional[float]:
@@ -75,7 +99,7 @@ def image_since(kernel: Optional[str]) -> Optional[float]:
     upgrade and a rollback rename it)."""
     if kernel is None:
         return None
-    directory = os.path.join(os.environ.get("RUST_FIREWALL_KERNELS", KERNELS), os.path.basename(kernel))
+    directory = os.path.join(kernels(), os.path.basename(kernel))
     try:
         return max(os.stat(os.path.join(directory, "vmlinuz")).st_mtime, os.stat(directory).st_ctime)
     except OSError:

@@ -38,10 +38,10 @@ def show_flows(screen: Screen, services: Services, naming: Naming, client: Optio
     rows = [
         [
             naming.name(flow.text("client")),
-            flow.text("direction", "-") or "-",
-            flow.text("proto", "-") or "-",
+            flow.text("direction") or "-",
+            flow.text("proto") or "-",
             far_end(flow, naming),
-            flow.text("state", "-") or "-",
+            flow.text("state") or "-",
             flow.rule() or "-",
             duration(flow.count("idle_ms")) if flow.has("idle_ms") else "-",
         ]
@@ -107,16 +107,16 @@ def _say_drops(screen: Screen, drops: List[Line], naming: Naming, is_whole: bool
             screen.say("   ", remark)
 
 
-def remarks(drop: Line) -> List[str]:
-    """The rule that decided, and why, in words."""
+def remarks(line: Line, why: str = "why") -> List[str]:
+    """The rule that decided, and the reason, which has the key `why`, in words."""
     said = []
-    deciding = drop.rule()
+    deciding = line.rule()
     if deciding == "policy":
         said.append("no rule accepts it, so the policy decides")
     elif deciding is not None:
-        said.append("rule %s: %s" % (deciding, drop.text("text") or "(not known any more)"))
-    if drop.has("why"):
-        said.append(drop.text("why") or "")
+        said.append("rule %s: %s" % (deciding, line.text("text") or "(not known any more)"))
+    if line.has(why):
+        said.append(line.text(why) or "")
     return said
 
 

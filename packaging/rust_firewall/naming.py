@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import List, Optional
+import re
+from typing import List, Optional, Tuple
 
 from . import dom0
 from .clean import clean
@@ -10,6 +11,7 @@ from .dom0 import Qube
 from .errors import Failure
 
 KERNEL = "rust-firewall"
+_VERSIONED = re.compile(KERNEL + r"-([0-9][A-Za-z0-9.+~_-]{0,40})\Z", re.ASCII)
 
 
 class Naming:
@@ -83,3 +85,21 @@ def runs_our_kernel(qube: Qube) -> bool:
     """Also the image before the last upgrade, and kernels that a person has named after it."""
     kernel = qube.kernel or ""
     return kernel == KERNEL or kernel.startswith((KERNEL + ".", KERNEL + "-"))
+
+
+def kernel_version(kernel: Optional[str]) -> Optional[str]:
+    """The version in the name of a kernel directory of the package; None for one with another name."""
+    found = _VERSIONED.match(kernel or "")
+    return found.group(1) if found else None
+
+
+def newest_kernel(names: List[str]) -> str:
+    """The kernel directory of the newest version among `names`; without any, that of an image installed by hand."""
+    versioned = [name for name in names if kernel_version(name) is not None]
+    return max(versioned, key=_order, default=KERNEL)
+
+
+def _order(name: str) -> List[Tuple[int, str]]:
+    """Numbers by their value, as `sort -V` has them, which `rust-firewall-dom0` uses."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

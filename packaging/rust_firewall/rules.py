@@ -9,6 +9,7 @@ from . import dom0, rule
 from .answers import Line
 from .dom0 import Qube
 from .errors import Failure
+from .flows import remarks
 from .naming import Naming
 from .propose import ECHO
 from .screen import Cell, Mark, Screen
@@ -23,15 +24,15 @@ def show_rules(screen: Screen, services: Services, naming: Naming, name: str, as
     """The rules of a qube as the firewall has them, with hits, for each of its addresses."""
     client = naming.client(name)
     lines = _whole_answer(services)
-    remarks = comments(dom0.rule_lines(name))
+    said = comments(dom0.rule_lines(name))
     sets = [_RuleSet(address, lines) for address in client.addresses()]
     if as_json:
-        screen.json({"qube": name, "sets": [one.record(remarks) for one in sets]})
+        screen.json({"qube": name, "sets": [one.record(said) for one in sets]})
         return 0
     for number, one in enumerate(sets):
         if number:
             screen.say("")
-        one.show(screen, name, remarks)
+        one.show(screen, name, said)
     return 0
 
 
@@ -68,7 +69,7 @@ class _RuleSet:
     def state(self) -> str:
         return "none" if self.head is None else self.head.text("state") or "none"
 
-    def show(self, screen: Screen, name: str, remarks: Dict[str, str]) -> None:
+    def show(self, screen: Screen, name: str, said: Dict[str, str]) -> None:
         state = self.state()
         screen.say(Mark("head", name), self.address, Mark(_STATES.get(state, "warn"), _state(state)))
         if self.head is not None and self.head.has("why"):
@@ -77,14 +78,14 @@ class _RuleSet:
         for line in self.rules:
             text = line.text("text") or ""
             rows.append([str(line.count("index")), str(line.count("hits")), text])
-            rows += [["", "", Mark("faint", "    " + remark)] for remark in _remarks(line, remarks.get(rule.meaning(text)))]
+            rows += [["", "", Mark("faint", "    " + remark)] for remark in _remarks(line, said.get(rule.meaning(text)))]
         if self.policy is not None:
             text = "no rule accepts it: %s" % (self.policy.text("action") or "drop")
             rows.append(["-", str(self.policy.count("hits")), text])
         if rows:
             screen.table(["RULE", "HITS", "TEXT"], rows, (0, 1))
 
-    def record(self, remarks: Dict[str, str]) -> Dict[str, Any]:
+    def record(self, said: Dict[str, str]) -> Dict[str, Any]:
         """For `--json`."""
         return {
             "address": self.address,
@@ -95,7 +96,7 @@ class _RuleSet:
                     "index": line.count("index"),
                     "hits": line.count("hits"),
                     "text": line.text("text"),
-                    "comment": remarks.get(rule.meaning(line.text("text") or "")),
+                    "comment": said.get(rule.meaning(line.text("text") or "")),
                     "addresses": line.texts("addresses"),
                     "unresolved": bool(line.flag("unresolved")),
                 }
@@ -159,13 +160,8 @@ def show_explain(
         where = "%s %s%s" % (proto, target, "" if number is None else " %s %d" % (_word(proto), number))
         style = "good" if verdict == "accept" else "bad"
         screen.say(Mark(style, verdict), "%s to %s" % (name, where))
-        deciding = answer.rule()
-        if deciding == "policy":
-            screen.say("    no rule accepts it, so the policy decides")
-        elif deciding is not None:
-            screen.say("    rule %s: %s" % (deciding, answer.text("text") or ""))
-        if answer.has("reason"):
-            screen.say("   ", answer.text("reason") or "")
+        for remark in remarks(answer, "reason"):
+            screen.say("   ", remark)
     return 0 if is_accepted else 1
 
 

@@ -103,6 +103,8 @@ def _health(state):
     }
     for problem in problems:
         yield dict(problem, kind="problem")
+    for note in firewall.get("notes", []):
+        yield dict(note, kind="note")
 
 
 def _judged(state):

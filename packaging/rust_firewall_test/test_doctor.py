@@ -86,6 +86,25 @@ class Doctor(unittest.TestCase):
         os.rename(kernel + ".x", kernel)
         self.assertIn("restart", findings(world)[1])
 
+    def test_a_version_is_known_by_its_name_and_rpm_may_move_its_directory(self):
+        world = self.healthy()
+        kernels = os.path.join(world.folder, "kernels")
+        world.state["qubes"][VM]["kernel"] = "rust-firewall-0.1.0"
+        for name in ("rust-firewall-0.1.0", "rust-firewall-0.10.0", "rust-firewall-0.9.0", "rust-firewall-empty"):
+            os.mkdir(os.path.join(kernels, name))
+            if name != "rust-firewall-empty":
+                with open(os.path.join(kernels, name, "vmlinuz"), "wb") as image:
+                    image.write(b"\x7fELF")
+        world.state["firewall"]["uptime_ms"] = 7_000_000
+        self.assertEqual(findings(world), (0, {}))
+        world.state["qubes"][VM]["kernel"] = "rust-firewall-0.10.0"
+        status, found = findings(world)
+        self.assertEqual((status, sorted(found)), (1, ["restart"]))
+        self.assertIn("version 0.1.0", found["restart"]["text"])
+        world.state["qubes"][VM]["kernel"] = "6.12.54-1"
+        _, found = findings(world, "--vm", VM)
+        self.assertEqual(found["kernel"]["fix"], "qvm-prefs rust-firewall kernel rust-firewall-0.10.0")
+
     def test_a_vm_that_does_not_answer(self):
         world = self.healthy()
         world.state["faults"] = {"qrexec-client": {"status": 1, "says": "nobody\n"}}
@@ -109,6 +128,14 @@ class Doctor(unittest.TestCase):
         self.assertEqual(found["health: rules-refused"]["fix"], "rust-firewall rules work")
         self.assertTrue(all(one["fix"] for one in found.values()))
         self.assertFalse([one for one in found.values() if "reboot" in one["fix"] or "rm -rf" in one["fix"]])
+
+    def test_a_note_of_the_firewall_is_one_here(self):
+        world = self.healthy()
+        world.state["firewall"]["notes"] = [{"id": "client-features", "client": "10.137.0.11", "text": "Without super-frames."}]
+        status, found = findings(world)
+        self.assertEqual((status, sorted(found)), (0, ["health: client-features"]))
+        note = found["health: client-features"]
+        self.assertEqual((note["level"], note["text"]), ("note", "work: Without super-frames."))
 
     def test_an_older_image_and_another_firewall_are_notes(self):
         world = self.healthy()

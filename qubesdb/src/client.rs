@@ -142,6 +142,11 @@ impl Client {
         self.outgoing.is_idle()
     }
 
+    /// Has dom0 answered everything that we asked for?
+    pub fn is_settled(&self) -> bool {
+        self.outgoing.is_settled()
+    }
+
     /// Sets a key in dom0's database and, when the command is sent, in the store.
     ///
     /// # Errors

@@ -207,6 +207,10 @@ impl Outgoing {
         self.ready.is_empty() && self.commands.is_empty()
     }
 
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_idle() && self.unanswered.is_empty()
+    }
+
     /// An answer with this path came.
     pub(crate) fn settle(&mut self, path: &Path) -> Settled {
         let Some(at) = self.unanswered.iter().position(|(waiting, _)| waiting == path) else {

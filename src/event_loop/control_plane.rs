@@ -213,13 +213,14 @@ impl<S: Sink> EventLoop<S> {
             let facts = Facts::new(wall_us / 1000, memory, effort, machine.unsent());
             self.facts = facts.at(self.now, self.is_database_up);
         }
-        for index in 0..qrexec::MAX_CHANNELS {
+        for index in 0..qrexec::MAX_LINKS {
             let Some(call) = self.calls.get(index).copied() else { break };
             if let Some(pipe) = machine.call(call) {
                 has_more |= self.serve_call(pipe, call);
             }
         }
         self.run_agent_actions(machine);
+        self.announce_features(machine);
         // Ends of calls are told on the control channel.
         if let Some(pipe) = machine.agent() {
             self.transmit_agent(pipe);
@@ -303,6 +304,11 @@ impl<S: Sink> EventLoop<S> {
                     self.calls.push(call);
                     machine.open_call(call, domain, port);
                 }
+                qrexec::Action::ServeData { call, port } => {
+                    self.calls.push(call);
+                    machine.serve_call(call, port);
+                }
+                qrexec::Action::RequestEnded(end) => self.announced(end),
                 qrexec::Action::CloseData { call } => {
                     self.calls.retain(|one| *one != call);
                     machine.close_call(call);

@@ -242,6 +242,8 @@ pub struct Effort {
     pub batches: [u64; 4],
     /// Blocks of the heap that frames on their way were given: none, or it is a fault.
     pub allocations: u64,
+    /// Writes about clients that xenstore refused: a quota, perhaps.
+    pub store_refusals: u64,
 }
 
 /// What the loop is about to do, for the books about memory.
@@ -317,6 +319,8 @@ pub trait Machine {
     fn reset_agent(&mut self);
     /// Connects the data channel of a call: `CallUp` or `CallDown` follows.
     fn open_call(&mut self, call: CallId, domain: u16, port: u32);
+    /// Serves a data channel for dom0 as vchan server; `CallUp` when it is offered. At most one at a time.
+    fn serve_call(&mut self, call: CallId, port: u32);
     /// The data channel of a call, while it is connected.
     fn call(&mut self, call: CallId) -> Option<&mut dyn Pipe>;
     /// Closes it, or gives up connecting.

@@ -2,8 +2,9 @@
 //!
 //! One thread, nothing blocks but `Machine::sleep`, and every drain has a budget, so that no client and no daemon can
 //! keep the others waiting. [`machine`] says what the loop needs of the machine below it; `data_plane` takes frames
-//! through the packet path, `control_plane` serves QubesDB and qrexec, `report` writes the log.
+//! through the packet path, `control_plane` serves QubesDB and qrexec, `announce` asks dom0 for a feature, `report` writes the log.
 
+mod announce;
 mod control_plane;
 mod data_plane;
 pub mod machine;
@@ -24,6 +25,7 @@ use crate::log::{Log, Sink, Source};
 use crate::qrexec::{self, Agent, CallId};
 use crate::services::{Facts, Session};
 use crate::time::Instant;
+use announce::Announcement;
 use machine::{Change, Machine, Stop, Work};
 use report::DropSummary;
 
@@ -45,7 +47,7 @@ pub struct EventLoop<S: Sink> {
     buffer: Box<[u8; BUFFER_BYTES]>,
     /// Bytes of the qrexec control channel that the agent has not taken yet; at most a buffer's worth.
     agent_input: Vec<u8>,
-    /// Data channels that are open or being opened; at most `qrexec::MAX_CHANNELS`.
+    /// Data channels that are open or being opened; at most `qrexec::MAX_LINKS`.
     calls: Vec<CallId>,
     database_heard_at: Instant,
     has_database: bool,
@@ -53,6 +55,7 @@ pub struct EventLoop<S: Sink> {
     is_database_up: bool,
     is_agent_ready: bool,
     is_agent_offered: bool,
+    announcement: Announcement,
     has_forwarded: bool,
     is_ready: bool,
     /// Phases of the start whose end was told.
@@ -76,12 +79,13 @@ impl<S: Sink> EventLoop<S> {
             now: Instant::default(),
             buffer: Box::new([0; BUFFER_BYTES]),
             agent_input: Vec::with_capacity(BUFFER_BYTES),
-            calls: Vec::with_capacity(qrexec::MAX_CHANNELS),
+            calls: Vec::with_capacity(qrexec::MAX_LINKS),
             database_heard_at: Instant::default(),
             has_database: false,
             is_database_up: false,
             is_agent_ready: false,
             is_agent_offered: false,
+            announcement: Announcement::default(),
             has_forwarded: false,
             is_ready: false,
             told_phases: [false; 2],

@@ -1,5 +1,6 @@
 //! The loop on a scripted machine: what dom0 and the devices do goes in, frames, bytes and log lines come out.
 
+mod announce;
 mod calls;
 mod fragments;
 mod super_frames;
@@ -73,6 +74,8 @@ struct TestMachine {
     agent: Option<TestPipe>,
     calls: Vec<(CallId, TestPipe)>,
     opened: Vec<(u16, u32)>,
+    /// Ports at which data channels are served for dom0.
+    served: Vec<u32>,
     deadlines: Vec<Option<Instant>>,
     database_closes: usize,
     agent_resets: usize,
@@ -187,6 +190,11 @@ impl Machine for TestMachine {
     fn open_call(&mut self, call: CallId, domain: u16, port: u32) {
         self.opened.push((domain, port));
         self.calls.push((call, pipe()));
+    }
+    fn serve_call(&mut self, call: CallId, port: u32) {
+        self.served.push(port);
+        self.calls.push((call, pipe()));
+        self.changes.push_back(Change::CallUp(call));
     }
     fn call(&mut self, call: CallId) -> Option<&mut dyn Pipe> {
         let found = self.calls.iter_mut().find(|(id, _)| *id == call)?;

@@ -10,6 +10,7 @@ use xen::vchan::{Connector, Link, LinkState, Outcome, Server, ServerOutcome, Siz
 use xen::xenstore::{self, Owner, ReqId, Token, WatchEvent};
 use xen::{DomId, EventPort, time};
 
+use super::offered::Offered;
 use super::requests;
 use crate::event_loop::machine::{Change, Pipe, Reason};
 use crate::qrexec::CallId;
@@ -24,7 +25,7 @@ const FIRST_CALL_WATCH: u32 = DATABASE_WATCH + 1;
 /// Pause before another server is tried, in nanoseconds.
 const RETRY_NS: u64 = 1_000_000_000;
 
-type Changes = VecDeque<Change>;
+pub(super) type Changes = VecDeque<Change>;
 
 impl Pipe for Link {
     fn read(&mut self, buffer: &mut [u8]) -> usize {
@@ -152,6 +153,7 @@ pub(super) struct Links {
     is_database_down: bool,
     agent: Agent,
     calls: Vec<Call>,
+    offered: Offered,
     generation: u32,
 }
 
@@ -164,6 +166,7 @@ impl Links {
             is_database_down: false,
             agent: Agent::default(),
             calls: Vec::new(),
+            offered: Offered::default(),
             generation: 0,
         }
     }
@@ -185,6 +188,7 @@ impl Links {
         if self.agent.server.as_ref().is_some_and(|server| server.link().port() == port) {
             self.agent.has_event = true;
         }
+        self.offered.on_event(port);
     }
 
     pub(super) fn on_watch(&mut self, watch: &WatchEvent, store: &mut xenstore::Client) {
@@ -235,6 +239,7 @@ impl Links {
                 Step::Refused(_) => changes.push_back(Change::CallDown(id)),
             }
         }
+        self.offered.on_reply(reply, store, changes);
         self.agent_reply(reply, store, changes);
     }
 
@@ -275,6 +280,7 @@ impl Links {
             }
             call.client.ask(store);
         }
+        self.offered.advance(store, changes);
         self.forget_ended_calls(changes);
         self.advance_agent(store, changes);
     }
@@ -347,6 +353,7 @@ impl Links {
     pub(super) fn rearm(&mut self) {
         self.database.rearm();
         self.calls.iter_mut().for_each(|call| call.client.rearm());
+        self.offered.rearm();
         if core::mem::take(&mut self.agent.has_event)
             && let Some(server) = &self.agent.server
         {
@@ -395,13 +402,27 @@ impl Links {
         self.calls.push(Call { id: Some(id), watch, generation: self.generation, client });
     }
 
+    pub(super) fn serve_call(
+        &mut self,
+        store: &mut xenstore::Client,
+        changes: &mut Changes,
+        id: CallId,
+        port: u32,
+    ) {
+        self.offered.serve(store, changes, self.own, id, port);
+    }
+
     pub(super) fn call(&mut self, id: CallId) -> Option<&mut dyn Pipe> {
-        let call = self.calls.iter_mut().find(|call| call.id == Some(id))?;
+        let Some(call) = self.calls.iter_mut().find(|call| call.id == Some(id)) else {
+            return self.offered.pipe(id);
+        };
         call.client.link.as_mut().map(|link| link as &mut dyn Pipe)
     }
 
     pub(super) fn close_call(&mut self, store: &mut xenstore::Client, id: CallId) {
-        let Some(call) = self.calls.iter_mut().find(|call| call.id == Some(id)) else { return };
+        let Some(call) = self.calls.iter_mut().find(|call| call.id == Some(id)) else {
+            return self.offered.close(store, id);
+        };
         call.id = None;
         call.client.link = None;
         call.client.connector.stop();

@@ -62,7 +62,7 @@ impl fmt::Display for Budgets {
 }
 
 /// What the hypervisor was asked for; `batches` as in [`Effort`].
-pub(super) fn effort(batches: [u64; 4]) -> Effort {
+pub(super) fn effort(batches: [u64; 4], store_refusals: u64) -> Effort {
     let counts = xen::counts::counts();
     Effort {
         hypercalls: counts.hypercalls,
@@ -74,6 +74,7 @@ pub(super) fn effort(batches: [u64; 4]) -> Effort {
         timers: counts.timers,
         batches,
         allocations: ledger::usage(Part::Packets).count,
+        store_refusals,
     }
 }
 

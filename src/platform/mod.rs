@@ -6,6 +6,7 @@
 mod clock;
 mod links;
 mod memory;
+mod offered;
 mod requests;
 #[cfg(test)]
 #[cfg(feature = "fake")]
@@ -391,7 +392,7 @@ impl Machine for XenMachine {
     }
 
     fn effort(&self) -> Effort {
-        memory::effort(self.batches)
+        memory::effort(self.batches, self.back.totals().write_errors)
     }
 
     fn begin(&mut self, work: Work) -> Option<Scope> {
@@ -599,6 +600,10 @@ impl Machine for XenMachine {
 
     fn open_call(&mut self, call: CallId, domain: u16, port: u32) {
         self.links.open_call(&mut self.store, call, DomId(domain), port);
+    }
+
+    fn serve_call(&mut self, call: CallId, port: u32) {
+        self.links.serve_call(&mut self.store, &mut self.changes, call, port);
     }
 
     fn call(&mut self, call: CallId) -> Option<&mut dyn Pipe> {

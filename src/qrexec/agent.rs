@@ -4,12 +4,16 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use super::action::Action;
 use super::channel::{Answer, DataChannel};
 use super::command::Command;
-use super::control::{Control, ControlError, Mode, Order};
+use super::control::{Control, Mode, Order};
+use super::request::{IDENT_BYTES, Request, RequestEnd};
 use super::services::{ExitCode, NoSuchService, Services};
 use super::waiting::{Waiter, Waiting};
 use crate::time::Instant;
+
+mod own;
 
 /// Calls that are served at once.
 pub const MAX_SERVED_CALLS: usize = 4;
@@ -18,6 +22,8 @@ pub const MAX_FOREIGN_CALLS: usize = 2;
 /// Data channels at once. Those beyond the served ones only exist to tell the caller that it is refused: without a
 /// data channel it would wait for 10 seconds.
 pub const MAX_CHANNELS: usize = 8;
+/// With that of our own call.
+pub const MAX_LINKS: usize = MAX_CHANNELS + 1;
 /// Of these, for refusals: a caller that does not fetch its own keeps nobody out who is to be served.
 const MAX_REFUSALS: usize = MAX_CHANNELS - MAX_SERVED_CALLS;
 
@@ -32,31 +38,6 @@ const FIRST_RESERVED_DOMAIN: u16 = 0x7ff0;
 /// Names a data channel between agent and platform; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallId(u32);
-
-/// What the platform is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Connect, as vchan client, to `port` of `domain`; then `data_opened` or, if that cannot be, `data_closed`.
-    OpenData {
-        /// The call.
-        call: CallId,
-        /// Its server.
-        domain: u16,
-        /// The vchan port.
-        port: u32,
-    },
-    /// Close the data channel, or give up connecting. What was written stays readable for the caller. Not to be
-    /// reported back.
-    CloseData {
-        /// The call.
-        call: CallId,
-    },
-    /// dom0 broke the protocol: close the control channel and serve a new one.
-    ResetControl {
-        /// Why.
-        reason: ControlError,
-    },
-}
 
 /// Totals since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,6 +79,7 @@ pub struct Agent<S> {
     control: Control,
     slots: Vec<Slot<S>>,
     waiting: Waiting,
+    request: Request,
     actions: VecDeque<Action>,
     next_id: u32,
     counters: Counters,
@@ -116,6 +98,7 @@ impl<S> Agent<S> {
             control: Control::new(),
             slots: Vec::with_capacity(MAX_CHANNELS),
             waiting: Waiting::new(),
+            request: Request::new(),
             actions: VecDeque::new(),
             next_id: 0,
             counters: Counters::default(),
@@ -133,6 +116,9 @@ impl<S> Agent<S> {
         self.control.closed();
         self.waiting.clear();
         self.slots.iter_mut().for_each(|slot| slot.is_orphan = true);
+        if self.request.control_closed() {
+            self.actions.push_back(Action::RequestEnded(RequestEnd::Lost));
+        }
     }
 
     /// Have both hellos been exchanged?
@@ -153,7 +139,21 @@ impl<S> Agent<S> {
         loop {
             let plan = match self.control.next_order(&mut rest) {
                 Ok(None) => return bytes.len().saturating_sub(rest.len()),
-                Ok(Some(order)) => plan(&order, services),
+                Ok(Some(Order::ServiceRefused { ident })) => {
+                    if self.request.refused(ident) {
+                        self.actions.push_back(Action::RequestEnded(RequestEnd::Refused));
+                    }
+                    continue;
+                }
+                Ok(Some(Order::ServiceConnect { domain, port, ident })) => {
+                    // Of another length, it is none of ours.
+                    let ident = <[u8; IDENT_BYTES]>::try_from(ident).unwrap_or_default();
+                    self.connected(now, domain, port, &ident);
+                    continue;
+                }
+                Ok(Some(Order::Execute { mode, domain, port, text })) => {
+                    Plan { domain, port, mode, answer: answer(text, services) }
+                }
                 Err(reason) => {
                     self.actions.push_back(Action::ResetControl { reason });
                     return bytes.len();
@@ -188,6 +188,10 @@ impl<S> Agent<S> {
 
     /// The data channel is gone, or could not be connected.
     pub fn data_closed(&mut self, call: CallId) {
+        if self.request.is_served_as(call) {
+            let ended = self.request.end(RequestEnd::Lost);
+            return self.request_over(ended, false);
+        }
         self.end(call);
     }
 
@@ -199,6 +203,10 @@ impl<S> Agent<S> {
         bytes: &[u8],
         services: &mut V,
     ) {
+        if self.request.is_served_as(call) {
+            let ended = self.request.receive(now, bytes);
+            return self.request_over(ended, true);
+        }
         let Some(slot) = self.slot(call) else { return };
         slot.deadline = now.after(PEER_TIMEOUT);
         if slot.channel.receive(bytes, services).is_err() {
@@ -213,6 +221,9 @@ impl<S> Agent<S> {
         call: CallId,
         services: &mut V,
     ) -> &[u8] {
+        if self.request.is_served_as(call) {
+            return self.request.transmit();
+        }
         match self.slot(call) {
             Some(slot) if slot.is_open => slot.channel.transmit(services),
             _ => &[],
@@ -221,6 +232,9 @@ impl<S> Agent<S> {
 
     /// So many of them were written.
     pub fn data_transmitted(&mut self, now: Instant, call: CallId, bytes: usize) {
+        if self.request.is_served_as(call) {
+            return self.request.transmitted(bytes);
+        }
         let Some(slot) = self.slot(call) else { return };
         slot.channel.transmitted(bytes);
         if bytes > 0 {
@@ -237,7 +251,8 @@ impl<S> Agent<S> {
             true => self.waiting.next_turn(),
             false => self.waiting.next_deadline().filter(|_| self.control.has_room()),
         };
-        self.slots.iter().map(|slot| slot.deadline).chain(turn).min()
+        let own = self.request.deadline();
+        self.slots.iter().map(|slot| slot.deadline).chain(turn).chain(own).min()
     }
 
     /// Has a service more to say without anything happening? Then the next turn is to come at once.
@@ -247,6 +262,11 @@ impl<S> Agent<S> {
 
     /// Ends the data channels on which nothing moved for too long, and gives those that were refused their turns.
     pub fn on_timer(&mut self, now: Instant) {
+        if self.request.deadline().is_some_and(|deadline| deadline <= now) {
+            self.counters.timeouts = self.counters.timeouts.saturating_add(1);
+            let ended = self.request.end(RequestEnd::Lost);
+            self.request_over(ended, true);
+        }
         while let Some(late) = self.slots.iter().find(|slot| slot.deadline <= now) {
             let call = late.id;
             self.counters.timeouts = self.counters.timeouts.saturating_add(1);
@@ -280,8 +300,7 @@ impl<S> Agent<S> {
     }
 
     fn follow(&mut self, now: Instant, plan: Plan<S>) {
-        let Plan { domain, port, run } = plan;
-        let Some((mode, answer)) = run else { return self.control.terminate(domain, port) };
+        let Plan { domain, port, mode, answer } = plan;
         self.counters.calls = self.counters.calls.saturating_add(1);
         let number = u16::try_from(domain).ok().filter(|number| *number < FIRST_RESERVED_DOMAIN);
         let Some(number) = number else {
@@ -359,20 +378,12 @@ fn too_many<S>() -> Answer<S> {
     Answer::Refusal { text: b"too many calls at once\n", code: ExitCode::REFUSED }
 }
 
-/// What an order leads to: a call, or the end of one that cannot be.
+/// What an order leads to.
 struct Plan<S> {
     domain: u32,
     port: u32,
-    run: Option<(Mode, Answer<S>)>,
-}
-
-fn plan<V: Services>(order: &Order<'_>, services: &mut V) -> Plan<V::Session> {
-    match *order {
-        Order::ServiceConnect { domain, port } => Plan { domain, port, run: None },
-        Order::Execute { mode, domain, port, text } => {
-            Plan { domain, port, run: Some((mode, answer(text, services))) }
-        }
-    }
+    mode: Mode,
+    answer: Answer<S>,
 }
 
 fn answer<V: Services>(text: Option<&[u8]>, services: &mut V) -> Answer<V::Session> {

@@ -17,8 +17,8 @@ const MAX_BODY_BYTES: u32 = 65535 + PARAMS_BYTES as u32;
 const KEPT_BYTES: usize = PARAMS_BYTES + 4096;
 /// Answers that may wait; orders are not read while there are more.
 const MAX_WAITING_BYTES: usize = 512 * 16;
-/// What may come on top of it: the ends of all calls that there are.
-const LAST_BYTES: usize = 32 * 16;
+/// What may come on top of it: the ends of all calls that there are, and a call of ours.
+const LAST_BYTES: usize = 32 * 16 + 256;
 
 /// dom0 does not speak the protocol; the channel has to be made anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,8 +47,10 @@ pub enum ControlError {
 pub(super) enum Order<'b> {
     /// Run a command; `text` is `None` if it was longer than what is kept.
     Execute { mode: Mode, domain: u32, port: u32, text: Option<&'b [u8]> },
-    /// A call that we are said to have asked for. We never do.
-    ServiceConnect { domain: u32, port: u32 },
+    /// A call that we are said to have asked for.
+    ServiceConnect { domain: u32, port: u32, ident: &'b [u8] },
+    /// One that we are said to have asked for is refused.
+    ServiceRefused { ident: &'b [u8] },
 }
 
 /// How much of a command's life the caller follows.
@@ -80,6 +82,8 @@ pub(super) struct Control {
     header: Header,
     body: Vec<u8>,
     is_cut: bool,
+    /// What dom0 speaks.
+    version: u32,
     out: VecDeque<u8>,
 }
 
@@ -91,6 +95,7 @@ impl Control {
             header: Header { kind: 0, len: 0 },
             body: Vec::with_capacity(KEPT_BYTES),
             is_cut: false,
+            version: 0,
             out: VecDeque::with_capacity(MAX_WAITING_BYTES + LAST_BYTES),
         }
     }
@@ -107,7 +112,7 @@ impl Control {
         self.body.clear();
         self.out.clear();
         (self.state, self.reader) = (State::Closed, Reader::new());
-        (self.header, self.is_cut) = (Header { kind: 0, len: 0 }, false);
+        (self.header, self.is_cut, self.version) = (Header { kind: 0, len: 0 }, false, 0);
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -153,6 +158,16 @@ impl Control {
         if matches!(self.state, State::Ready) {
             self.out.extend(terminated_message(domain, port));
         }
+    }
+
+    /// Does dom0 know the message of a call of ours (version 3), and is there room for it?
+    pub(super) fn can_trigger(&self) -> bool {
+        self.state == State::Ready && self.version >= VERSION && self.has_room()
+    }
+
+    /// Queues a message of ours.
+    pub(super) fn queue(&mut self, message: impl Iterator<Item = u8>) {
+        self.out.extend(message);
     }
 
     /// Is there room for more ends of calls than those that there are?
@@ -203,25 +218,31 @@ impl Control {
     /// A message is complete; is it an order?
     fn end(&mut self) -> Result<bool, ControlError> {
         if self.header.kind != HELLO {
-            return Ok(self.header.kind != SERVICE_REFUSED);
+            return Ok(true);
         }
         let version = number(&self.body, 0).unwrap_or_default();
         if version < LOWEST_VERSION {
             return Err(ControlError::Version(version));
         }
-        self.state = State::Ready;
+        (self.state, self.version) = (State::Ready, version);
         Ok(false)
     }
 
     fn order(&self) -> Option<Order<'_>> {
+        let behind = |at: usize| self.body.get(at..).filter(|_| !self.is_cut);
+        if self.header.kind == SERVICE_REFUSED {
+            return Some(Order::ServiceRefused { ident: behind(0).unwrap_or_default() });
+        }
         let (domain, port) = (number(&self.body, 0)?, number(&self.body, 4)?);
         let mode = match self.header.kind {
-            SERVICE_CONNECT => return Some(Order::ServiceConnect { domain, port }),
+            SERVICE_CONNECT => {
+                let ident = behind(PARAMS_BYTES).unwrap_or_default();
+                return Some(Order::ServiceConnect { domain, port, ident });
+            }
             JUST_EXEC => Mode::StartOnly,
             _ => Mode::WithStreams,
         };
-        let text = self.body.get(PARAMS_BYTES..).filter(|_| !self.is_cut);
-        Some(Order::Execute { mode, domain, port, text })
+        Some(Order::Execute { mode, domain, port, text: behind(PARAMS_BYTES) })
     }
 }
 

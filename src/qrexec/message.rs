@@ -16,6 +16,7 @@ pub(super) const EXEC_CMDLINE: u32 = 0x200;
 pub(super) const JUST_EXEC: u32 = 0x201;
 pub(super) const SERVICE_CONNECT: u32 = 0x202;
 pub(super) const SERVICE_REFUSED: u32 = 0x203;
+pub(super) const TRIGGER_SERVICE3: u32 = 0x212;
 pub(super) const CONNECTION_TERMINATED: u32 = 0x211;
 pub(super) const HELLO: u32 = 0x300;
 

@@ -10,7 +10,7 @@ use crate::config::ConfigError;
 use crate::config::features::WordProblem;
 use crate::control::RulesRefusal;
 
-/// The first line and problems; what is beyond is not told.
+/// The first line, problems and notes; what is beyond is not told.
 pub(super) const MAX_LINES: usize = 257;
 /// Of the heap, from so many per cent on there is too little left.
 const FULL_PERCENT: usize = 90;
@@ -118,7 +118,7 @@ impl fmt::Display for Problem<'_> {
 }
 
 impl FirewallServices<'_> {
-    /// Line `number`: the whole, or a problem.
+    /// Line `number`: the whole, a problem or, behind these, a note.
     pub(super) fn health(
         &self,
         number: usize,
@@ -127,7 +127,9 @@ impl FirewallServices<'_> {
         let Some(number) = number.checked_sub(1) else {
             return Some(self.whole_health(buffer));
         };
-        let problem = self.problems().nth(number)?;
+        let Some(problem) = self.problems().nth(number) else {
+            return self.note(number.saturating_sub(self.problems().count()), buffer);
+        };
         let (id, client) = problem.id();
         let line = [
             ("kind", word("problem")),

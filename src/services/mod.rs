@@ -5,7 +5,7 @@
 //! line has `schema`, which goes up when a key changes its meaning or goes. A line is made when there is room for it, so
 //! that a slow caller costs its channel's buffer and no memory beside; what two lines tell may be moments apart.
 //!
-//! `lines` has the reports of a fixed number of lines, `health` and `metrics` as well; `flows`, `drops` and `ruleset` go
+//! `lines` has the reports of a fixed number of lines, `health` (with `notes`) and `metrics` as well; `flows`, `drops` and `ruleset` go
 //! through tables that may change under way; `explain` answers a question; `json` is what all of them share.
 
 mod drops;
@@ -15,12 +15,15 @@ mod health;
 mod json;
 mod lines;
 mod metrics;
+mod notes;
 mod ruleset;
 #[cfg(test)]
 mod tests;
 
 #[cfg(test)]
 use health::IDS as PROBLEMS;
+#[cfg(test)]
+use notes::IDS as NOTES;
 
 use alloc::boxed::Box;
 use core::net::IpAddr;

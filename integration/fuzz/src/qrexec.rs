@@ -22,6 +22,11 @@ const HELLO: u32 = 0x300;
 const EXECUTE: [u32; 3] = [0x200, 0x201, 0x202];
 const TERMINATED: u32 = 0x211;
 const STDIN: u32 = 0x190;
+const SERVICE_CONNECT: u32 = 0x202;
+const SERVICE_REFUSED: u32 = 0x203;
+const TRIGGER_SERVICE3: u32 = 0x212;
+/// What we call ourselves.
+const SERVICE: &str = "qubes.FeaturesRequest";
 const TEXTS: &[&[u8]] = &[
     b"user:QUBESRPC x.Echo dom0\0",
     b"user:QUBESRPC x.Flood work\0",
@@ -78,7 +83,14 @@ pub fn run(data: &[u8]) {
                 world.data(&bytes, &mut source);
             }
             10 => world.transmit(&mut source),
-            _ => world.later(Duration::from_millis(u64::from(source.word()) * 10)),
+            _ => match source.word() {
+                0xff00.. => {
+                    world.agent.request(SERVICE);
+                    let kind = source.pick(&[SERVICE_CONNECT, SERVICE_REFUSED]);
+                    world.control(&answer(kind, &mut source), &mut source);
+                }
+                time => world.later(Duration::from_millis(u64::from(time) * 10)),
+            },
         }
         world.settle();
     }
@@ -107,6 +119,19 @@ fn order(source: &mut Source<'_>) -> Vec<u8> {
     message(source.pick(&EXECUTE), &payload)
 }
 
+/// What dom0 says to a call of ours, with its identifier or another.
+fn answer(kind: u32, source: &mut Source<'_>) -> Vec<u8> {
+    let mut ident = [0; 32];
+    ident[..8].copy_from_slice(source.pick(&[b"features", b"REQUEST1"]));
+    let target = [source.pick(&[0_u32, 5]), u32::from(source.byte())].map(u32::to_le_bytes);
+    let payload = if kind == SERVICE_CONNECT {
+        [target.concat(), ident.to_vec()].concat()
+    } else {
+        ident.to_vec()
+    };
+    message(kind, &payload)
+}
+
 fn data_bytes(source: &mut Source<'_>) -> Vec<u8> {
     match source.below(6) {
         0 => hello(source),
@@ -126,6 +151,9 @@ struct World {
     control_out: Vec<u8>,
     named: BTreeSet<String>,
     open: Vec<CallId>,
+    /// Our own call's channel, which counts for none of the others' limits.
+    own: Option<CallId>,
+    requests_ended: u32,
 }
 
 impl Default for World {
@@ -137,6 +165,8 @@ impl Default for World {
             control_out: Vec::new(),
             named: BTreeSet::new(),
             open: Vec::new(),
+            own: None,
+            requests_ended: 0,
         };
         world.control_opened();
         world
@@ -186,7 +216,8 @@ impl World {
         while let Some(head) = self.control_out.first_chunk::<8>() {
             let [kind, length] =
                 [0, 4].map(|at| u32::from_le_bytes(*head[at..].first_chunk().unwrap()));
-            let known = (kind, length) == (HELLO, 4) || (kind, length) == (TERMINATED, 8);
+            let trigger = (TRIGGER_SERVICE3, 97 + SERVICE.len() as u32);
+            let known = [(HELLO, 4), (TERMINATED, 8), trigger].contains(&(kind, length));
             assert!(known, "message {kind:#x} of {length} bytes on the control channel");
             let whole = 8 + length as usize;
             if self.control_out.len() < whole {
@@ -220,6 +251,16 @@ impl World {
                     assert!(domain < 0x7ff0);
                     self.open.push(call);
                 }
+                Action::ServeData { call, .. } => {
+                    assert!(self.named.insert(format!("{call:?}")), "{call:?} is named twice");
+                    assert!(self.own.replace(call).is_none(), "a second call of our own");
+                    self.open.push(call);
+                }
+                Action::RequestEnded(_) => {
+                    self.own = None;
+                    self.requests_ended += 1;
+                    assert_eq!(self.requests_ended, 1, "it is made once, and ends once");
+                }
                 Action::CloseData { call } => {
                     let before = self.open.len();
                     self.open.retain(|known| *known != call);
@@ -235,7 +276,8 @@ impl World {
             self.drain_control();
         }
         assert!(self.agent.channels() <= MAX_CHANNELS);
-        assert_eq!(self.agent.channels(), self.open.len());
+        let own = usize::from(self.own.is_some());
+        assert_eq!(self.agent.channels(), self.open.len() - own);
     }
 }
 

@@ -153,6 +153,14 @@ impl Dom0d {
         format!("{PROGRAM} call --socket {} '{command}'", self.qrexec_socket())
     }
 
+    /// What the qrexec daemon counts, by name.
+    ///
+    /// # Errors
+    /// When dom0 does not answer.
+    pub fn qrexec_stats(&self, lab: &Lab) -> Result<Value> {
+        parse(&lab.sh(&format!("{PROGRAM} qrexec-stats --socket {}", self.qrexec_socket()))?)
+    }
+
     /// `dom0d db ...` on this domain's QubesDB.
     ///
     /// # Errors

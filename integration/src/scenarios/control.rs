@@ -230,7 +230,20 @@ pub fn qrexec_calls(world: &mut World) -> Result<String> {
     }
     steps::page(world, world.client(ALICE)?, 0)?;
     let told = reports(world)?;
+    feature_asked_for(world)?;
     Ok(format!("{} known services; {told}", known.len()))
+}
+
+/// It has asked dom0 once for its feature: the key is there, and the call came. The lab's policy says no, which harms nothing.
+fn feature_asked_for(world: &World) -> Result<()> {
+    let server = world.dom0d()?;
+    let key = server.db(&world.lab, "read /features-request/qubes-firewall")?;
+    let stats = server.qrexec_stats(&world.lab)?;
+    if key.trim() != "1" || stats.get("triggers_refused") != Some(&1.into()) {
+        fail!("feature request {key:?}, daemon: {stats}");
+    }
+    let line = "fw: qubes.FeaturesRequest: refused by dom0";
+    world.firewall()?.wait_console(&world.lab, line, Duration::from_secs(30)).map(drop)
 }
 
 /// What the firewall tells of itself: version, memory, and that A's packets were counted.

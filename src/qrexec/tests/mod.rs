@@ -4,6 +4,7 @@ mod captures;
 mod faults;
 mod limits;
 mod properties;
+mod request;
 mod vectors;
 
 use alloc::vec::Vec;

@@ -125,6 +125,9 @@ proptest! {
                     Action::OpenData { call, .. } => open.push(call),
                     Action::CloseData { call } => open.retain(|c| *c != call),
                     Action::ResetControl { .. } => prop_assert!(false, "orders are well formed"),
+                    Action::ServeData { .. } | Action::RequestEnded(_) => {
+                        prop_assert!(false, "nothing was asked for");
+                    }
                 }
             }
             if let Some(call) = open.first().copied() {

@@ -110,7 +110,7 @@ fn vector_9_3_service_connect_for_an_unknown_id_is_terminated() {
 }
 
 #[test]
-fn vector_9_3_trigger_service3_is_never_sent_and_refused_from_dom0() {
+fn vector_9_3_trigger_service3_is_refused_from_dom0() {
     let message = cat(&[
         &[0x12, 0x02, 0, 0, 0x6e, 0, 0, 0],
         b"dom0",

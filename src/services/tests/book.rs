@@ -156,6 +156,7 @@ fn counters_reasons_families_and_problems_are_those_that_there_are() {
             .all(|name| families.iter().any(|(one, _)| one == name) || name.ends_with("_kind"))
     );
     assert_eq!(of("Problems"), crate::services::PROBLEMS.into());
+    assert_eq!(of("Notes"), crate::services::NOTES.into());
 }
 
 #[test]

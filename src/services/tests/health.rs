@@ -11,8 +11,15 @@ use crate::testing::{A, B, Build, Kit, LIMITS, SERVER, rules};
 use crate::verdict::DropReason;
 use crate::*;
 
-fn health(kit: &Kit, control: &Control, facts: &Facts) -> Vec<Value> {
+fn all_lines(kit: &Kit, control: &Control, facts: &Facts) -> Vec<Value> {
     World { firewall: &kit.fw, control, facts }.lines("firewall.Health", None)
+}
+
+/// Without notes, of which the frontends of these tests give reason to.
+fn health(kit: &Kit, control: &Control, facts: &Facts) -> Vec<Value> {
+    let mut lines = all_lines(kit, control, facts);
+    lines.retain(|line| line["kind"] != "note");
+    lines
 }
 
 /// The words of the problems.
@@ -153,4 +160,37 @@ fn names_that_cannot_be_resolved_are_told() {
     }
     let found = problems(&kit, &control(), &facts(&kit));
     assert_eq!(found, ["names-unresolved"]);
+}
+
+#[test]
+fn clients_with_fewer_features_and_refused_writes_are_notes_and_no_problem() {
+    let mut kit = kit();
+    let caps = PortCaps {
+        accepts_blank_v4: true,
+        accepts_blank_v6: true,
+        accepts_gso_v4: true,
+        accepts_gso_v6: true,
+        mtu: 1500,
+    };
+    // One that takes everything, beside A and B, which take no super-frames.
+    let ip = core::net::Ipv4Addr::new(10, 137, 0, 77);
+    let port = ClientPort { caps, ..crate::testing::vif(9, crate::testing::MAC_B, ip) };
+    kit.fw.attach_client(ClientId(3), port).unwrap();
+    let mut facts = facts(&kit);
+    facts.effort.store_refusals = 2;
+    let lines = all_lines(&kit, &control(), &facts);
+    assert_eq!(lines[0]["ok"], true);
+    let told: Vec<_> = lines[1..].iter().map(|line| (&line["id"], &line["client"])).collect();
+    let [refused, features] = ["store-refused", "client-features"].map(Value::from);
+    let [a, b] = [A, B].map(|ip| Value::from(ip.to_string()));
+    assert_eq!(told, [(&refused, &Value::Null), (&features, &a), (&features, &b)]);
+    let text = lines[2]["text"].as_str().unwrap();
+    let has = |words: &str| text.contains(words);
+    assert!(has("feature-gso-tcpv4") && has("feature-gso-tcpv6"), "{text}");
+    assert!(!has("feature-no-csum-offload") && !has("feature-ipv6-csum-offload"), "{text}");
+    // Behind problems.
+    facts.has_database = false;
+    let lines = all_lines(&kit, &control(), &facts);
+    let kinds: Vec<_> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["health", "problem", "note", "note", "note"]);
 }

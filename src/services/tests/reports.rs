@@ -67,6 +67,7 @@ fn most() -> Effort {
         timers: MOST,
         batches: [MOST; 4],
         allocations: MOST,
+        store_refusals: MOST,
     }
 }
 
