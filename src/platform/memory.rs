@@ -74,6 +74,7 @@ pub(super) fn effort(batches: [u64; 4]) -> Effort {
         timers: counts.timers,
         batches,
         allocations: ledger::usage(Part::Packets).count,
+        limited_vifs: 0,
     }
 }
 
