@@ -75,6 +75,7 @@ pub(super) fn effort(batches: [u64; 4], store_refusals: u64) -> Effort {
         batches,
         allocations: ledger::usage(Part::Packets).count,
         store_refusals,
+        limited_vifs: 0,
     }
 }
 

@@ -334,6 +334,10 @@ impl XenMachine {
                 vif.slot(),
                 part.name()
             ))),
+            netback::Event::Limited { dom, devid } => Change::Note(Reason::new(format_args!(
+                "client limited domid={} devid={devid} reason=\"xenstore has no room for the nodes of all features\"",
+                dom.0
+            ))),
             netback::Event::Refused { dom, devid, reason } => Change::Note(Reason::new(
                 format_args!("client refused domid={} devid={devid} reason=\"{reason}\"", dom.0),
             )),
@@ -392,7 +396,8 @@ impl Machine for XenMachine {
     }
 
     fn effort(&self) -> Effort {
-        memory::effort(self.batches, self.back.totals().write_errors)
+        let effort = memory::effort(self.batches, self.back.totals().write_errors);
+        Effort { limited_vifs: self.back.limited() as u64, ..effort }
     }
 
     fn begin(&mut self, work: Work) -> Option<Scope> {

@@ -158,6 +158,7 @@ impl FirewallServices<'_> {
             ("batches_to_clients", number(to_clients)),
             ("batches_to_uplink", number(to_uplink)),
             ("allocations", number(effort.allocations)),
+            ("limited_vifs", number(effort.limited_vifs)),
         ];
         json::write(&line, buffer)
     }

@@ -46,6 +46,11 @@ pub fn xen_time_ns(lab: &Lab) -> Result<u64> {
     text.trim().parse().map_err(|_| Error::Failed(format!("dom0d xentime: {text:?}")))
 }
 
+/// The line of dom0 that has a frontend of a kind break the rules for so many seconds.
+pub fn hostile_line(domid: u32, kind: &str, seconds: u32) -> String {
+    format!("{PROGRAM} hostile --domid {domid} --devid 9 --kind {kind} --seconds {seconds}")
+}
+
 /// What dom0 knows of a client: the part of VM.json that scenarios change.
 #[derive(Clone, Debug)]
 pub struct ClientState {
@@ -138,6 +143,16 @@ impl Dom0d {
             self.qrexec_socket()
         );
         lab.exec_for(&line, Duration::from_secs(90))?.ok("dom0d qrexec").map(drop)
+    }
+
+    /// Ends the qrexec daemon in an orderly way; [`Dom0d::start_qrexec`] starts another.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn stop_qrexec(&self, lab: &Lab) -> Result<()> {
+        // Both servers take the same word.
+        let line = format!("{PROGRAM} db --socket {} quit", self.qrexec_socket());
+        lab.exec(&line)?.ok("dom0d qrexec: quit").map(drop)
     }
 
     /// A qrexec call into the firewall: its output and exit status.

@@ -37,7 +37,7 @@ impl Role {
     fn programs(self) -> &'static [&'static str] {
         match self {
             Self::Client => &["iperf3", "ping", "tcpdump", "ip", "arping", "socat", "ethtool"],
-            Self::NetVm => &["dnsmasq", "iperf3", "ping", "tcpdump", "ip", "ethtool"],
+            Self::NetVm => &["dnsmasq", "iperf3", "ping", "tcpdump", "ip", "socat", "ethtool"],
             Self::LinuxFirewall => &["nft", "conntrack", "ip"],
         }
     }

@@ -69,7 +69,7 @@ fn netvm_ends(world: &mut World, end: End) -> Result<String> {
 }
 
 /// Lets a Linux guest's kernel crash, and waits until Xen has seen it.
-fn crash(world: &World, name: &str) -> Result<()> {
+pub(super) fn crash(world: &World, name: &str) -> Result<()> {
     let domain = world.domain(name)?;
     let line =
         "(sleep 1; echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &";

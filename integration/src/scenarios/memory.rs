@@ -1,10 +1,8 @@
 //! What the firewall has left after devices came and went, as it tells it itself.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use serde_json::Value;
-
+use super::books::Books;
 use super::steps::{self, ALICE, BOB, need_both};
 use crate::error::Result;
 use crate::fail;
@@ -19,8 +17,6 @@ const ROUNDS: u32 = 13;
 const VIFS: u32 = AT_ONCE * CLIENTS.len() as u32 * ROUNDS;
 /// Their first number: the client's own is below.
 const FIRST_DEVICE: u32 = 10;
-/// Until the books must be where they were.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Two clients get two more vifs each and lose them again, 13 times: every figure of `firewall.Memory` is where it was.
 ///
@@ -31,25 +27,13 @@ pub fn vifs_come_and_go(world: &mut World) -> Result<String> {
     steps::page(world, world.client(ALICE)?, 0)?;
     // The first round makes what stays for good: lists that have grown.
     both(world)?;
-    let before = books(world)?;
+    let before = Books::read(world)?;
     for _ in 0..ROUNDS {
         both(world)?;
     }
-    let begun = Instant::now();
-    let mut after = books(world)?;
-    while after != before {
-        if begun.elapsed() > PATIENCE {
-            let changed = after.iter().filter(|(name, value)| before.get(*name) != Some(value));
-            let changed: Vec<String> = changed
-                .map(|(name, value)| format!("{name}: {value}, before {:?}", before.get(name)))
-                .collect();
-            fail!("left after {} vifs: {}", VIFS, changed.join(", "));
-        }
-        std::thread::sleep(Duration::from_secs(1));
-        after = books(world)?;
-    }
+    let books = before.settle(world)?;
     steps::page(world, world.client(ALICE)?, 0)?;
-    Ok(format!("{} vifs, {} figures as before", VIFS, before.len()))
+    Ok(format!("{VIFS} vifs, {books}"))
 }
 
 fn both(world: &World) -> Result<()> {
@@ -94,32 +78,4 @@ fn round(world: &World, index: usize) -> Result<()> {
         fail!("vifs of {} do not go: {}", client.name, out.text.trim());
     }
     Ok(())
-}
-
-/// What must be the same whenever the same devices are there: of the whole, and of each part.
-fn books(world: &World) -> Result<BTreeMap<String, u64>> {
-    let server = world.dom0d()?;
-    let out = server.call(&world.lab, "QUBESRPC firewall.Memory+ dom0")?;
-    let mut books = BTreeMap::new();
-    for line in out.text.lines() {
-        let Ok(Value::Object(line)) = serde_json::from_str(line) else {
-            fail!("firewall.Memory: {:?}", out.text)
-        };
-        let part = line.get("part").and_then(Value::as_str).unwrap_or("all");
-        let same =
-            ["live", "blocks", "grants", "quarantined", "ports", "watches", "clients", "leaks"];
-        for name in same {
-            if let Some(value) = line.get(name).and_then(Value::as_u64) {
-                books.insert(format!("{part} {name}"), value);
-            }
-        }
-        if line.get("kind").and_then(Value::as_str) == Some("memory") {
-            let used = line.get("pages_used").and_then(Value::as_u64).unwrap_or(0);
-            books.insert("all pages".into(), used);
-        }
-    }
-    if !out.success() || books.len() < 10 {
-        fail!("firewall.Memory: exit status {}: {}", out.status, out.text);
-    }
-    Ok(books)
 }

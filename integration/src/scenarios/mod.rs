@@ -4,22 +4,31 @@
 
 #![forbid(unsafe_code)]
 
+pub mod abuse;
 pub mod basics;
+pub mod books;
 pub mod chain;
 pub mod control;
 pub mod dom0_command;
 pub mod hidden;
 pub mod hostile;
 pub mod lifecycle;
+pub mod lives;
 pub mod loads;
+pub mod many;
 pub mod memory;
 pub mod names;
 pub mod opened;
 pub mod six;
+pub mod soak;
 pub mod steps;
 pub mod told;
 pub mod traffic;
+pub mod witness;
+pub mod xenbus;
 
+use self::witness::Asks::{Gateway, Server};
+use self::witness::{beside, under_load};
 use crate::error::Result;
 use crate::lab::plan::Plan;
 use crate::lab::qemu::MachineOptions;
@@ -41,6 +50,8 @@ pub struct Group {
     pub plan: fn() -> Plan,
     /// The xenstore daemon of dom0.
     pub xenstored: &'static str,
+    /// Memory of the machine, MiB.
+    pub memory_mib: u32,
     /// In running order: the early ones are what the later ones build on.
     pub scenarios: &'static [Scenario],
 }
@@ -48,12 +59,17 @@ pub struct Group {
 impl Group {
     /// The machine that it runs on.
     pub fn machine(&self) -> MachineOptions {
-        MachineOptions { name: self.name.into(), xenstored: self.xenstored, ..Default::default() }
+        MachineOptions {
+            name: self.name.into(),
+            xenstored: self.xenstored,
+            memory_mib: self.memory_mib,
+            ..Default::default()
+        }
     }
 }
 
 macro_rules! scenarios {
-    ($($name:literal => $run:path,)*) => { &[$(Scenario { name: $name, run: $run }),*] };
+    ($($name:literal => $run:expr,)*) => { &[$(Scenario { name: $name, run: $run }),*] };
 }
 
 /// Scenarios and groups that have not held in the lab yet. `test` leaves them out and says so; `lab scenario NAME` runs
@@ -75,7 +91,18 @@ pub const LONG_ONLY: &[&str] = &[
     "oxenstored: NetVM restart while clients run",
     // Four minutes of nothing but xl.
     "50 vifs come and go, and nothing is left",
+    // Groups of `test --long`.
+    "lives",
+    "cycles",
+    "many",
+    "abuse",
+    "soak",
 ];
+
+/// What a machine with three clients needs.
+const USUAL_MIB: u32 = 2048;
+/// And one with eight, or with larger ones.
+const LARGE_MIB: u32 = 4096;
 
 /// All groups, in running order.
 pub const GROUPS: &[Group] = &[
@@ -83,6 +110,7 @@ pub const GROUPS: &[Group] = &[
         name: "usual",
         plan: Plan::usual,
         xenstored: "xenstored",
+        memory_mib: USUAL_MIB,
         scenarios: scenarios! {
             "comes up without a NetVM and shuts down" => basics::without_netvm,
             "a NetVM is attached to one that started without" => basics::netvm_attached_later,
@@ -128,6 +156,7 @@ pub const GROUPS: &[Group] = &[
         name: "unusual",
         plan: Plan::unusual,
         xenstored: "xenstored",
+        memory_mib: USUAL_MIB,
         scenarios: scenarios! {
             "other ids, addresses, sizes and kernel: accept all" => traffic::accept_all,
             "other ids, addresses, sizes and kernel: one port only" => traffic::one_port_only,
@@ -140,6 +169,7 @@ pub const GROUPS: &[Group] = &[
         name: "chain",
         plan: Plan::chain,
         xenstored: "xenstored",
+        memory_mib: USUAL_MIB,
         scenarios: scenarios! {
             "a firewall behind another firewall" => chain::behind_another_firewall,
             "the firewall in front is killed and restarted" => chain::other_firewall_restart,
@@ -149,6 +179,7 @@ pub const GROUPS: &[Group] = &[
         name: "hidden",
         plan: Plan::hidden,
         xenstored: "xenstored",
+        memory_mib: USUAL_MIB,
         scenarios: scenarios! {
             "hidden addresses: two clients believe in the same one" => hidden::two_clients_with_one_address,
             "hidden addresses: the firewall's own" => hidden::firewall_with_a_hidden_address,
@@ -159,10 +190,88 @@ pub const GROUPS: &[Group] = &[
         name: "oxenstored",
         plan: Plan::usual_without_ipv6,
         xenstored: "oxenstored",
+        memory_mib: USUAL_MIB,
         scenarios: scenarios! {
             "oxenstored: one port only" => traffic::one_port_only,
             "oxenstored: NetVM restart while clients run" => lifecycle::netvm_restart,
             "oxenstored: powers off" => lifecycle::powers_off,
+        },
+    },
+    Group {
+        name: "lives",
+        plan: Plan::usual,
+        xenstored: "xenstored",
+        memory_mib: USUAL_MIB,
+        scenarios: scenarios! {
+            "life: a close cycle before the first connect" => xenbus::closes_before_it_connects,
+            "life: a client without any offload" => xenbus::without_features,
+            "life: a frontend stops in each xenbus state" => |world| beside(world, Server, xenbus::stops_in_each_state),
+            "life: two vifs with one address" => |world| beside(world, Server, lifecycle::stuck_twin),
+            "life: a vif detached and attached under load" => |world| beside(world, Server, lifecycle::client_reattached),
+            "life: client killed in mid-transfer" => |world| beside(world, Server, lives::client_killed),
+            "life: client shut down in mid-transfer" => |world| beside(world, Server, lives::client_shut_down),
+            "life: client crashed in mid-transfer" => |world| beside(world, Server, lives::client_crashed),
+            "life: client rebooted in mid-transfer" => |world| beside(world, Server, lives::client_rebooted),
+            "life: client paused in mid-transfer" => |world| beside(world, Server, lives::client_paused),
+            "life: qrexec lost and back under load" => |world| beside(world, Server, |world| under_load(world, lives::qrexec_lost)),
+            "life: QubesDB lost and back under load" => |world| beside(world, Server, |world| under_load(world, control::qubesdb_restart)),
+            "life: NetVM killed and restarted under load" => |world| beside(world, Gateway, |world| under_load(world, lifecycle::netvm_restart)),
+            "life: NetVM shut down and restarted under load" => |world| beside(world, Gateway, |world| under_load(world, lifecycle::netvm_shutdown)),
+            "life: NetVM crashed and restarted under load" => |world| beside(world, Gateway, |world| under_load(world, lifecycle::netvm_crash)),
+            "life: netvm switched, none and back under load" => |world| beside(world, Gateway, |world| under_load(world, lifecycle::netvm_change)),
+            "life: ten client restarts" => |world| beside(world, Server, lives::client_restarts),
+            "life: firewall paused, its clock jumps" => lives::firewall_paused,
+            "life: suspend and resume under load" => |world| under_load(world, lifecycle::suspend),
+            "life: firewall killed and restarted" => lifecycle::firewall_restart,
+            "life: firewall shut down and restarted" => lifecycle::firewall_shutdown,
+            "life: firewall crashed and restarted" => lifecycle::firewall_crash,
+        },
+    },
+    Group {
+        name: "cycles",
+        plan: many::lasting_plan,
+        xenstored: "xenstored",
+        memory_mib: LARGE_MIB,
+        scenarios: scenarios! {
+            "life: 200 vifs come and go" => |world| beside(world, Server, many::cycles),
+        },
+    },
+    Group {
+        name: "many",
+        plan: many::sixty_four_plan,
+        xenstored: "xenstored",
+        memory_mib: LARGE_MIB,
+        scenarios: scenarios! {
+            "life: 64 vifs at once, beyond the node quota" => many::sixty_four,
+        },
+    },
+    Group {
+        name: "abuse",
+        plan: Plan::usual,
+        xenstored: "xenstored",
+        memory_mib: USUAL_MIB,
+        scenarios: scenarios! {
+            "abuse: flows without limit" => abuse::flows,
+            "abuse: tiny packets" => abuse::tiny_packets,
+            "abuse: first fragments without the rest" => abuse::lone_fragments,
+            "abuse: large pings in fragments" => abuse::large_pings,
+            "abuse: DNS questions" => abuse::questions,
+            "abuse: ARP" => abuse::neighbours,
+            "abuse: connections that are refused" => abuse::refused_connections,
+            "abuse: nonsense in xenstore" => abuse::xenstore,
+            "abuse: events without end" => abuse::events,
+            "abuse: a ring's producer that jumps" => abuse::ring_producer,
+            "abuse: a ring full of noise" => abuse::ring_requests,
+            "abuse: rings and features that are none" => abuse::settings,
+        },
+    },
+    Group {
+        name: "soak",
+        plan: many::lasting_plan,
+        xenstored: "xenstored",
+        memory_mib: LARGE_MIB,
+        scenarios: scenarios! {
+            "soak: ten minutes of load and churn" => soak::ten_minutes,
         },
     },
 ];

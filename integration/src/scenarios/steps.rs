@@ -181,6 +181,33 @@ pub fn downloaded(client: &Domain, file: Served, text: &str) -> Result<f64> {
     Ok(size as f64 * 1000.0 / ms as f64)
 }
 
+/// Sends a file that the client has fetched before to the server, which compares the hash; bytes per second.
+///
+/// # Errors
+/// When it fails or differs.
+pub fn upload(world: &World, client: &Domain, file: Served) -> Result<f64> {
+    let server = &world.plan.internet;
+    client
+        .exec_for(
+            &world.lab,
+            &format!("wget -q -O /tmp/up http://{server}:443/{}", file.name),
+            DOWNLOAD,
+        )?
+        .ok("the file to send")?;
+    let line = format!("socat -u TCP-LISTEN:{UPLOADS},bind={server},reuseaddr STDOUT | sha256sum");
+    let takes = world.netvm(0)?.spawn(&world.lab, &line)?;
+    let line = format!(
+        "a=$(cut -d' ' -f1 /proc/uptime); timeout 170 socat -u FILE:/tmp/up TCP:{server}:{UPLOADS},retry=20; \
+         b=$(cut -d' ' -f1 /proc/uptime); rm /tmp/up; echo \"from $a to $b\""
+    );
+    let times = client.exec_for(&world.lab, &line, DOWNLOAD)?.ok("upload")?;
+    let text = takes.finish(&world.lab, world.netvm(0)?, DOWNLOAD)?.text;
+    downloaded(client, file, &format!("{text}{times}"))
+}
+
+/// TCP port of the server's for [`upload`].
+const UPLOADS: u16 = 5300;
+
 /// Resolves the server's name through both resolvers that clients are told.
 ///
 /// # Errors

@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
+use serde_json::json;
+
 use super::image::{self, Image};
+use super::parts::record::Record;
 use crate::error::{Error, Result};
 use crate::lab::cache::{self, Images};
 use crate::lab::world::{Kind, World};
@@ -17,22 +20,46 @@ const EMULATOR_TRIES: u32 = 3;
 
 /// Counts of a run.
 #[derive(Default)]
-struct Tally {
+struct Tally<'a> {
     passed: u32,
     /// Names and reasons.
     failed: Vec<String>,
     emulator_faults: u32,
     /// Number of the run, when there are several.
     run: Option<u32>,
+    /// Where those that hold are kept.
+    record: Option<&'a mut Record>,
 }
 
-impl Tally {
+impl Tally<'_> {
     /// What a scenario is called in this run's report and logs.
     fn label(&self, scenario: &Scenario) -> String {
         match self.run {
             Some(run) => format!("{run}: {}", scenario.name),
             None => scenario.name.to_owned(),
         }
+    }
+
+    /// Keeps what a scenario measured. One that cannot be kept is run again next time.
+    fn keep(&mut self, scenario: &Scenario, note: &str, begun: Instant) {
+        let Some(record) = &mut self.record else { return };
+        let value = json!({"measured": note, "seconds": begun.elapsed().as_secs()});
+        if let Err(error) = record.put(scenario.name, value) {
+            progress::say(format!("{} is not kept: {error}", scenario.name));
+        }
+    }
+
+    /// Says how the run went.
+    fn judge(self) -> Result<()> {
+        let faults = match self.emulator_faults {
+            0 => String::new(),
+            count => format!(" (repeated because of emulator faults: {count})"),
+        };
+        progress::say(format!("{} passed, {} failed{faults}", self.passed, self.failed.len()));
+        if !self.failed.is_empty() {
+            fail!("scenarios that did not hold: {}", self.failed.join("; "));
+        }
+        Ok(())
     }
 }
 
@@ -87,18 +114,35 @@ pub fn repeat_matching(images: &Images, image: &Image, filter: &str, times: u32)
             }
         }
     }
-    let faults = match tally.emulator_faults {
-        0 => String::new(),
-        count => format!(" (repeated because of emulator faults: {count})"),
-    };
-    progress::say(format!("{} passed, {} failed{faults}", tally.passed, tally.failed.len()));
-    if !tally.failed.is_empty() {
-        fail!("scenarios that did not hold: {}", tally.failed.join("; "));
-    }
-    if tally.passed == 0 {
+    if tally.passed == 0 && tally.failed.is_empty() {
         fail!("no scenario is named like {filter:?}");
     }
-    Ok(())
+    tally.judge()
+}
+
+/// Runs the scenarios of these groups that `record` does not have yet, and keeps what each one measured there.
+///
+/// # Errors
+/// As [`run_all`].
+pub fn run_recorded(
+    images: &Images,
+    image: &Image,
+    groups: &[&str],
+    record: &mut Record,
+) -> Result<()> {
+    let mut tally = Tally::default();
+    let mut booted = None;
+    for group in GROUPS.iter().filter(|group| groups.contains(&group.name)) {
+        let is_left = |scenario: &&Scenario| record.get(scenario.name).is_none();
+        let chosen: Vec<&Scenario> = group.scenarios.iter().filter(is_left).collect();
+        tally.record = Some(&mut *record);
+        if !chosen.is_empty() {
+            run_group(images, image, group, &chosen, &mut booted, &mut tally);
+        }
+        let Tally { passed, failed, emulator_faults, .. } = tally;
+        tally = Tally { passed, failed, emulator_faults, ..Tally::default() };
+    }
+    tally.judge()
 }
 
 /// Whether `test` runs the scenario.
@@ -144,6 +188,7 @@ fn populate(lab: Lab, image: &Image, group: &Group) -> Result<World> {
 struct Booted {
     lab: Lab,
     xenstored: &'static str,
+    memory_mib: u32,
 }
 
 fn run_group(
@@ -152,9 +197,12 @@ fn run_group(
     group: &Group,
     chosen: &[&Scenario],
     booted: &mut Option<Booted>,
-    tally: &mut Tally,
+    tally: &mut Tally<'_>,
 ) {
-    let same = booted.take().filter(|booted| booted.xenstored == group.xenstored);
+    let same = booted.take().filter(|booted| {
+        booted.xenstored == group.xenstored && booted.memory_mib >= group.memory_mib
+    });
+    let memory_mib = same.as_ref().map_or(group.memory_mib, |booted| booted.memory_mib);
     let mut world = same.and_then(|booted| match populate(booted.lab, image, group) {
         Ok(world) => Some(world),
         Err(error) => {
@@ -167,6 +215,7 @@ fn run_group(
         match run_scenario(images, image, group, scenario, &mut world, tally) {
             Ok(note) => {
                 tally.passed += 1;
+                tally.keep(scenario, &note, begun);
                 let note = if note.is_empty() { note } else { format!(": {note}") };
                 progress::say(format!(
                     "ok     {} ({:.0} s){note}",
@@ -191,7 +240,7 @@ fn run_group(
         }
     }
     *booted = world.and_then(|world| match world.end() {
-        Ok(lab) => Some(Booted { lab, xenstored: group.xenstored }),
+        Ok(lab) => Some(Booted { lab, xenstored: group.xenstored, memory_mib }),
         Err(error) => {
             progress::say(format!("the next group gets a fresh boot: {error}"));
             None
@@ -205,7 +254,7 @@ fn run_scenario(
     group: &Group,
     scenario: &Scenario,
     world: &mut Option<World>,
-    tally: &mut Tally,
+    tally: &mut Tally<'_>,
 ) -> Result<String> {
     let mut tries = 1;
     loop {

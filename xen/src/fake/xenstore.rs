@@ -35,6 +35,7 @@ pub struct Store {
     nodes: BTreeMap<String, Vec<u8>>,
     watches: Vec<Watch>,
     max_watches: usize,
+    max_nodes: usize,
     refused: Vec<(String, &'static str)>,
     inbox: Vec<u8>,
     outbox: VecDeque<u8>,
@@ -58,6 +59,7 @@ impl Store {
             nodes: BTreeMap::new(),
             watches: Vec::new(),
             max_watches: 128,
+            max_nodes: usize::MAX,
             refused: Vec::new(),
             inbox: Vec::new(),
             outbox: VecDeque::new(),
@@ -119,6 +121,16 @@ impl Store {
     /// Lowers the quota of watches (128 at first).
     pub fn limit_watches(&mut self, most: usize) {
         self.max_watches = most;
+    }
+
+    /// Nodes that there may be when the domain under test makes another one, whose end the quota is.
+    pub fn limit_nodes(&mut self, most: usize) {
+        self.max_nodes = most;
+    }
+
+    /// Nodes that there are.
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
     }
 
     /// Watches that the domain under test has.
@@ -256,6 +268,9 @@ impl Store {
         }
         if !self.nodes.contains_key(path) && !self.is_own_directory(parent) {
             return Err("EACCES");
+        }
+        if !self.nodes.contains_key(path) && self.nodes.len() >= self.max_nodes {
+            return Err("ENOSPC");
         }
         self.writes.push((path.to_string(), String::from_utf8_lossy(value).into_owned()));
         self.set(path, value);

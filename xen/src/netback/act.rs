@@ -3,7 +3,8 @@
 use alloc::vec::Vec;
 
 use super::connect::{
-    GRACE_NS, Look, RECHECK_NS, REMOVE_NS, Watch, Work, backend_path, setting_path, vif_path,
+    GRACE_NS, Look, Offered, RECHECK_NS, REMOVE_NS, Vif, Watch, Work, backend_path, setting_path,
+    vif_path,
 };
 use super::identity::{RawSettings, Setting};
 use super::lifecycle::{Target, What};
@@ -11,6 +12,12 @@ use super::{Backend, CloseReason, Event};
 use crate::planted::{Defect, is_planted};
 use crate::xenbus::{BackendAction, Online, State, backend_action};
 use crate::xenstore::{Client, Owner, Request, StoreError};
+
+/// The feature without which Linux' frontend does not start (Xen public/io/netif.h).
+const ESSENTIAL: &str = "feature-rx-copy";
+/// The others, of which all but the first are for super-frames.
+const OPTIONAL: &[&str] =
+    &["feature-ipv6-csum-offload", "feature-sg", "feature-gso-tcpv4", "feature-gso-tcpv6"];
 
 impl Backend {
     pub(super) fn decide(&mut self, slot: usize, look: Look, store: &mut Client) {
@@ -104,11 +111,8 @@ impl Backend {
 
     /// Offers the device to the frontend.
     ///
-    /// The features go out just before the state, so that no frontend sees state 2 without them; the store handles
-    /// our requests in order. Whether a quota lets us create them does not matter for the state, which dom0 has
-    /// created. No more features than needed: every node counts against the quota of our domain. In particular no
-    /// `feature-sg` without segmentation offload: it would only make Linux send each frame in two pieces, and what
-    /// Linux sends in two slots without it (a frame across a page boundary) is taken anyway.
+    /// First comes the one feature without which Linux' frontend does not start: only when it is there, or cannot be, the
+    /// rest follows ([`Backend::take_essential`]).
     fn offer(&mut self, slot: usize, look: &Look, store: &mut Client) {
         self.detach(slot, CloseReason::Vanished);
         let now = self.now;
@@ -130,16 +134,98 @@ impl Backend {
                 self.refuse(slot, look.own, CloseReason::Identity(error), store);
             }
             Ok(_) => {
-                vif.backoff.note_start(now);
-                self.write(slot, What::Feature, "feature-rx-copy", "1", store);
-                self.write(slot, What::Feature, "feature-ipv6-csum-offload", "1", store);
-                if self.config.offloads {
-                    for name in ["feature-sg", "feature-gso-tcpv4", "feature-gso-tcpv6"] {
-                        self.write(slot, What::Feature, name, "1", store);
-                    }
+                vif.work = Work::Offering;
+                let path = backend_path(vif.dom, vif.devid, ESSENTIAL);
+                let generation = vif.token.generation;
+                let target = Target::Vif { slot, generation, what: What::Essential };
+                if !self.ask(store, target, Request::Write { path: &path, value: b"1" }) {
+                    self.idle(slot);
+                    self.recheck(slot);
                 }
-                self.write_state(slot, State::InitWait, store);
             }
+        }
+    }
+
+    /// Offers the rest, and the device.
+    ///
+    /// The features go out just before the state, so that no frontend sees state 2 without them; the store handles
+    /// our requests in order. Whether a quota lets us create them does not matter for the state, which dom0 has
+    /// created. No more features than needed: every node counts against the quota of our domain, where vifs of many
+    /// clients meet. When it is used up, another vif's nodes of features make room for the essential one of this vif: a
+    /// frontend reads them once, when it connects. From then on, until a vif goes, new ones get no more than that.
+    pub(super) fn take_essential(
+        &mut self,
+        slot: usize,
+        result: &Result<Vec<u8>, StoreError>,
+        store: &mut Client,
+    ) {
+        self.idle(slot);
+        if let Err(error) = result {
+            self.totals.write_errors = self.totals.write_errors.saturating_add(1);
+            if *error == StoreError::Quota {
+                self.is_quota_used_up = true;
+                if self.make_room(slot, store) {
+                    return self.recheck(slot);
+                }
+            }
+        }
+        let (now, is_limited) = (self.now, self.is_quota_used_up);
+        let Some(vif) = self.vifs.get_mut(slot) else { return };
+        vif.backoff.note_start(now);
+        // The nodes of one that connects again are there.
+        if is_limited && vif.offered != Offered::All {
+            self.note_limit(slot);
+        } else {
+            vif.offered = Offered::All;
+            for name in self.optional_features() {
+                self.write(slot, What::Feature, name, "1", store);
+            }
+        }
+        self.write_state(slot, State::InitWait, store);
+    }
+
+    /// What a frontend may do without. No `feature-sg` without segmentation offload: it would only make Linux send each
+    /// frame in two pieces, and what Linux sends in two slots without it (a frame across a page boundary) is taken anyway.
+    fn optional_features(&self) -> &'static [&'static str] {
+        let needed = if self.config.offloads { OPTIONAL.len() } else { 1 };
+        OPTIONAL.get(..needed).unwrap_or(OPTIONAL)
+    }
+
+    /// The store has no room for one of a vif's features: it gets none of them.
+    pub(super) fn limit(&mut self, slot: usize, store: &mut Client) {
+        self.is_quota_used_up = true;
+        if self.vifs.get(slot).is_some_and(|vif| vif.offered == Offered::All) {
+            self.take_back(slot, store);
+            self.note_limit(slot);
+        }
+    }
+
+    fn note_limit(&mut self, slot: usize) {
+        let Some(vif) = self.vifs.get_mut(slot) else { return };
+        vif.offered = Offered::Few;
+        self.events.push_back(Event::Limited { dom: vif.dom, devid: vif.devid });
+    }
+
+    /// Takes back the features of one of the vifs that have them; whether there is one.
+    fn make_room(&mut self, slot: usize, store: &mut Client) -> bool {
+        let has_all = |vif: &Vif| vif.offered == Offered::All;
+        let givers = self.vifs.iter().filter(|(giver, vif)| *giver != slot && has_all(vif));
+        let Some(giver) = givers.map(|(giver, _)| giver).last() else { return false };
+        let is_connected = self.vifs.get(giver).is_some_and(|vif| vif.link.is_some());
+        self.take_back(giver, store);
+        if !is_connected {
+            self.note_limit(giver);
+        }
+        true
+    }
+
+    fn take_back(&mut self, slot: usize, store: &mut Client) {
+        let Some(vif) = self.vifs.get_mut(slot) else { return };
+        vif.offered = Offered::TakenBack;
+        let (dom, devid, generation) = (vif.dom, vif.devid, vif.token.generation);
+        for name in self.optional_features() {
+            let target = Target::Vif { slot, generation, what: What::TakenBack };
+            self.ask(store, target, Request::Rm { path: &backend_path(dom, devid, name) });
         }
     }
 
@@ -246,5 +332,7 @@ impl Backend {
         self.vifs.remove(slot);
         self.dirty.clear(slot);
         self.scan.slot_freed();
+        // Its nodes are gone, too.
+        self.is_quota_used_up = false;
     }
 }

@@ -130,9 +130,30 @@ impl Look {
 #[derive(Debug)]
 pub(super) enum Work {
     Idle,
-    Looking { left: usize, look: Look },
-    Settings { left: usize, raw: RawSettings, identity: Identity, front: State },
+    Looking {
+        left: usize,
+        look: Look,
+    },
+    Settings {
+        left: usize,
+        raw: RawSettings,
+        identity: Identity,
+        front: State,
+    },
+    /// The node is on its way without which nothing is offered.
+    Offering,
     Removing,
+}
+
+/// Which features are in a vif's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Offered {
+    Nothing,
+    All,
+    /// All were, when the frontend connected; their nodes have made room for others.
+    TakenBack,
+    /// No more than a frontend needs: the quota allows nothing else.
+    Few,
 }
 
 /// The watch on the frontend's state.
@@ -161,6 +182,7 @@ pub(super) struct Vif {
     pub(super) backoff: Backoff,
     /// The identity was refused; nothing is offered until dom0 makes the directory anew.
     pub(super) refused: bool,
+    pub(super) offered: Offered,
     looks: LookLimit,
     pub(super) link: Option<Link>,
     pub(super) reason: Option<CloseReason>,
@@ -181,6 +203,7 @@ impl Vif {
             look_at: None,
             backoff: Backoff::default(),
             refused: false,
+            offered: Offered::Nothing,
             looks: LookLimit::default(),
             link: None,
             reason: None,

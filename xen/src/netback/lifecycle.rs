@@ -54,8 +54,12 @@ pub(super) enum What {
     Node(Node),
     Setting(Setting),
     Watch,
+    /// The feature without which Linux' frontend does not start.
+    Essential,
     /// A feature that the client may do without.
     Feature,
+    /// Such a feature makes room.
+    TakenBack,
     State,
     Remove,
 }
@@ -244,12 +248,18 @@ impl Backend {
                     vif.look_at = Some(self.now.saturating_add(RECHECK_NS));
                 }
             }
+            What::Essential => self.take_essential(slot, &result, store),
             What::Feature | What::State => {
-                if result.is_err() {
+                if let Err(error) = result {
                     self.totals.write_errors = self.totals.write_errors.saturating_add(1);
+                    if what == What::Feature && error == StoreError::Quota {
+                        self.limit(slot, store);
+                    }
                     self.recheck(slot);
                 }
             }
+            // One that is not there needs no room.
+            What::TakenBack => {}
             What::Remove => {
                 self.idle(slot);
                 if result.is_err() {

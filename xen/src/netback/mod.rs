@@ -122,6 +122,8 @@ pub struct Backend {
     starved: Option<u64>,
     now: u64,
     totals: Totals,
+    /// The store had no room for another node; a vif that goes makes some.
+    is_quota_used_up: bool,
 }
 
 impl Backend {
@@ -147,7 +149,13 @@ impl Backend {
             starved: None,
             now: 0,
             totals: Totals::default(),
+            is_quota_used_up: false,
         }
+    }
+
+    /// Vifs that have fewer features than we offer: the quota of xenstore allows no more.
+    pub fn limited(&self) -> usize {
+        self.vifs.iter().filter(|(_, vif)| vif.offered == connect::Offered::Few).count()
     }
 
     /// Takes note of an event; `false` if the port belongs to none of the vifs.

@@ -782,7 +782,57 @@ fn quota_errors_do_not_keep_a_client_from_starting() {
     rig.store.refuse("/hotplug-status", "EACCES");
     let (_guest, _) = rig.connect(A);
     assert_eq!(rig.state(A).as_deref(), Some("4"));
-    assert_eq!(rig.back.totals().write_errors, 3);
+    // What it may do without is not even tried.
+    assert_eq!((rig.back.totals().write_errors, rig.back.limited()), (2, 1));
+}
+
+/// Whether a vif's directory has a feature.
+fn offers(rig: &Rig, dom: DomId, feature: &str) -> bool {
+    rig.store.read(&alloc::format!("backend/vif/{}/0/feature-{feature}", dom.0)).is_some()
+}
+
+#[test]
+fn beyond_the_node_quota_a_vif_gets_what_it_needs_and_is_told() {
+    let mut rig =
+        Rig::with(Config { max_vifs: 16, queue_per_vif: 8, queue_total: 64, offloads: true });
+    let (_guest, _) = rig.connect(A);
+    assert!(offers(&rig, A, "gso-tcpv6"));
+    // Dom0 makes its own nodes whatever the quota; after them there is no room for one of ours.
+    attach_client(&mut rig.store, B, 0, "10.137.0.12");
+    rig.store.limit_nodes(rig.store.nodes());
+    rig.pass(2000);
+    assert_eq!(rig.state(B).as_deref(), Some("2"));
+    assert!(offers(&rig, B, "rx-copy"), "A's features have made room");
+    assert!(!offers(&rig, B, "sg") && !offers(&rig, A, "sg"));
+    Guest::new(B, 0).publish(&mut rig.store);
+    rig.settle();
+    assert!(rig.is_connected(A) && rig.is_connected(B));
+    let limited = |event: &&Event| matches!(event, Event::Limited { .. });
+    let told: Vec<&Event> = rig.events.iter().filter(limited).collect();
+    assert_eq!(told, [&Event::Limited { dom: B, devid: 0 }], "A has connected with all features");
+    assert_eq!(rig.back.limited(), 1);
+    // A vif that goes makes room: the next one gets everything again.
+    detach_client(&mut rig.store, A, 0);
+    rig.pass(3000);
+    rig.store.limit_nodes(usize::MAX);
+    attach_client(&mut rig.store, A, 0, "10.137.0.11");
+    rig.settle();
+    assert!(offers(&rig, A, "gso-tcpv6"));
+}
+
+#[test]
+fn a_feature_that_finds_no_room_takes_the_others_of_its_vif_with_it() {
+    let mut rig =
+        Rig::with(Config { max_vifs: 16, queue_per_vif: 8, queue_total: 64, offloads: true });
+    attach_client(&mut rig.store, A, 0, "10.137.0.11");
+    rig.store.limit_nodes(rig.store.nodes() + 3);
+    rig.settle();
+    assert_eq!(rig.state(A).as_deref(), Some("2"));
+    assert!(offers(&rig, A, "rx-copy"));
+    for feature in ["ipv6-csum-offload", "sg", "gso-tcpv4", "gso-tcpv6"] {
+        assert!(!offers(&rig, A, feature), "{feature}");
+    }
+    assert_eq!(rig.back.limited(), 1);
 }
 
 #[test]

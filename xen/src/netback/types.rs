@@ -115,6 +115,13 @@ pub enum Event {
         /// How much, in bytes.
         bytes: usize,
     },
+    /// xenstore has no room for all that a vif is usually offered: it gets what it needs, and nothing beyond.
+    Limited {
+        /// The client's domain.
+        dom: DomId,
+        /// The client's device number.
+        devid: u32,
+    },
     /// A vif could not be connected.
     Refused {
         /// The client's domain.

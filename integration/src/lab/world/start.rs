@@ -165,8 +165,12 @@ impl World {
         self.announce_client(index, true)
     }
 
-    /// What dom0 writes before and after a client's start.
-    fn announce_client(&mut self, index: usize, after: bool) -> Result<()> {
+    /// What dom0 writes before and after a client's start: for one that a scenario starts by itself. [`World::note_end`] says
+    /// that it has ended.
+    ///
+    /// # Errors
+    /// When the plan has no such client, or dom0 does not answer.
+    pub fn announce_client(&mut self, index: usize, after: bool) -> Result<()> {
         let Some(client) = self.clients.get_mut(index) else {
             fail!("the plan has no client {index}")
         };

@@ -10,11 +10,11 @@ use serde_json::Value;
 use super::report::{Report, median};
 use crate::error::Result;
 use crate::lab::guests::PART;
-use crate::lab::plan::{Client, Plan};
+use crate::lab::plan::Plan;
 use crate::lab::qemu::MachineOptions;
 use crate::lab::world::{Kind, World};
 use crate::lab::{Lab, cache};
-use crate::scenarios::steps;
+use crate::scenarios::{many, steps};
 use crate::xtask::{image, scenarios};
 use crate::{apt, fail, progress};
 
@@ -52,22 +52,11 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
     result
 }
 
-/// [`Plan::usual`] with many clients, four to a domain.
+/// Many clients, and memory for what they do.
 fn plan() -> Plan {
-    let mut plan = Plan::usual();
+    let mut plan = many::plan(VMS, VIFS_OF_A_VM);
     plan.firewall.memory_mib = FIREWALL_MIB;
     plan.netvms.iter_mut().for_each(|netvm| netvm.memory_mib = 512);
-    plan.clients = (0..VIFS)
-        .map(|number| Client {
-            name: format!("many-{}", number / VIFS_OF_A_VM),
-            ip: format!("10.137.1.{}", number + 1),
-            ip6: None,
-            visible: None,
-            mac: format!("00:16:3e:5e:6d:{number:02x}"),
-            devid: (number % VIFS_OF_A_VM) as u32,
-            memory_mib: 128,
-        })
-        .collect();
     plan
 }
 
@@ -78,7 +67,7 @@ fn measure(world: &mut World, report: &mut Report) -> Result<()> {
         world.need_firewall(Some(0))
     })?;
     let budgets = world.firewall()?.wait_console(&world.lab, "fw: budgets_kib", PATIENCE)?;
-    progress::step("clients", || (0..VMS).try_for_each(|vm| start(world, vm)))?;
+    progress::step("clients", || (0..VMS).try_for_each(|vm| many::start(world, vm, VIFS_OF_A_VM)))?;
     let mut lines = vec![budgets];
     for (name, key, reverse) in [("TCP up", "up", ""), ("TCP down", "down", " -R")] {
         let mut cost = [Vec::new(), Vec::new()];
@@ -112,30 +101,6 @@ fn measure(world: &mut World, report: &mut Report) -> Result<()> {
     }
     report.table(format!("{VIFS} clients, {FLOWS} flows, {FIREWALL_MIB} MiB"), lines);
     Ok(())
-}
-
-/// A VM with all its vifs, each with a table of routes of its own.
-fn start(world: &mut World, vm: usize) -> Result<()> {
-    let first = vm * VIFS_OF_A_VM;
-    world.need_client(first)?;
-    for index in first + 1..first + VIFS_OF_A_VM {
-        world.need_vif(index)?;
-    }
-    let gateway = &world.plan.firewall.ip;
-    let mut line =
-        String::from("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done; set -e; ");
-    for index in first..first + VIFS_OF_A_VM {
-        let (ip, device, table) = (world.client_ip(index)?, index - first, 100 + index);
-        line.push_str(&format!(
-            "n=0; until [ -e /sys/class/net/eth{device} ] || [ $n -gt 500 ]; do usleep 20000; n=$((n + 1)); done; \
-             printf '%s\\n' 'addr replace {ip}/32 dev eth{device}' 'link set eth{device} up' \
-             'neigh replace {gateway} lladdr fe:ff:ff:ff:ff:ff dev eth{device} nud permanent' \
-             'route replace {gateway} dev eth{device} scope link table {table}' \
-             'route replace default via {gateway} dev eth{device} onlink table {table}' \
-             'rule add from {ip} lookup {table}' | ip -batch -; ping -c 1 -W 30 -I {ip} {gateway} >/dev/null; "
-        ));
-    }
-    world.client(first)?.exec_for(&world.lab, &line, PATIENCE)?.ok("vifs").map(drop)
 }
 
 /// Has the first `active` clients transfer their part at the same time; the firewall's processor seconds for a GB.

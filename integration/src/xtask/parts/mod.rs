@@ -3,6 +3,7 @@
 
 pub mod first_packet;
 pub mod fuzz;
+pub mod in_lab;
 pub mod memory;
 pub mod mutants;
 pub mod record;
@@ -50,8 +51,8 @@ pub const ALL: &[Part] = &[
     Part::new("sim", sim::short, sim::long, runs_anywhere).patient(),
     Part::new("memory", memory::short, memory::long, runs_anywhere).patient(),
     Part::new("mutants", mutants::short, mutants::long, runs_anywhere).patient(),
-    planned("lifecycle"),
-    planned("abuse"),
+    Part { long: Some(in_lab::lifecycle), ..planned("lifecycle") },
+    Part { long: Some(in_lab::abuse), ..planned("abuse") },
     Part { long: Some(soak::long), ..planned("soak") },
     Part { long: Some(crate::xtask::package::long), ..planned("package") },
 ];

@@ -1,0 +1,423 @@
+//! A client that does all it can to be in the way of others: what the others keep.
+//!
+//! Client C misbehaves while B downloads and holds an idle connection. Measured in turns with an honest client, A, that downloads
+//! as fast as it can beside B: that is B's fair share. Under the abuse B must have most of it, the idle connection must live, the
+//! console must not grow without bound, and what the firewall holds is afterwards what it was.
+
+use std::time::{Duration, Instant};
+
+use super::books::Books;
+use super::steps::{self, ALICE, BOB, CAROL, need_both};
+use super::witness::{Restless, SLACK_BYTES};
+use crate::error::{Error, Result};
+use crate::fail;
+use crate::lab::dom0d;
+use crate::lab::domain::Background;
+use crate::lab::world::{ACCEPT_ALL, World};
+
+/// Part of its fair share that a client must have under abuse.
+const SHARE: f64 = 0.8;
+/// Turns: an honest client beside B, a hostile one beside B. The medians count.
+const TURNS: usize = 3;
+/// Seconds of a measurement.
+const WINDOW_S: u32 = 8;
+/// For a load or an abuse to get going.
+const UNDERWAY: Duration = Duration::from_secs(2);
+/// Seconds for which a hostile frontend goes on: longer than it is looked at.
+const ABUSE_S: u32 = WINDOW_S + 6;
+/// For commands of a guest beside all that.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// What the console may grow by, in the long run and at once: five lines a second and forty at once from each of four
+/// sources (`src/log.rs`), of 100 bytes.
+const CONSOLE_BYTES_A_SECOND: u64 = 2_000;
+const CONSOLE_BYTES_AT_ONCE: u64 = 16_000;
+/// Port of the server that sends back what it gets.
+const ECHO: u16 = 7777;
+/// Frames of a file that is sent again and again.
+const FRAMES: u32 = 1500;
+
+/// What somebody does to the others.
+enum Abuse {
+    /// Commands of client C.
+    Client(Commands),
+    /// A kind of `dom0d hostile`: a frontend that breaks the rules of the ring.
+    Frontend(&'static str),
+}
+
+/// What client C runs: it ends when `/tmp/peace` is there.
+struct Commands {
+    /// Made before, once.
+    prepare: String,
+    /// Run again and again.
+    repeat: String,
+    /// Ends what does not end by itself.
+    stop: &'static str,
+}
+
+/// An abuse that goes on.
+enum Running {
+    Client(Background),
+    Frontend,
+}
+
+impl Abuse {
+    fn repeat(line: impl Into<String>) -> Self {
+        Self::Client(Commands { prepare: "true".into(), repeat: line.into(), stop: "true" })
+    }
+
+    /// Frames made by awk, as hexadecimal digits, one a line, all `length` bytes long.
+    fn frames(program: &str, length: usize) -> Self {
+        Self::Client(Commands {
+            prepare: format!(
+                "awk 'BEGIN {{ for (i = 0; i < {FRAMES}; i++) {{ {program} }} }}' | xxd -r -p >/tmp/frames"
+            ),
+            repeat: format!("socat -u -b {length} FILE:/tmp/frames INTERFACE:eth0"),
+            stop: "true",
+        })
+    }
+
+    /// Linux' packet generator with these words.
+    fn packets(world: &World, words: &[&str]) -> Result<Self> {
+        let own = world.client_ip(CAROL)?;
+        let usual = [
+            "count 0".to_owned(),
+            "clone_skb 0".into(),
+            format!("src_min {own}"),
+            format!("src_max {own}"),
+            format!("dst {}", world.plan.internet),
+            "dst_mac fe:ff:ff:ff:ff:ff".into(),
+        ];
+        let words = usual.iter().map(String::as_str).chain(words.iter().copied());
+        let words: Vec<String> = words.map(|word| format!("'{word}'")).collect();
+        Ok(Self::Client(Commands {
+            prepare: format!(
+                "modprobe pktgen; echo rem_device_all >/proc/net/pktgen/kpktgend_0; \
+                 echo add_device eth0 >/proc/net/pktgen/kpktgend_0; \
+                 for word in {}; do echo \"$word\" >/proc/net/pktgen/eth0 || exit 1; done",
+                words.join(" ")
+            ),
+            repeat: "echo start >/proc/net/pktgen/pgctrl".into(),
+            stop: "echo stop >/proc/net/pktgen/pgctrl",
+        }))
+    }
+
+    fn prepare(&self, world: &World) -> Result<()> {
+        let Self::Client(Commands { prepare, .. }) = self else { return Ok(()) };
+        let carol = world.client(CAROL)?;
+        carol.exec_for(&world.lab, prepare, PATIENCE)?.ok("the abuse is prepared").map(drop)
+    }
+
+    fn start(&self, world: &World) -> Result<Running> {
+        match self {
+            Self::Client(Commands { repeat, .. }) => {
+                let line = format!("rm -f /tmp/peace; until [ -e /tmp/peace ]; do {repeat}; done");
+                world.client(CAROL)?.spawn(&world.lab, &line).map(Running::Client)
+            }
+            Self::Frontend(kind) => {
+                let line = dom0d::hostile_line(world.firewall()?.domid, kind, ABUSE_S);
+                world.lab.sh(&format!(
+                    "rm -f /tmp/hostile.*; ({line} >/tmp/hostile.out 2>&1; echo $? >/tmp/hostile.rc) </dev/null >/dev/null 2>&1 &"
+                ))?;
+                Ok(Running::Frontend)
+            }
+        }
+    }
+
+    /// Ends it; what it has to say.
+    fn end(&self, world: &World, running: &Running) -> Result<String> {
+        match (self, running) {
+            (Self::Client(Commands { stop, .. }), Running::Client(running)) => {
+                let carol = world.client(CAROL)?;
+                let line =
+                    format!("touch /tmp/peace; {stop}; killall socat ping 2>/dev/null; true");
+                carol.exec_for(&world.lab, &line, PATIENCE)?;
+                running.finish(&world.lab, carol, PATIENCE)?;
+                Ok(String::new())
+            }
+            _ => {
+                let line = "n=0; until [ -s /tmp/hostile.rc ]; do n=$((n + 1)); [ $n -lt 300 ] || exit 1; sleep 0.2; done; \
+                            cat /tmp/hostile.out; exit $(cat /tmp/hostile.rc)";
+                let said = world.lab.exec_for(line, PATIENCE)?.ok("the hostile frontend")?;
+                let connected = !said.contains("\"connections\":0");
+                if !connected && !matches!(self, Self::Frontend("settings")) {
+                    fail!("the hostile frontend never connected: {said}");
+                }
+                Ok(said.trim().to_owned())
+            }
+        }
+    }
+}
+
+/// C opens flows without limit: datagrams from every port to every port.
+///
+/// # Errors
+/// When B is in want of something; so for all below.
+pub fn flows(world: &mut World) -> Result<String> {
+    let words = [
+        "pkt_size 60",
+        "flag UDPSRC_RND",
+        "flag UDPDST_RND",
+        "udp_src_min 1024",
+        "udp_src_max 65000",
+        "udp_dst_min 1",
+        "udp_dst_max 65000",
+    ];
+    let abuse = Abuse::packets(world, &words)?;
+    under(world, &abuse)
+}
+
+/// C sends the smallest datagrams of one flow as fast as it can.
+pub fn tiny_packets(world: &mut World) -> Result<String> {
+    let words = ["pkt_size 60", "udp_src_min 9", "udp_src_max 9", "udp_dst_min 9", "udp_dst_max 9"];
+    let abuse = Abuse::packets(world, &words)?;
+    under(world, &abuse)
+}
+
+/// C sends first fragments without the rest, each of another datagram.
+pub fn lone_fragments(world: &mut World) -> Result<String> {
+    let head = ip_frame(world, 17, 44, 0x2000)?;
+    let program = format!("{head} print \"80000035001800004142434445464748494a4b4c4d4e4f50\"");
+    under(world, &Abuse::frames(&program, 14 + 44))
+}
+
+/// C floods the server with the largest pings, whose 41 fragments come together.
+pub fn large_pings(world: &mut World) -> Result<String> {
+    let line = format!("timeout 5 ping -q -f -s 60000 {} >/dev/null", world.plan.internet);
+    under(world, &Abuse::repeat(line))
+}
+
+/// C asks both resolvers for names, each one once, from a port of its own.
+pub fn questions(world: &mut World) -> Result<String> {
+    let head = ip_frame_to(world, &world.plan.client_dns[0], 17, 62, 0)?;
+    // UDP without a checksum; one label of four digits before example.org (RFC 1035 4.1).
+    let program = format!(
+        "{head} printf \"%04x0035002a0000%04x01000001000000000000\", 10000 + i, i; \
+         printf \"043%d3%d3%d3%d\", int(i / 1000) % 10, int(i / 100) % 10, int(i / 10) % 10, i % 10; \
+         print \"076578616d706c65036f72670000010001\""
+    );
+    under(world, &Abuse::frames(&program, 14 + 62))
+}
+
+/// C asks by ARP for addresses that nobody has, and claims others' addresses.
+pub fn neighbours(world: &mut World) -> Result<String> {
+    let mac = world.client_of_plan(CAROL)?.mac.replace(':', "");
+    let own = hex_address(&world.client_ip(CAROL)?)?;
+    let other = hex_address(&world.client_ip(BOB)?)?;
+    let program = format!(
+        "printf \"fffffffffffF{mac}0806000108000604%04x{mac}%s0000000000000a89%02x%02x\\n\", \
+         1 + i % 2, i % 3 ? \"{own}\" : \"{other}\", int(i / 256), i % 256"
+    );
+    under(world, &Abuse::frames(&program, 42))
+}
+
+/// C connects to a closed port again and again: every attempt is refused by rules, and answered.
+pub fn refused_connections(world: &mut World) -> Result<String> {
+    // Its own rules let nothing out but names.
+    let words = ["pkt_size 60", "flag UDPSRC_RND", "udp_src_min 1024", "udp_src_max 65000"];
+    let abuse = Abuse::packets(world, &words)?;
+    under_rules(world, &abuse, &["action=accept specialtarget=dns"])
+}
+
+/// C writes nonsense to its part of xenstore, and lets its device's state jump.
+pub fn xenstore(world: &mut World) -> Result<String> {
+    // Its own device is left alone, so that it can be told to stop; another one, which its kernel does not know, is not.
+    let line = "for s in 1 3 4 5 6 2 9 x; do xenstore-write device/vif/7/state $s \
+        device/vif/7/tx-ring-ref -1 device/vif/7/feature-sg 2 device/vif/0/feature-rx-notify x \
+        device/vif/0/multi-queue-num-queues 7 data/noise \"$(head -c 1500 /dev/urandom | xxd -p | tr -d '\\n')\"; done";
+    under(world, &Abuse::repeat(line))
+}
+
+/// A frontend lets the producer of its ring jump by more than the ring has, again and again.
+pub fn ring_producer(world: &mut World) -> Result<String> {
+    under(world, &Abuse::Frontend("producer"))
+}
+
+/// A frontend fills its ring with noise.
+pub fn ring_requests(world: &mut World) -> Result<String> {
+    under(world, &Abuse::Frontend("requests"))
+}
+
+/// A frontend sends events and nothing else.
+pub fn events(world: &mut World) -> Result<String> {
+    under(world, &Abuse::Frontend("events"))
+}
+
+/// A frontend publishes rings, event channels and features that are none.
+pub fn settings(world: &mut World) -> Result<String> {
+    under(world, &Abuse::Frontend("settings"))
+}
+
+fn need_all(world: &mut World) -> Result<()> {
+    need_both(world)?;
+    world.need_rules(CAROL, ACCEPT_ALL)?;
+    world.need_client(CAROL)
+}
+
+fn under(world: &mut World, abuse: &Abuse) -> Result<String> {
+    under_rules(world, abuse, ACCEPT_ALL)
+}
+
+/// What B keeps beside C, which has these rules.
+fn under_rules(world: &mut World, abuse: &Abuse, rules: &[&str]) -> Result<String> {
+    need_all(world)?;
+    world.need_rules(CAROL, rules)?;
+    abuse.prepare(world)?;
+    let before = Books::read(world)?;
+    let idle = Idle::open(world)?;
+    let load = Restless::start(world, BOB)?;
+    let (mut fair, mut kept) = (Vec::new(), Vec::new());
+    let (mut grown, mut seconds, mut told) = (0, 0.0, String::new());
+    for _ in 0..TURNS {
+        let honest = Restless::start(world, ALICE)?;
+        std::thread::sleep(UNDERWAY);
+        fair.push(rate(world)?);
+        honest.end(world)?;
+        let mark = world.firewall()?.console_mark();
+        let begun = Instant::now();
+        let running = abuse.start(world)?;
+        std::thread::sleep(UNDERWAY);
+        kept.push(rate(world)?);
+        grown += world.firewall()?.console_mark().saturating_sub(mark);
+        seconds += begun.elapsed().as_secs_f64();
+        told = abuse.end(world, &running)?;
+    }
+    load.end(world)?;
+    idle.lives(world)?;
+    world.need_rules(CAROL, ACCEPT_ALL)?;
+    steps::page(world, world.client(BOB)?, 0)?;
+    steps::page(world, world.client(ALICE)?, 0)?;
+    steps::page(world, world.client(CAROL)?, 0)?;
+    let (fair, kept) = (median(fair), median(kept));
+    let part = kept / fair.max(1.0);
+    let console = grown as f64 / seconds;
+    let said = format!(
+        "B has {:.2} MB/s, {:.0} % of the {:.2} MB/s beside an honest client; its idle connection lives; console {console:.0} B/s",
+        kept / 1e6,
+        part * 100.0,
+        fair / 1e6
+    );
+    #[expect(clippy::cast_precision_loss, reason = "small constants")]
+    let most = CONSOLE_BYTES_AT_ONCE as f64 + CONSOLE_BYTES_A_SECOND as f64 * seconds;
+    if part < SHARE || grown as f64 > most {
+        fail!("{said} ({grown} bytes in {seconds:.0} s)");
+    }
+    let books = before.settle_with(world, SLACK_BYTES)?;
+    Ok(format!("{said}; {told}; {books}"))
+}
+
+/// Bytes per second that B receives for a while.
+fn rate(world: &World) -> Result<f64> {
+    let look = "cut -d' ' -f1 /proc/uptime; cat /sys/class/net/eth0/statistics/rx_bytes";
+    let line = format!("{look}; sleep {WINDOW_S}; {look}");
+    let text = world.client(BOB)?.exec_for(&world.lab, &line, PATIENCE)?.ok("B's rate")?;
+    let numbers: Vec<f64> = text.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    match numbers.as_slice() {
+        [from, bytes_before, to, bytes_after] if to > from => {
+            Ok((bytes_after - bytes_before) / (to - from))
+        }
+        _ => fail!("B does not tell what it received: {text:?}"),
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// A connection of B on which nothing happens.
+struct Idle {
+    connection: Background,
+}
+
+impl Idle {
+    fn open(world: &World) -> Result<Self> {
+        let server = &world.plan.internet;
+        let netvm = world.netvm(0)?;
+        world.sh(
+            netvm,
+            &format!(
+                "netstat -tln | grep -q :{ECHO} || \
+                 (setsid socat TCP-LISTEN:{ECHO},bind={server},fork,reuseaddr EXEC:cat </dev/null >/dev/null 2>&1 &) ; sleep 1"
+            ),
+        )?;
+        let line = format!(
+            "rm -f /tmp/idle; mkfifo /tmp/idle; exec 3<>/tmp/idle; exec socat - TCP:{server}:{ECHO} <&3 >/tmp/echoed"
+        );
+        let bob = world.client(BOB)?;
+        let this = Self { connection: bob.spawn(&world.lab, &line)? };
+        this.echoes(world, "before")?;
+        Ok(this)
+    }
+
+    fn echoes(&self, world: &World, word: &str) -> Result<()> {
+        let line = format!(
+            "echo {word} >/tmp/idle; n=0; until grep -q '^{word}$' /tmp/echoed; do n=$((n + 1)); [ $n -lt 100 ] || exit 1; \
+             usleep 200000; done"
+        );
+        let bob = world.client(BOB)?;
+        let out = bob.exec_for(&world.lab, &line, PATIENCE)?;
+        if !out.success() {
+            let end = self.connection.poll(&world.lab, bob)?;
+            return Err(Error::Failed(format!("B's idle connection is dead: {end:?}")));
+        }
+        Ok(())
+    }
+
+    fn lives(self, world: &World) -> Result<()> {
+        self.echoes(world, "after")?;
+        world.sh(world.client(BOB)?, "killall socat; true").map(drop)
+    }
+}
+
+/// An awk program that prints a link and an IPv4 header from C to the server, with the number `i` as the identification.
+fn ip_frame(world: &World, protocol: u8, length: u16, flags: u16) -> Result<String> {
+    ip_frame_to(world, &world.plan.internet, protocol, length, flags)
+}
+
+fn ip_frame_to(world: &World, to: &str, protocol: u8, length: u16, flags: u16) -> Result<String> {
+    let mac = world.client_of_plan(CAROL)?.mac.replace(':', "");
+    let (own, to) = (hex_address(&world.client_ip(CAROL)?)?, hex_address(to)?);
+    // The sum of all other words of the header (RFC 791, RFC 1071).
+    let words = format!("4500{length:04x}{flags:04x}40{protocol:02x}{own}{to}");
+    Ok(format!(
+        "s = {} + i; while (s > 65535) s = s - 65535; \
+         printf \"feffffffffff{mac}08004500{length:04x}%04x{flags:04x}40{protocol:02x}%04x{own}{to}\", i, 65535 - s;",
+        sum(&words)
+    ))
+}
+
+/// The sum of 16-bit words in hexadecimal digits.
+fn sum(digits: &str) -> u32 {
+    let word =
+        |at: usize| digits.get(at..at + 4).and_then(|word| u32::from_str_radix(word, 16).ok());
+    (0..digits.len()).step_by(4).filter_map(word).sum()
+}
+
+fn hex_address(text: &str) -> Result<String> {
+    match text.parse::<std::net::Ipv4Addr>() {
+        Ok(address) => Ok(address.octets().iter().map(|octet| format!("{octet:02x}")).collect()),
+        Err(_) => fail!("no IPv4 address: {text:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sum_of_words() {
+        assert_eq!(sum("00010002fffe"), 0x10001);
+        assert_eq!(sum(""), 0);
+    }
+
+    #[test]
+    fn addresses_in_hexadecimal() {
+        assert_eq!(hex_address("10.137.0.13").unwrap(), "0a89000d");
+        assert!(hex_address("10.137.0").is_err());
+    }
+
+    #[test]
+    fn median_of_three() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]).to_bits(), 2.0_f64.to_bits());
+    }
+}
