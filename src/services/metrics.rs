@@ -12,7 +12,7 @@ use crate::stats::{Counter, PortStats};
 use crate::verdict::DropReason;
 
 /// Families that are told in one piece: the firewall and the machine.
-const SINGLE: usize = 18;
+const SINGLE: usize = 19;
 /// Families with a sample for each port.
 const FAMILIES: usize = Counter::ALL.len();
 
@@ -136,7 +136,13 @@ impl FirewallServices<'_> {
                 "Frames that were about to leave without an accept; must stay 0.",
                 firewall.stats().without_accept(),
             ),
-            5 => {
+            5 => gauge(
+                out,
+                "limited_vifs",
+                "Clients' devices with fewer features than usual, as xenstore has no room for their nodes.",
+                effort.limited_vifs,
+            ),
+            6 => {
                 head(out, "unsent_frames", "Frames that a port did not take, by reason.")?;
                 facts.unsent().try_for_each(|(reason, count)| {
                     writeln!(
@@ -145,7 +151,7 @@ impl FirewallServices<'_> {
                     )
                 })
             }
-            _ => match effort_of(effort).get(number.saturating_sub(6)) {
+            _ => match effort_of(effort).get(number.saturating_sub(7)) {
                 Some((name, help, value)) => counter(out, name, help, *value),
                 None => Ok(()),
             },
@@ -214,7 +220,7 @@ fn counter(out: &mut Out<'_>, name: &str, help: &str, value: u64) -> fmt::Result
 }
 
 /// What the hypervisor was asked for.
-fn effort_of(effort: &Effort) -> [(&'static str, &'static str, u64); SINGLE - 6] {
+fn effort_of(effort: &Effort) -> [(&'static str, &'static str, u64); SINGLE - 7] {
     let [from_clients, from_uplink, to_clients, to_uplink] = effort.batches;
     [
         ("hypercalls", "Hypercalls of all kinds.", effort.hypercalls),

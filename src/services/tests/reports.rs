@@ -68,6 +68,7 @@ fn most() -> Effort {
         batches: [MOST; 4],
         allocations: MOST,
         store_refusals: MOST,
+        limited_vifs: MOST,
     }
 }
 
