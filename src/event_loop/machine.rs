@@ -242,7 +242,7 @@ pub struct Effort {
     pub batches: [u64; 4],
     /// Blocks of the heap that frames on their way were given: none, or it is a fault.
     pub allocations: u64,
-    /// Clients' devices now that have fewer features than usual, as xenstore has no room for their nodes.
+    /// Clients' devices that were offered fewer features than usual, as xenstore has no room for their nodes.
     pub limited_vifs: u64,
 }
 

@@ -395,7 +395,7 @@ impl Machine for XenMachine {
     }
 
     fn effort(&self) -> Effort {
-        Effort { limited_vifs: self.back.limited() as u64, ..memory::effort(self.batches) }
+        Effort { limited_vifs: self.back.totals().limited, ..memory::effort(self.batches) }
     }
 
     fn begin(&mut self, work: Work) -> Option<Scope> {

@@ -12,7 +12,7 @@ use crate::stats::{Counter, PortStats};
 use crate::verdict::DropReason;
 
 /// Families that are told in one piece: the firewall and the machine.
-const SINGLE: usize = 18;
+const SINGLE: usize = 19;
 /// Families with a sample for each port.
 const FAMILIES: usize = Counter::ALL.len();
 
@@ -232,6 +232,11 @@ fn effort_of(effort: &Effort) -> [(&'static str, &'static str, u64); SINGLE - 6]
             "allocations",
             "Blocks of the heap that frames on their way were given; must stay 0.",
             effort.allocations,
+        ),
+        (
+            "limited_vifs",
+            "Clients' devices that were offered fewer features, for want of xenstore nodes.",
+            effort.limited_vifs,
         ),
     ]
 }

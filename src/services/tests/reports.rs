@@ -67,6 +67,7 @@ fn most() -> Effort {
         timers: MOST,
         batches: [MOST; 4],
         allocations: MOST,
+        limited_vifs: MOST,
     }
 }
 
