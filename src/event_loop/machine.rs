@@ -244,7 +244,7 @@ pub struct Effort {
     pub allocations: u64,
     /// Writes about clients that xenstore refused: a quota, perhaps.
     pub store_refusals: u64,
-    /// Clients' devices now that have fewer features than usual, as xenstore has no room for their nodes.
+    /// Clients' devices that were offered fewer features than usual, as xenstore has no room for their nodes.
     pub limited_vifs: u64,
 }
 

@@ -396,8 +396,9 @@ impl Machine for XenMachine {
     }
 
     fn effort(&self) -> Effort {
-        let effort = memory::effort(self.batches, self.back.totals().write_errors);
-        Effort { limited_vifs: self.back.limited() as u64, ..effort }
+        let totals = self.back.totals();
+        let effort = memory::effort(self.batches, totals.write_errors);
+        Effort { limited_vifs: totals.limited, ..effort }
     }
 
     fn begin(&mut self, work: Work) -> Option<Scope> {

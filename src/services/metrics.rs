@@ -136,13 +136,7 @@ impl FirewallServices<'_> {
                 "Frames that were about to leave without an accept; must stay 0.",
                 firewall.stats().without_accept(),
             ),
-            5 => gauge(
-                out,
-                "limited_vifs",
-                "Clients' devices with fewer features than usual, as xenstore has no room for their nodes.",
-                effort.limited_vifs,
-            ),
-            6 => {
+            5 => {
                 head(out, "unsent_frames", "Frames that a port did not take, by reason.")?;
                 facts.unsent().try_for_each(|(reason, count)| {
                     writeln!(
@@ -151,7 +145,7 @@ impl FirewallServices<'_> {
                     )
                 })
             }
-            _ => match effort_of(effort).get(number.saturating_sub(7)) {
+            _ => match effort_of(effort).get(number.saturating_sub(6)) {
                 Some((name, help, value)) => counter(out, name, help, *value),
                 None => Ok(()),
             },
@@ -220,7 +214,7 @@ fn counter(out: &mut Out<'_>, name: &str, help: &str, value: u64) -> fmt::Result
 }
 
 /// What the hypervisor was asked for.
-fn effort_of(effort: &Effort) -> [(&'static str, &'static str, u64); SINGLE - 7] {
+fn effort_of(effort: &Effort) -> [(&'static str, &'static str, u64); SINGLE - 6] {
     let [from_clients, from_uplink, to_clients, to_uplink] = effort.batches;
     [
         ("hypercalls", "Hypercalls of all kinds.", effort.hypercalls),
@@ -238,6 +232,11 @@ fn effort_of(effort: &Effort) -> [(&'static str, &'static str, u64); SINGLE - 7]
             "allocations",
             "Blocks of the heap that frames on their way were given; must stay 0.",
             effort.allocations,
+        ),
+        (
+            "limited_vifs",
+            "Clients' devices that were offered fewer features, for want of xenstore nodes.",
+            effort.limited_vifs,
         ),
     ]
 }

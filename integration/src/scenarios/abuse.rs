@@ -6,12 +6,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::abusers::{self, Abuse, ip_frame, ip_frame_to};
 use super::books::Books;
 use super::steps::{self, ALICE, BOB, CAROL, need_both};
 use super::witness::{Restless, SLACK_BYTES};
 use crate::error::{Error, Result};
 use crate::fail;
-use crate::lab::dom0d;
 use crate::lab::domain::Background;
 use crate::lab::world::{ACCEPT_ALL, World};
 
@@ -20,133 +20,17 @@ const SHARE: f64 = 0.8;
 /// Turns: an honest client beside B, a hostile one beside B. The medians count.
 const TURNS: usize = 3;
 /// Seconds of a measurement.
-const WINDOW_S: u32 = 8;
+pub(super) const WINDOW_S: u32 = 8;
 /// For a load or an abuse to get going.
 const UNDERWAY: Duration = Duration::from_secs(2);
-/// Seconds for which a hostile frontend goes on: longer than it is looked at.
-const ABUSE_S: u32 = WINDOW_S + 6;
 /// For commands of a guest beside all that.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// What the console may grow by, in the long run and at once: five lines a second and forty at once from each of four
 /// sources (`src/log.rs`), of 100 bytes.
 const CONSOLE_BYTES_A_SECOND: u64 = 2_000;
 const CONSOLE_BYTES_AT_ONCE: u64 = 16_000;
 /// Port of the server that sends back what it gets.
 const ECHO: u16 = 7777;
-/// Frames of a file that is sent again and again.
-const FRAMES: u32 = 1500;
-
-/// What somebody does to the others.
-enum Abuse {
-    /// Commands of client C.
-    Client(Commands),
-    /// A kind of `dom0d hostile`: a frontend that breaks the rules of the ring.
-    Frontend(&'static str),
-}
-
-/// What client C runs: it ends when `/tmp/peace` is there.
-struct Commands {
-    /// Made before, once.
-    prepare: String,
-    /// Run again and again.
-    repeat: String,
-    /// Ends what does not end by itself.
-    stop: &'static str,
-}
-
-/// An abuse that goes on.
-enum Running {
-    Client(Background),
-    Frontend,
-}
-
-impl Abuse {
-    fn repeat(line: impl Into<String>) -> Self {
-        Self::Client(Commands { prepare: "true".into(), repeat: line.into(), stop: "true" })
-    }
-
-    /// Frames made by awk, as hexadecimal digits, one a line, all `length` bytes long.
-    fn frames(program: &str, length: usize) -> Self {
-        Self::Client(Commands {
-            prepare: format!(
-                "awk 'BEGIN {{ for (i = 0; i < {FRAMES}; i++) {{ {program} }} }}' | xxd -r -p >/tmp/frames"
-            ),
-            repeat: format!("socat -u -b {length} FILE:/tmp/frames INTERFACE:eth0"),
-            stop: "true",
-        })
-    }
-
-    /// Linux' packet generator with these words.
-    fn packets(world: &World, words: &[&str]) -> Result<Self> {
-        let own = world.client_ip(CAROL)?;
-        let usual = [
-            "count 0".to_owned(),
-            "clone_skb 0".into(),
-            format!("src_min {own}"),
-            format!("src_max {own}"),
-            format!("dst {}", world.plan.internet),
-            "dst_mac fe:ff:ff:ff:ff:ff".into(),
-        ];
-        let words = usual.iter().map(String::as_str).chain(words.iter().copied());
-        let words: Vec<String> = words.map(|word| format!("'{word}'")).collect();
-        Ok(Self::Client(Commands {
-            prepare: format!(
-                "modprobe pktgen; echo rem_device_all >/proc/net/pktgen/kpktgend_0; \
-                 echo add_device eth0 >/proc/net/pktgen/kpktgend_0; \
-                 for word in {}; do echo \"$word\" >/proc/net/pktgen/eth0 || exit 1; done",
-                words.join(" ")
-            ),
-            repeat: "echo start >/proc/net/pktgen/pgctrl".into(),
-            stop: "echo stop >/proc/net/pktgen/pgctrl",
-        }))
-    }
-
-    fn prepare(&self, world: &World) -> Result<()> {
-        let Self::Client(Commands { prepare, .. }) = self else { return Ok(()) };
-        let carol = world.client(CAROL)?;
-        carol.exec_for(&world.lab, prepare, PATIENCE)?.ok("the abuse is prepared").map(drop)
-    }
-
-    fn start(&self, world: &World) -> Result<Running> {
-        match self {
-            Self::Client(Commands { repeat, .. }) => {
-                let line = format!("rm -f /tmp/peace; until [ -e /tmp/peace ]; do {repeat}; done");
-                world.client(CAROL)?.spawn(&world.lab, &line).map(Running::Client)
-            }
-            Self::Frontend(kind) => {
-                let line = dom0d::hostile_line(world.firewall()?.domid, kind, ABUSE_S);
-                world.lab.sh(&format!(
-                    "rm -f /tmp/hostile.*; ({line} >/tmp/hostile.out 2>&1; echo $? >/tmp/hostile.rc) </dev/null >/dev/null 2>&1 &"
-                ))?;
-                Ok(Running::Frontend)
-            }
-        }
-    }
-
-    /// Ends it; what it has to say.
-    fn end(&self, world: &World, running: &Running) -> Result<String> {
-        match (self, running) {
-            (Self::Client(Commands { stop, .. }), Running::Client(running)) => {
-                let carol = world.client(CAROL)?;
-                let line =
-                    format!("touch /tmp/peace; {stop}; killall socat ping 2>/dev/null; true");
-                carol.exec_for(&world.lab, &line, PATIENCE)?;
-                running.finish(&world.lab, carol, PATIENCE)?;
-                Ok(String::new())
-            }
-            _ => {
-                let line = "n=0; until [ -s /tmp/hostile.rc ]; do n=$((n + 1)); [ $n -lt 300 ] || exit 1; sleep 0.2; done; \
-                            cat /tmp/hostile.out; exit $(cat /tmp/hostile.rc)";
-                let said = world.lab.exec_for(line, PATIENCE)?.ok("the hostile frontend")?;
-                let connected = !said.contains("\"connections\":0");
-                if !connected && !matches!(self, Self::Frontend("settings")) {
-                    fail!("the hostile frontend never connected: {said}");
-                }
-                Ok(said.trim().to_owned())
-            }
-        }
-    }
-}
 
 /// C opens flows without limit: datagrams from every port to every port.
 ///
@@ -201,8 +85,8 @@ pub fn questions(world: &mut World) -> Result<String> {
 /// C asks by ARP for addresses that nobody has, and claims others' addresses.
 pub fn neighbours(world: &mut World) -> Result<String> {
     let mac = world.client_of_plan(CAROL)?.mac.replace(':', "");
-    let own = hex_address(&world.client_ip(CAROL)?)?;
-    let other = hex_address(&world.client_ip(BOB)?)?;
+    let own = abusers::hex_address(&world.client_ip(CAROL)?)?;
+    let other = abusers::hex_address(&world.client_ip(BOB)?)?;
     let program = format!(
         "printf \"fffffffffffF{mac}0806000108000604%04x{mac}%s0000000000000a89%02x%02x\\n\", \
          1 + i % 2, i % 3 ? \"{own}\" : \"{other}\", int(i / 256), i % 256"
@@ -369,52 +253,9 @@ impl Idle {
     }
 }
 
-/// An awk program that prints a link and an IPv4 header from C to the server, with the number `i` as the identification.
-fn ip_frame(world: &World, protocol: u8, length: u16, flags: u16) -> Result<String> {
-    ip_frame_to(world, &world.plan.internet, protocol, length, flags)
-}
-
-fn ip_frame_to(world: &World, to: &str, protocol: u8, length: u16, flags: u16) -> Result<String> {
-    let mac = world.client_of_plan(CAROL)?.mac.replace(':', "");
-    let (own, to) = (hex_address(&world.client_ip(CAROL)?)?, hex_address(to)?);
-    // The sum of all other words of the header (RFC 791, RFC 1071).
-    let words = format!("4500{length:04x}{flags:04x}40{protocol:02x}{own}{to}");
-    Ok(format!(
-        "s = {} + i; while (s > 65535) s = s - 65535; \
-         printf \"feffffffffff{mac}08004500{length:04x}%04x{flags:04x}40{protocol:02x}%04x{own}{to}\", i, 65535 - s;",
-        sum(&words)
-    ))
-}
-
-/// The sum of 16-bit words in hexadecimal digits.
-fn sum(digits: &str) -> u32 {
-    let word =
-        |at: usize| digits.get(at..at + 4).and_then(|word| u32::from_str_radix(word, 16).ok());
-    (0..digits.len()).step_by(4).filter_map(word).sum()
-}
-
-fn hex_address(text: &str) -> Result<String> {
-    match text.parse::<std::net::Ipv4Addr>() {
-        Ok(address) => Ok(address.octets().iter().map(|octet| format!("{octet:02x}")).collect()),
-        Err(_) => fail!("no IPv4 address: {text:?}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sum_of_words() {
-        assert_eq!(sum("00010002fffe"), 0x10001);
-        assert_eq!(sum(""), 0);
-    }
-
-    #[test]
-    fn addresses_in_hexadecimal() {
-        assert_eq!(hex_address("10.137.0.13").unwrap(), "0a89000d");
-        assert!(hex_address("10.137.0").is_err());
-    }
 
     #[test]
     fn median_of_three() {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod abuse;
+mod abusers;
 pub mod basics;
 pub mod books;
 pub mod chain;

@@ -153,11 +153,7 @@ fn make(world: &World) -> Result<Domain> {
 /// Destroys it; the backend's directory must be gone then.
 fn remove(world: &World, stuck: &Domain) -> Result<()> {
     let back = backend(world, stuck)?;
-    let said = world.lab.exec_for(&format!("xl destroy {}", stuck.name), REMOVAL * 3)?.text;
-    world.lab.forget_states();
-    if said.contains("unable to") || said.contains("timed out") {
-        fail!("xl destroy: {}", said.trim());
-    }
+    world.lab.destroy(&stuck.name)?;
     let left = world.lab.exec(&format!("xenstore-ls {back} 2>/dev/null"))?;
     if left.success() {
         fail!("the backend's directory is still there: {}", left.text);

@@ -65,7 +65,7 @@ fn each_family_comes_once_with_its_type_and_help_and_the_text_has_its_end() {
             assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'), "{name}");
         }
     }
-    assert_eq!(seen.len(), 7 + 12 + Counter::ALL.len() + 1);
+    assert_eq!(seen.len(), 6 + 13 + Counter::ALL.len() + 1);
 }
 
 #[test]

@@ -203,6 +203,7 @@ impl Backend {
     fn note_limit(&mut self, slot: usize) {
         let Some(vif) = self.vifs.get_mut(slot) else { return };
         vif.offered = Offered::Few;
+        self.totals.limited = self.totals.limited.saturating_add(1);
         self.events.push_back(Event::Limited { dom: vif.dom, devid: vif.devid });
     }
 

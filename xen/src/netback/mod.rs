@@ -153,11 +153,6 @@ impl Backend {
         }
     }
 
-    /// Vifs that have fewer features than we offer: the quota of xenstore allows no more.
-    pub fn limited(&self) -> usize {
-        self.vifs.iter().filter(|(_, vif)| vif.offered == connect::Offered::Few).count()
-    }
-
     /// Takes note of an event; `false` if the port belongs to none of the vifs.
     pub fn on_event(&mut self, port: EventPort) -> bool {
         let Some(slot) = self.ports.get(&port) else { return false };

@@ -783,7 +783,7 @@ fn quota_errors_do_not_keep_a_client_from_starting() {
     let (_guest, _) = rig.connect(A);
     assert_eq!(rig.state(A).as_deref(), Some("4"));
     // What it may do without is not even tried.
-    assert_eq!((rig.back.totals().write_errors, rig.back.limited()), (2, 1));
+    assert_eq!((rig.back.totals().write_errors, rig.back.totals().limited), (2, 1));
 }
 
 /// Whether a vif's directory has a feature.
@@ -810,7 +810,7 @@ fn beyond_the_node_quota_a_vif_gets_what_it_needs_and_is_told() {
     let limited = |event: &&Event| matches!(event, Event::Limited { .. });
     let told: Vec<&Event> = rig.events.iter().filter(limited).collect();
     assert_eq!(told, [&Event::Limited { dom: B, devid: 0 }], "A has connected with all features");
-    assert_eq!(rig.back.limited(), 1);
+    assert_eq!(rig.back.totals().limited, 1);
     // A vif that goes makes room: the next one gets everything again.
     detach_client(&mut rig.store, A, 0);
     rig.pass(3000);
@@ -832,7 +832,7 @@ fn a_feature_that_finds_no_room_takes_the_others_of_its_vif_with_it() {
     for feature in ["ipv6-csum-offload", "sg", "gso-tcpv4", "gso-tcpv6"] {
         assert!(!offers(&rig, A, feature), "{feature}");
     }
-    assert_eq!(rig.back.limited(), 1);
+    assert_eq!(rig.back.totals().limited, 1);
 }
 
 #[test]

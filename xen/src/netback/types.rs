@@ -215,6 +215,8 @@ pub struct Totals {
     pub refused: u64,
     /// Directories beyond [`Config::max_vifs`].
     pub too_many: u64,
+    /// Vifs that were offered fewer features than usual: the quota of xenstore allows no more.
+    pub limited: u64,
     /// Writes that the store refused (quotas among them).
     pub write_errors: u64,
 }
