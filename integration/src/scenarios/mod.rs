@@ -10,6 +10,7 @@ pub mod control;
 pub mod dom0_command;
 pub mod hidden;
 pub mod hostile;
+pub mod installed;
 pub mod lifecycle;
 pub mod loads;
 pub mod memory;
@@ -74,9 +75,14 @@ pub const LONG_ONLY: &[&str] = &[
     "oxenstored: NetVM restart while clients run",
     // Seven minutes, most of them for the channels of 200 callers in an emulated dom0.
     "services tell of rules, drops and flows; hostile callers are refused",
+    // Builds the image once more, as the next version.
+    INSTALLED,
     // Four minutes of nothing but xl.
     "50 vifs come and go, and nothing is left",
 ];
+
+/// The way of the package.
+const INSTALLED: &str = "install from the package, create, migrate, upgrade, roll back, restore";
 
 /// All groups, in running order.
 pub const GROUPS: &[Group] = &[
@@ -155,6 +161,12 @@ pub const GROUPS: &[Group] = &[
             "hidden addresses: the firewall's own" => hidden::firewall_with_a_hidden_address,
             "hidden addresses: the real one counts as forged" => hidden::real_address_is_forged_there,
         },
+    },
+    Group {
+        name: "installed",
+        plan: Plan::installed,
+        xenstored: "xenstored",
+        scenarios: &[Scenario { name: INSTALLED, run: installed::from_package_to_restore }],
     },
     Group {
         name: "oxenstored",
