@@ -4,7 +4,7 @@
 Strict where dom0 is: unknown words, properties and VMs fail, and so does what dom0 refuses (a running VM is attached to
 a running netvm only, what is in use is neither removed nor shut down). `install` puts the commands into a folder.
 
-DOM0_STATE   the file
+DOM0_STATE   the file: {"global": ..., "vms": ..., "addresses": ...}
 DOM0_CALLS   each call that changes something, one a line
 DOM0_STOP    MODE:N, at change N: `fail` refuses it, `before` and `after` kill the caller on that side of the change
 """
@@ -201,6 +201,26 @@ def listing(rows):
         print("%-*s  %s  %s" % (width, name, "D" if default else "-", shown(value)))
 
 
+def listed(dom0, fields):
+    """A line for each VM. The addresses are what the file's `addresses` has: VM to [IPv4, IPv6], both optional."""
+    print("|".join("dom0" if field == "NAME" else "-" for field in fields))
+    for name in sorted(dom0.vms):
+        print("|".join(field_of(dom0, name, field) or "-" for field in fields))
+
+
+def field_of(dom0, name, field):
+    one = dom0.vms[name]
+    addresses = dom0.state.get("addresses", {}).get(name, [])
+    known = {"NAME": name, "STATE": "Running" if one["running"] else "Halted", "CLASS": one["class"],
+             "IP": "".join(addresses[:1]), "IP6": "".join(addresses[1:2]),
+             "TEMPLATE_FOR_DISPVMS": str(name == dom0.state["global"].get("default_dispvm"))}
+    if field in known:
+        return known[field]
+    if field.lower() not in PROPERTIES:
+        raise Fails("no such field: %s" % field)
+    return dom0.value(name, field.lower())
+
+
 def prefs(dom0, command, words):
     parser = argparse.ArgumentParser(prog=command)
     if command == "qvm-prefs":
@@ -287,8 +307,8 @@ def main(command, words):
         sys.exit(0 if args.vm in dom0.vms and (not args.running or dom0.vms[args.vm]["running"]) else 1)
     elif command == "qvm-ls" and words == ["--raw-list"]:
         print("\n".join(["dom0"] + sorted(dom0.vms)))
-    elif command == "qvm-ls" and words == ["--raw-data", "--fields", "NAME,KERNEL"]:
-        print("\n".join(["dom0|-"] + ["%s|%s" % (name, dom0.value(name, "kernel")) for name in sorted(dom0.vms)]))
+    elif command == "qvm-ls" and len(words) == 3 and words[:2] == ["--raw-data", "--fields"]:
+        listed(dom0, words[2].split(","))
     elif command == "qvm-start" and len(words) == 1:
         dom0.change([command] + words, lambda: dom0.start(words[0]))
     elif command == "qvm-shutdown":

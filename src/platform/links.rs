@@ -412,6 +412,11 @@ impl Links {
         self.offered.serve(store, changes, self.own, id, port);
     }
 
+    #[cfg(test)]
+    pub(super) fn offers(&self) -> bool {
+        self.offered.is_any()
+    }
+
     pub(super) fn call(&mut self, id: CallId) -> Option<&mut dyn Pipe> {
         let Some(call) = self.calls.iter_mut().find(|call| call.id == Some(id)) else {
             return self.offered.pipe(id);

@@ -123,6 +123,11 @@ impl Offered {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_any(&self) -> bool {
+        self.channel.is_some()
+    }
+
     fn ask(&mut self, store: &mut xenstore::Client) {
         let Some(Channel { server, request, .. }) = &mut self.channel else { return };
         if request.is_none()

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use xen::EventPort;
+use xen::fake::vchan::{ClientEnd, ServerEnd};
 use xen::fake::vif::{Guest, NetVm, attach_client, attach_uplink, detach_client};
 use xen::fake::{self, xenstore::Store};
 use xen::netif::TxFlags;
@@ -266,6 +267,86 @@ fn the_uplink_comes_and_goes_with_its_backend() {
     rig.settle();
     assert!(rig.has_line("fw: uplink gone reason="));
     assert!(!rig.machine.front.is_up());
+}
+
+/// A message of QubesDB without a value.
+fn database_message(kind: u8, path: &str) -> Vec<u8> {
+    let mut bytes = vec![0; 72];
+    bytes[0] = kind;
+    bytes[1..1 + path.len()].copy_from_slice(path.as_bytes());
+    bytes
+}
+
+/// A rig whose QubesDB is empty and whose call for a feature dom0 has connected to port 513; dom0's control channel.
+fn rig_with_a_call_of_its_own() -> (Rig, ServerEnd, ClientEnd) {
+    const KEY: &str = "/features-request/qubes-firewall";
+    let mut rig = Rig::new();
+    let mut database = ServerEnd::announce(&mut rig.store, DomId::DOM0, 111, 1);
+    rig.settle();
+    database.read();
+    database.write(&database_message(11, ""));
+    rig.settle();
+    let mut agent = ClientEnd::connect(&rig.store, DomId::DOM0, 512).unwrap();
+    agent.write(&HELLO);
+    rig.settle();
+    let written = database_message(1, KEY)[..65].to_vec();
+    assert!(database.read().windows(65).any(|bytes| bytes == written));
+    database.write(&database_message(7, KEY));
+    rig.settle();
+    assert!(agent.read().ends_with(b"qubes.FeaturesRequest\0"));
+    let order = [2, 2, 0, 0, 40, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0];
+    agent.write(&[&order[..], b"features", &[0; 24]].concat());
+    rig.settle();
+    assert!(rig.node("data/vchan/0/513/ring-ref").is_some());
+    (rig, database, agent)
+}
+
+const HELLO: [u8; 12] = [0, 3, 0, 0, 4, 0, 0, 0, 3, 0, 0, 0];
+const TERMINATED: [u8; 16] = [0x11, 2, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0];
+
+#[test]
+fn a_call_of_our_own_is_served_to_its_end_and_nothing_of_it_is_left() {
+    let (mut rig, _database, mut agent) = rig_with_a_call_of_its_own();
+    let mut data = ClientEnd::connect(&rig.store, DomId::DOM0, 513).unwrap();
+    rig.settle();
+    assert_eq!(data.read(), [&HELLO[..], &[0x90, 1, 0, 0, 0, 0, 0, 0]].concat());
+    assert_eq!(rig.node("data/vchan/0/513/ring-ref"), None, "nobody else is to find it");
+    data.write(&[&HELLO[..], &[0x93, 1, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]].concat());
+    rig.settle();
+    assert!(rig.has_line("fw: qubes.FeaturesRequest: done"), "{:?}", rig.lines.0.borrow());
+    assert_eq!(agent.read(), TERMINATED);
+    assert!(!data.is_open());
+    data.close();
+    rig.settle();
+    assert!(!rig.machine.links.offers());
+}
+
+#[test]
+fn a_call_of_our_own_to_which_nobody_comes_is_withdrawn() {
+    let (mut rig, _database, mut agent) = rig_with_a_call_of_its_own();
+    let asked_ns = fake::now_ns();
+    while !rig.has_line("fw: qubes.FeaturesRequest") {
+        assert!(fake::now_ns() < asked_ns + 20_000 * MS, "it is not given up");
+        rig.settle();
+    }
+    assert!(fake::now_ns() > asked_ns + 9_000 * MS, "it is given up early");
+    rig.settle();
+    assert!(rig.has_line("fw: qubes.FeaturesRequest: no answer of dom0"));
+    assert_eq!(agent.read(), TERMINATED);
+    assert_eq!(rig.node("data/vchan/0/513/ring-ref"), None);
+    assert!(!rig.machine.links.offers());
+}
+
+#[test]
+fn a_caller_that_goes_ends_our_call() {
+    let (mut rig, _database, mut agent) = rig_with_a_call_of_its_own();
+    let data = ClientEnd::connect(&rig.store, DomId::DOM0, 513).unwrap();
+    rig.settle();
+    data.close();
+    rig.settle();
+    assert!(rig.has_line("fw: qubes.FeaturesRequest: no answer of dom0"));
+    assert_eq!(agent.read(), TERMINATED);
+    assert!(!rig.machine.links.offers());
 }
 
 /// UDP from the client to a server outside, with a valid header checksum.

@@ -17,6 +17,9 @@ use crate::{fail, paths};
 /// Exit codes from here on mean that the firewall did what ends the real daemons.
 const PROVOKED: i64 = 20;
 
+/// How long the ends of many calls are waited for. The firewall lets go of a caller after 10 s.
+const FLOOD: Duration = Duration::from_secs(40);
+
 /// Where the program is in dom0.
 const PROGRAM: &str = "/usr/sbin/dom0d";
 
@@ -171,6 +174,31 @@ impl Dom0d {
     /// The line that makes such a call, for a shell of dom0.
     pub fn call_line(&self, command: &str) -> String {
         format!("{PROGRAM} call --socket {} '{command}'", self.qrexec_socket())
+    }
+
+    /// So many calls at once: how many ended in which way. Before them `stopped` callers of another command take places and
+    /// stop; then it also says after how many seconds a call was answered beside them.
+    ///
+    /// # Errors
+    /// When dom0 does not answer in the time that it may take.
+    pub fn flood(
+        &self,
+        lab: &Lab,
+        calls: u32,
+        command: &str,
+        stopped: Option<(u32, &str)>,
+    ) -> Result<Value> {
+        let stopped = stopped.map_or_else(String::new, |(count, command)| {
+            format!("--stalled {count} --stall '{command}'")
+        });
+        let line = format!(
+            "{PROGRAM} flood --socket {} --domid {} {stopped} --calls {calls} --seconds {} '{command}'",
+            self.qrexec_socket(),
+            self.domid,
+            FLOOD.as_secs()
+        );
+        // Most of the time goes into the channels that are made before.
+        parse(&lab.exec_for(&line, FLOOD * 8)?.ok("dom0d flood")?)
     }
 
     /// What the qrexec daemon counts, by name.

@@ -179,6 +179,13 @@ impl Plan {
         }
     }
 
+    /// With the firewall VM that `rust-firewall-dom0 create` makes.
+    pub fn installed() -> Self {
+        let mut plan = Self::usual();
+        plan.firewall.name = "rust-firewall".into();
+        plan
+    }
+
     /// Other names, domain numbers, device numbers, addresses, memory sizes and another guest kernel.
     pub fn unusual() -> Self {
         let client = |name: &str, ip: &str, ip6: &str, mac: &str, devid, memory_mib| Client {

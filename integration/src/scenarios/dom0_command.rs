@@ -19,7 +19,7 @@ use crate::{command, fail, paths};
 const WATCHED: &str = "6s";
 
 /// Seconds for an answer: each call is a session of ssh into an emulated machine, on a host that may be busy.
-const PATIENCE: &str = "120";
+pub(super) const PATIENCE: &str = "120";
 
 /// From a glance over an edit and a refusal to rules that were learned and applied.
 ///
@@ -189,7 +189,7 @@ impl Drop for Dom0 {
 }
 
 /// What it wrote, if its exit status is the wanted one.
-fn finished(child: Child, args: &[&str], status: i32) -> Result<String> {
+pub(super) fn finished(child: Child, args: &[&str], status: i32) -> Result<String> {
     let out = child.wait_with_output().doing(|| "rust-firewall")?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     if out.status.code() != Some(status) {
@@ -237,13 +237,13 @@ fn remote(world: &World, tail: &str) -> Vec<String> {
 }
 
 /// The beginning of a command that asks the firewall. What ssh gets as further words becomes one for `dom0d`.
-fn qrexec(world: &World) -> Result<Value> {
+pub(super) fn qrexec(world: &World) -> Result<Value> {
     let call = world.dom0d()?.qrexec_line();
     Ok(json!(remote(world, &format!("ask() {{ {call} \"$*\"; }}; ask"))))
 }
 
 /// A script that writes the rules of a qube as dom0 does: `QUBE`, and rules on standard input.
-fn on_rules(world: &World) -> Result<String> {
+pub(super) fn on_rules(world: &World) -> Result<String> {
     let mut script = "#!/bin/sh\nset -e\nrules=$(sed 's/ comment=.*//' | awk '{ printf \"%04d %s\\n\", NR - 1, $0 }')\n\
                       case $1 in\n"
         .to_owned();
@@ -265,15 +265,15 @@ fn on_rules(world: &World) -> Result<String> {
     Ok(script)
 }
 
-fn name(world: &World, index: usize) -> Result<String> {
+pub(super) fn name(world: &World, index: usize) -> Result<String> {
     Ok(world.client_of_plan(index)?.name.clone())
 }
 
-fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+pub(super) fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-fn only<'a>(value: &'a Value, key: &str) -> Result<&'a Value> {
+pub(super) fn only<'a>(value: &'a Value, key: &str) -> Result<&'a Value> {
     match list(value, key) {
         [one] => Ok(one),
         _ => fail!("not one of {key}: {value}"),
@@ -281,7 +281,7 @@ fn only<'a>(value: &'a Value, key: &str) -> Result<&'a Value> {
 }
 
 /// Hits of the first rule set.
-fn hits(rules: &Value) -> Vec<u64> {
+pub(super) fn hits(rules: &Value) -> Vec<u64> {
     let first = list(rules, "sets").first();
     let rules = first.map_or(&[][..], |set| list(set, "rules"));
     rules.iter().filter_map(|rule| rule.get("hits")?.as_u64()).collect()

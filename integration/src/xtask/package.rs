@@ -54,6 +54,29 @@ fn build(image: &Image) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The package of an image as some version, without the bill of materials: for what installs it.
+///
+/// # Errors
+/// When it does not build.
+pub fn of_version(image: &Path, version: &str, out: &Path) -> Result<PathBuf> {
+    apt::ensure(TEST)?;
+    let mut line = script("rpm/build");
+    let said = command::output(line.arg(image).arg(version).arg(out))?;
+    match said.lines().last() {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => fail!("packaging/rpm/build does not say what it built"),
+    }
+}
+
+/// `packaging/rpm/root`: an empty root in `folder` with what dom0 has, and rpm in it.
+///
+/// # Errors
+/// When it fails.
+pub fn root(command: &str, folder: &Path, words: &[&str]) -> Result<String> {
+    apt::ensure(TEST)?;
+    command::output(as_root("rpm/root")?.arg(command).arg(folder).args(words))
+}
+
 /// In `test`: the package in an empty root.
 ///
 /// # Errors

@@ -77,6 +77,37 @@ pub fn offline() -> Result<Image> {
     Ok(Image { path: place, ..built })
 }
 
+/// Builds the image that the sources would be as another version, for what upgrades; from a copy with that version in its
+/// `Cargo.toml`.
+///
+/// # Errors
+/// When it does not build.
+pub fn another_version(version: &str) -> Result<PathBuf> {
+    let work = paths::target().join("another-version");
+    // A whole build: the copies' dates tell Cargo nothing.
+    let _ = fs::remove_dir_all(&work);
+    let root = work.join("sources");
+    copy_sources(&root)?;
+    let manifest = root.join("Cargo.toml");
+    let text = fs::read_to_string(&manifest).doing(|| "cannot read the copied Cargo.toml")?;
+    let own = format!("version = \"{}\"", env!("CARGO_PKG_VERSION"));
+    if !text.contains(&own) {
+        fail!("no {own} in Cargo.toml");
+    }
+    write(&manifest, text.replacen(&own, &format!("version = \"{version}\""), 1).as_bytes())?;
+    // Not `--locked`: the versions of our own packages are in Cargo.lock as well.
+    let mut build = image::cargo(&["build", "--offline", "--profile", "image"]);
+    build
+        .args(image::BINARY)
+        .current_dir(&root)
+        .env("CARGO_TARGET_DIR", work.join("target"))
+        .env("RUSTFLAGS", image::remap_of(&root, &image::cargo_home()));
+    progress::step(&format!("building the image as version {version}"), || {
+        command::output(&mut build)
+    })?;
+    Ok(image::measure(work.join("target/image/vmlinuz"))?.path)
+}
+
 /// Of the copied sources, since 1970: a day in 2001.
 const OTHER_DATE: Duration = Duration::from_secs(1_000_000_000);
 

@@ -6,8 +6,9 @@ use super::wire::{self, HEADER_LEN, Header, kind};
 use crate::dom0::exit::Exit;
 use crate::dom0::ring::{self, Link, Refused, Ring};
 
-/// The first port of data channels, and how many there are.
-const FIRST_PORT: u32 = 513;
+/// The first port of data channels: the lowest that is free is given out.
+pub const FIRST_PORT: u32 = 513;
+/// How many there are.
 const PORTS: usize = 256;
 /// Size of the ring towards the agent, bytes: a message that is larger can never be sent.
 const RING_LEN: usize = 4096;

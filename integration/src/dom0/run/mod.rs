@@ -5,6 +5,7 @@ mod args;
 mod call;
 mod clock;
 mod db;
+mod flood;
 mod hostile;
 mod lines;
 mod link;
@@ -32,6 +33,7 @@ usage: dom0d qubesdb --domid N --socket PATH [--load KEYS.json] [--log FILE] [--
        dom0d qrexec-stats --socket PATH
        dom0d call --socket PATH [--just-exec] [--user USER] COMMAND
        dom0d hostile --domid N --devid N --kind KIND --seconds S   (a network frontend in dom0 that breaks the rules)
+       dom0d flood --socket PATH --domid N [--stalled N --stall COMMAND] --calls N --seconds S COMMAND
        dom0d probe-qubesdb [--server-domid 0] --domid ME --list | --row NAME | --dump | --sleep S | --serve S
        dom0d probe-qrexec --domid ME --serve S";
 
@@ -103,6 +105,7 @@ fn run(words: &[String]) -> Result {
         "qrexec-stats" => qrexec::print_stats(&args),
         "call" => call::run(&args),
         "hostile" => hostile::run(&args),
+        "flood" => flood::run(&args),
         "probe-qubesdb" => probe::run(&args),
         "probe-qrexec" => probe_qrexec::run(&args),
         other => Err(Failure::Usage(format!("no command {other}"))),

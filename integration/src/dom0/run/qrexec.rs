@@ -134,6 +134,7 @@ impl Daemon {
         let request: Value = serde_json::from_str(line).unwrap_or_default();
         match request.get("cmd").and_then(Value::as_str) {
             Some("call") => self.call(&request),
+            Some("calls") => self.calls(&request),
             Some("stats") => {
                 let mut value = json!({
                     "ok": true, "version": self.control.version(), "ports_in_use": self.control.ports_in_use(),
@@ -166,6 +167,19 @@ impl Daemon {
                 // The caller gets its port before the agent gets the command; it serves it within milliseconds.
                 json!({"ok": true, "domid": self.domid, "port": port})
             }
+            Err(error) => json!({"ok": false, "error": error.to_string()}),
+        }
+    }
+
+    /// The same call many times at once: their ports.
+    fn calls(&mut self, request: &Value) -> Value {
+        let command = request.get("command").and_then(Value::as_str).unwrap_or_default();
+        let count = request.get("count").and_then(Value::as_u64).unwrap_or(0);
+        let ports: Result<Vec<u32>, _> =
+            (0..count).map(|_| self.control.call(Mode::Command, command)).collect();
+        self.note(json!({"event": "calls", "count": count, "command": command}));
+        match ports {
+            Ok(ports) => json!({"ok": true, "ports": ports}),
             Err(error) => json!({"ok": false, "error": error.to_string()}),
         }
     }
