@@ -92,7 +92,6 @@ pub const NOT_SHOWN_YET: &[&str] = &[
     "life: firewall paused, its clock jumps",
     "life: suspend and resume under load",
     "life: 200 vifs come and go",
-    "life: 64 vifs at once, beyond the node quota",
     "abuse",
     "soak",
 ];
