@@ -18,8 +18,10 @@ use crate::xenstore::{StoreError, Token};
 /// How long an unresponsive frontend may delay the removal of its device, in ns. A client that dom0 destroys is paused
 /// at this point and cannot react, so that every `destroy` takes as long; a running one reacts within milliseconds.
 pub(super) const GRACE_NS: u64 = 1_000_000_000;
-/// How long state 6 stays visible before the directory goes, in ns: libxl waits for the value, not for the absence.
-pub(super) const REMOVE_NS: u64 = 150_000_000;
+/// How long state 6 stays visible before the directory goes, in ns: libxl waits for the value first, and calls it an error when it
+/// finds nothing (`devstate_watch_callback` in its libxl_aoutils.c). A dom0 that gets little of its processor may take longer to
+/// look than 150 ms, which it had before; whoever waits for the device to go waits as long.
+pub(super) const REMOVE_NS: u64 = 500_000_000;
 /// Pause before another look where no event announces a change, in ns.
 pub(super) const RECHECK_NS: u64 = 500_000_000;
 

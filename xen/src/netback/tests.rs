@@ -643,7 +643,7 @@ fn vifs_beyond_the_bound_are_left_alone() {
     for dom in [20, 21] {
         detach_client(&mut rig.store, DomId(dom), 0);
     }
-    rig.pass(300);
+    rig.pass(700);
     let offered = (22..38).filter(|dom| rig.state(DomId(*dom)).as_deref() == Some("2")).count();
     assert_eq!(offered, 16, "they get the slots that became free");
 }
@@ -678,9 +678,9 @@ fn detach_with_a_polite_frontend_closes_and_removes_the_directory() {
     assert!(!guest.peer.is_in_use(guest.tx_page.0));
     let reason = CloseReason::Removed;
     assert_eq!(rig.events.last(), Some(&Event::Disconnected { vif, reason }));
-    rig.pass(100);
+    rig.pass(400);
     assert_eq!(rig.state(A).as_deref(), Some("6"), "state 6 stays visible for a while");
-    rig.pass(100);
+    rig.pass(200);
     assert_eq!(rig.store.read("backend/vif/5/0"), None);
     assert_eq!((rig.vif(A), rig.store.watches()), (None, 1));
 }
@@ -705,7 +705,7 @@ fn a_detach_before_the_frontend_connected_removes_the_directory() {
     rig.settle();
     states(&mut rig);
     detach_client(&mut rig.store, A, 0);
-    rig.pass(300);
+    rig.pass(700);
     assert_eq!(states(&mut rig), ["6"]);
     assert_eq!(rig.store.read("backend/vif/5/0"), None);
 }
@@ -752,7 +752,7 @@ fn a_destroyed_client_is_let_go_at_once() {
     rig.settle();
     assert!(!rig.is_connected(A), "its rings would keep it a zombie");
     detach_client(&mut rig.store, A, 0);
-    rig.pass(200);
+    rig.pass(600);
     assert_eq!(rig.store.read("backend/vif/5/0"), None);
 }
 
