@@ -16,6 +16,17 @@ use crate::dns::testing::{self as dns_testing, Asked, Reply};
 use crate::stats::PortStats;
 use crate::*;
 
+/// Payload words among which one alone makes the checksum of a packet vanish, the field that the packet has with a word of 0:
+/// that one, its neighbours, and some from everywhere. (All would take minutes.)
+pub(crate) fn words_about(vanishing: u16) -> impl Iterator<Item = u16> {
+    let mut words: Vec<u16> =
+        (0..=300).map(|near| vanishing.wrapping_sub(150).wrapping_add(near)).collect();
+    words.extend((0..=u16::MAX).step_by(251));
+    words.sort_unstable();
+    words.dedup();
+    words.into_iter()
+}
+
 pub(crate) const A: Ipv4Addr = Ipv4Addr::new(10, 137, 0, 10);
 pub(crate) const B: Ipv4Addr = Ipv4Addr::new(10, 137, 0, 11);
 /// In `/connected-ips`, never attached.

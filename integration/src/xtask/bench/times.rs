@@ -8,8 +8,18 @@ use crate::{command, fail, progress};
 /// What there has to be.
 const CASES: usize = 13;
 
-const BENCH: &[&str] =
-    &["bench", "--quiet", "--profile", "measured", "-p", "measure", "--bench", "engine"];
+const BENCH: &[&str] = &[
+    "bench",
+    "--quiet",
+    "--profile",
+    "measured",
+    "-p",
+    "measure",
+    "--features",
+    "times",
+    "--bench",
+    "engine",
+];
 
 pub(super) fn run(report: &mut Report) -> Result<()> {
     progress::step("building what is timed", || command::output(cargo(BENCH).arg("--no-run")))?;
