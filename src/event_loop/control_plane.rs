@@ -5,7 +5,7 @@ use core::net::IpAddr;
 use qubesdb::Closing;
 
 use super::EventLoop;
-use super::machine::{Machine, Pipe, Work};
+use super::machine::{Machine, Pipe, Stop, Work};
 use crate::config::features::{Features, LogLevel};
 use crate::control::{Action, SourceRules};
 use crate::exposure::Exposure;
@@ -307,6 +307,12 @@ impl<S: Sink> EventLoop<S> {
                 qrexec::Action::ServeData { call, port } => {
                     self.calls.push(call);
                     machine.serve_call(call, port);
+                }
+                qrexec::Action::End(ending) => {
+                    self.asked_to = Some(match ending {
+                        qrexec::Ending::Poweroff => Stop::Poweroff,
+                        qrexec::Ending::Reboot => Stop::Reboot,
+                    });
                 }
                 qrexec::Action::RequestEnded(end) => self.announced(end),
                 qrexec::Action::CloseData { call } => {

@@ -56,6 +56,8 @@ pub struct EventLoop<S: Sink> {
     is_agent_ready: bool,
     is_agent_offered: bool,
     announcement: Announcement,
+    /// dom0 has asked for it by a call.
+    asked_to: Option<Stop>,
     has_forwarded: bool,
     is_ready: bool,
     /// Phases of the start whose end was told.
@@ -86,6 +88,7 @@ impl<S: Sink> EventLoop<S> {
             is_agent_ready: false,
             is_agent_offered: false,
             announcement: Announcement::default(),
+            asked_to: None,
             has_forwarded: false,
             is_ready: false,
             told_phases: [false; 2],
@@ -137,6 +140,9 @@ impl<S: Sink> EventLoop<S> {
         drop(scope);
 
         self.report_turn(machine);
+        if let Some(stop) = self.asked_to.take() {
+            return Some(stop);
+        }
         let deadline = if database_has_more || agent_has_more {
             Some(self.now)
         } else {

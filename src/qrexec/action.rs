@@ -3,6 +3,7 @@
 use super::agent::CallId;
 use super::control::ControlError;
 use super::request::RequestEnd;
+use super::shell::Ending;
 
 /// What the platform is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub enum Action {
         /// The vchan port.
         port: u32,
     },
+    /// dom0 has asked for it by a call, which was answered.
+    End(Ending),
     /// Our own call is over.
     RequestEnded(RequestEnd),
     /// Close the data channel, or give up connecting. What was written stays readable for the caller. Not to be

@@ -5,11 +5,12 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::action::Action;
-use super::channel::{Answer, DataChannel};
+use super::channel::{Answer, DataChannel, UNKNOWN};
 use super::command::Command;
 use super::control::{Control, Mode, Order};
 use super::request::{IDENT_BYTES, Request, RequestEnd};
 use super::services::{ExitCode, NoSuchService, Services};
+use super::shell::Shell;
 use super::waiting::{Waiter, Waiting};
 use crate::time::Instant;
 
@@ -152,7 +153,7 @@ impl<S> Agent<S> {
                     continue;
                 }
                 Ok(Some(Order::Execute { mode, domain, port, text })) => {
-                    Plan { domain, port, mode, answer: answer(text, services) }
+                    Plan { domain, port, mode, answer: answer(domain, text, services) }
                 }
                 Err(reason) => {
                     self.actions.push_back(Action::ResetControl { reason });
@@ -241,7 +242,9 @@ impl<S> Agent<S> {
             slot.deadline = now.after(PEER_TIMEOUT);
         }
         if slot.channel.is_finished() {
+            let ending = slot.channel.ending();
             self.close(call);
+            self.actions.extend(ending.map(Action::End));
         }
     }
 
@@ -386,13 +389,22 @@ struct Plan<S> {
     answer: Answer<S>,
 }
 
-fn answer<V: Services>(text: Option<&[u8]>, services: &mut V) -> Answer<V::Session> {
+fn answer<V: Services>(domain: u32, text: Option<&[u8]>, services: &mut V) -> Answer<V::Session> {
     let unusable = Answer::Refusal { text: b"bad command\n", code: ExitCode::QREXEC_PROBLEM };
-    let unknown = Answer::Refusal { text: b"no such service\n", code: ExitCode::NOT_FOUND };
-    match text.map(Command::parse) {
-        None | Some(Err(_)) => unusable,
-        Some(Ok(Command::Shell)) => unknown,
-        Some(Ok(Command::Service(call))) => match services.start(&call) {
+    let unknown = Answer::Refusal { text: UNKNOWN, code: ExitCode::NOT_FOUND };
+    let command = match text.map(Command::parse) {
+        None | Some(Err(_)) => return unusable,
+        Some(Ok(command)) => command,
+    };
+    // Of dom0 alone: what other VMs call comes with their own numbers.
+    if domain == 0
+        && let Some(shell) = Shell::of(&command)
+    {
+        return Answer::Shell(shell);
+    }
+    match command {
+        Command::Shell(_) => unknown,
+        Command::Service(call) => match services.start(&call) {
             Ok(session) => Answer::Session(session),
             Err(NoSuchService) => unknown,
         },

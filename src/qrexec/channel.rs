@@ -8,12 +8,16 @@ use super::message::{
     LOWEST_VERSION, Reader, VERSION, number_message,
 };
 use super::services::{ExitCode, Progress, Services};
+use super::shell::{Ending, Shell};
 
 /// Bytes of output in one message: what version 2 allows, so that it is right whatever the caller speaks.
 const CHUNK_BYTES: usize = 4096;
 /// Longest message that a caller of version 2, and of a later one, may send.
 const MAX_CHUNK_V2: u32 = 4096;
 const MAX_CHUNK_V3: u32 = 65536;
+
+/// Said of what there is not.
+pub(super) const UNKNOWN: &[u8] = b"no such service\n";
 
 /// The caller does not speak the protocol; the channel is to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +28,8 @@ pub(super) struct BadPeer;
 pub(super) enum Answer<S> {
     /// A service.
     Session(S),
+    /// We, with what dom0 asks a shell for.
+    Shell(Shell),
     /// We, with a line on standard error and a code.
     Refusal { text: &'static [u8], code: ExitCode },
 }
@@ -113,6 +119,14 @@ impl<S> DataChannel<S> {
         self.phase == Phase::Ended && self.pending().is_empty()
     }
 
+    /// What the call has asked for, once it is answered.
+    pub(super) fn ending(&self) -> Option<Ending> {
+        match &self.answer {
+            Answer::Shell(Shell::Asked(ending)) if self.is_finished() => *ending,
+            _ => None,
+        }
+    }
+
     /// Is there more to be had without anything happening?
     pub(super) fn wants_turn(&self) -> bool {
         self.wants_turn
@@ -143,10 +157,12 @@ impl<S> DataChannel<S> {
                 self.version |= u32::from(*byte).checked_shl(shift).unwrap_or_default();
                 self.version_bytes = self.version_bytes.saturating_add(1);
             }
-        } else if let Answer::Session(session) = &mut self.answer
-            && !self.input_ended
-        {
-            services.stdin(session, piece);
+        } else if !self.input_ended {
+            match &mut self.answer {
+                Answer::Session(session) => services.stdin(session, piece),
+                Answer::Shell(shell) => shell.stdin(piece),
+                Answer::Refusal { .. } => {}
+            }
         }
     }
 
@@ -159,6 +175,10 @@ impl<S> DataChannel<S> {
                 self.phase = Phase::Running { max_chunk };
             }
             (DATA_STDIN, _) | (_, Answer::Refusal { .. }) => {}
+            (_, Answer::Shell(shell)) => {
+                self.input_ended = true;
+                shell.stdin_end();
+            }
             (_, Answer::Session(session)) => {
                 if !core::mem::replace(&mut self.input_ended, true) {
                     services.stdin_end(session);
@@ -171,13 +191,19 @@ impl<S> DataChannel<S> {
     /// Fills the empty buffer with the next message or messages.
     fn produce<V: Services<Session = S>>(&mut self, services: &mut V) {
         match (self.mode, &mut self.answer) {
+            // Who only starts something has no input for it.
+            (Mode::StartOnly, Answer::Shell(Shell::Asked(Some(_))))
+            | (Mode::WithStreams, Answer::Shell(Shell::Asked(Some(_)))) => {
+                self.exit(ExitCode::SUCCESS);
+            }
+            (Mode::StartOnly, Answer::Shell(_)) => self.exit(ExitCode::NOT_FOUND),
+            (Mode::WithStreams, Answer::Shell(Shell::Reading(_))) => {}
+            (Mode::WithStreams, Answer::Shell(Shell::Asked(None))) => {
+                self.refuse(UNKNOWN, ExitCode::NOT_FOUND);
+            }
             (Mode::StartOnly, Answer::Session(_)) => self.exit(ExitCode::SUCCESS),
             (Mode::StartOnly, &mut Answer::Refusal { code, .. }) => self.exit(code),
-            (Mode::WithStreams, &mut Answer::Refusal { text, code }) => {
-                self.out.extend_from_slice(&data_header(DATA_STDERR, text.len()));
-                self.out.extend_from_slice(text);
-                self.exit(code);
-            }
+            (Mode::WithStreams, &mut Answer::Refusal { text, code }) => self.refuse(text, code),
             (Mode::WithStreams, Answer::Session(session)) => {
                 self.out.resize(HEADER_BYTES + CHUNK_BYTES, 0);
                 let room = self.out.get_mut(HEADER_BYTES..).unwrap_or_default();
@@ -196,6 +222,12 @@ impl<S> DataChannel<S> {
                 }
             }
         }
+    }
+
+    fn refuse(&mut self, text: &[u8], code: ExitCode) {
+        self.out.extend_from_slice(&data_header(DATA_STDERR, text.len()));
+        self.out.extend_from_slice(text);
+        self.exit(code);
     }
 
     /// The buffer holds `bytes` of output behind the room for the header. None at all would mean the stream's end.

@@ -36,7 +36,7 @@ pub enum Command<'t> {
     /// A service.
     Service(ServiceCall<'t>),
     /// A shell command. There is no shell.
-    Shell,
+    Shell(&'t str),
 }
 
 /// A call of a service.
@@ -84,7 +84,7 @@ impl<'t> Command<'t> {
         };
         let mut words = command.split(' ');
         if words.next() != Some("QUBESRPC") {
-            return Ok(Self::Shell);
+            return Ok(Self::Shell(command));
         }
         let name = words.next().unwrap_or_default();
         let (service, argument) = match name.split_once('+') {

@@ -16,6 +16,7 @@ mod control;
 mod message;
 mod request;
 mod services;
+mod shell;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -31,3 +32,4 @@ pub use request::RequestEnd;
 pub use services::{
     ExitCode, NoSuchService, Progress, Services, StandardServices, StandardSession,
 };
+pub use shell::Ending;

@@ -256,6 +256,8 @@ impl World {
                     assert!(self.own.replace(call).is_none(), "a second call of our own");
                     self.open.push(call);
                 }
+                // The call that asks for it was answered and is over.
+                Action::End(_) => assert!(self.named.len() > self.open.len()),
                 Action::RequestEnded(_) => {
                     self.own = None;
                     self.requests_ended += 1;

@@ -337,22 +337,43 @@ pub fn reboots(world: &mut World) -> Result<String> {
     let name = world.plan.firewall.name.clone();
     let mark = world.firewall()?.console_mark();
     world.lab.sh(&format!("xl reboot -F {name}"))?;
-    let ended = world.firewall()?.wait_console_after(
-        &world.lab,
-        mark,
-        "fw: shutdown reason=reboot",
-        MOMENT,
-    );
+    ends(world, &name, mark, "reboot")?;
+    Ok(String::new())
+}
+
+/// A line for a shell, as `qvm-run` sends it: answered with 0, then the end.
+pub fn powers_off_by_call(world: &mut World) -> Result<String> {
+    world.need_firewall(Some(0))?;
+    let name = world.plan.firewall.name.clone();
+    let mark = world.firewall()?.console_mark();
+    let call = world.dom0d()?.call_line("QUBESRPC qubes.VMShell dom0");
+    let line = |command: &str| format!("printf '{command}; exit\\n' | {call}");
+    let other = world.lab.exec(&line("id"))?;
+    if other.status != 127 {
+        fail!("another command: exit status {}: {}", other.status, other.text);
+    }
+    let out = world.lab.exec(&line("poweroff"))?;
+    if !out.success() {
+        fail!("exit status {}: {}", out.status, out.text);
+    }
+    ends(world, &name, mark, "poweroff")?;
+    Ok("answered with 0, then off".into())
+}
+
+/// The firewall says why it ends, and is gone.
+fn ends(world: &mut World, name: &str, mark: u64, reason: &str) -> Result<()> {
+    let said = format!("fw: shutdown reason={reason}");
+    let ended = world.firewall()?.wait_console_after(&world.lab, mark, &said, MOMENT);
     let begun = std::time::Instant::now();
-    while world.lab.state(&name)? != State::Gone {
+    while world.lab.state(name)? != State::Gone {
         if begun.elapsed() > MOMENT {
-            fail!("{name} is still there after a reboot request");
+            fail!("{name} is still there after a request to {reason}");
         }
         std::thread::sleep(Duration::from_millis(200));
     }
     ended?;
-    world.note_end(&name);
-    Ok(String::new())
+    world.note_end(name);
+    Ok(())
 }
 
 /// Asks the firewall to power off: it acknowledges, says so and is gone in time.

@@ -175,6 +175,7 @@ pub const GROUPS: &[Group] = &[
             "clients shut down, a third one works" => lifecycle::third_client,
             "powers off on request" => lifecycle::powers_off,
             "reboots on request" => lifecycle::reboots,
+            "powers off when dom0 asks by a call" => lifecycle::powers_off_by_call,
         },
     },
     Group {

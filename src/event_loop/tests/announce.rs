@@ -99,3 +99,20 @@ fn where_dom0_runs_the_service_its_channel_is_served_to_the_end() {
     assert!(rig.has_line("fw: qubes.FeaturesRequest: done"), "{:?}", rig.lines.0);
     assert_eq!(said(&rig), [0x300, 0x212, 0x211]);
 }
+
+#[test]
+fn dom0_may_ask_for_the_end_by_a_call() {
+    let mut rig = greeted();
+    let order =
+        [&[0, 2, 0, 0, 22, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0][..], b"root:poweroff\0"].concat();
+    rig.machine.agent.as_mut().unwrap().inbound.extend(order);
+    rig.turn();
+    let call = rig.machine.calls.last().unwrap().0;
+    rig.machine.changes.push_back(Change::CallUp(call));
+    let (_, channel) = rig.machine.calls.last_mut().unwrap();
+    channel.inbound.extend(HELLO);
+    let stops: Vec<Option<Stop>> = (0..3).map(|_| rig.turn()).collect();
+    assert!(stops.contains(&Some(Stop::Poweroff)), "{stops:?}");
+    // It was answered, and dom0 knows that its port is free.
+    assert_eq!(said(&rig).last(), Some(&0x211));
+}

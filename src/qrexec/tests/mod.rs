@@ -5,6 +5,7 @@ mod faults;
 mod limits;
 mod properties;
 mod request;
+mod shell;
 mod vectors;
 
 use alloc::vec::Vec;

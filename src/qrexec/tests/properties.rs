@@ -125,7 +125,7 @@ proptest! {
                     Action::OpenData { call, .. } => open.push(call),
                     Action::CloseData { call } => open.retain(|c| *c != call),
                     Action::ResetControl { .. } => prop_assert!(false, "orders are well formed"),
-                    Action::ServeData { .. } | Action::RequestEnded(_) => {
+                    Action::ServeData { .. } | Action::RequestEnded(_) | Action::End(_) => {
                         prop_assert!(false, "nothing was asked for");
                     }
                 }

@@ -81,7 +81,7 @@ fn vector_9_3_stderr_text_of_an_unknown_service() {
         0x20, 0x73, 0x65, 0x72, 0x76, 0x69, 0x63, 0x65, 0x0a,
     ];
     let mut bench = Bench::ready();
-    let call = bench.call(&execute(0, 0, [1, 2], b"user:QUBESRPC qubes.VMShell dom0"));
+    let call = bench.call(&execute(0, 0, [1, 2], b"user:QUBESRPC qubes.NoShell dom0"));
     bench.data(call, &HELLO_4);
     let expected = cat(&[&HELLO_3, &text, &STDERR_END, &STDOUT_END, &exit_code(127)]);
     assert_eq!(bench.data_sent(call), expected);
@@ -194,10 +194,10 @@ fn vector_9_3_parse_errors_end_with_125() {
 
 #[test]
 fn vector_9_3_parse_shell_command_is_refused() {
-    assert_eq!(Command::parse(b"u:uname -a\0"), Ok(Command::Shell));
-    assert_eq!(Command::parse(b"u:nogui:uname -a\0"), Ok(Command::Shell));
-    assert_eq!(Command::parse(b"u:\0"), Ok(Command::Shell));
-    assert_eq!(Command::parse(b"u:QUBESRPCx y dom0\0"), Ok(Command::Shell));
+    assert_eq!(Command::parse(b"u:uname -a\0"), Ok(Command::Shell("uname -a")));
+    assert_eq!(Command::parse(b"u:nogui:uname -a\0"), Ok(Command::Shell("uname -a")));
+    assert_eq!(Command::parse(b"u:\0"), Ok(Command::Shell("")));
+    assert_eq!(Command::parse(b"u:QUBESRPCx y dom0\0"), Ok(Command::Shell("QUBESRPCx y dom0")));
 }
 
 #[test]
