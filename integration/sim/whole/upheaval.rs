@@ -123,7 +123,7 @@ impl World {
     /// A service is called: one that there is answers, others are refused.
     pub(crate) fn call(&mut self) -> Result<bool, String> {
         self.wait_for_agent()?;
-        let strange = ["firewall.Nothing", "qubes.VMShell", "firewall.Stats+x", "+", ""];
+        let strange = ["firewall.Nothing", "qubes.VMExec", "firewall.Stats+x", "+", ""];
         let choice = self.random.usize(0..SERVICES.len() + strange.len());
         let (service, wanted) = match SERVICES.get(choice) {
             Some((service, wanted)) => (*service, Some(*wanted)),
