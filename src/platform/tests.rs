@@ -251,7 +251,7 @@ fn a_detached_client_is_forgotten_and_its_directory_removed() {
     detach_client(&mut rig.store, CLIENT, 0);
     rig.settle();
     guest.set(&mut rig.store, "state", "6");
-    for _ in 0..20 {
+    for _ in 0..80 {
         rig.settle();
     }
     assert!(rig.has_line("fw: client gone domid=5 devid=0 reason="));
