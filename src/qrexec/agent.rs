@@ -21,8 +21,7 @@ pub const MAX_SERVED_CALLS: usize = 4;
 /// Of these, calls of other domains than dom0, so that they cannot keep dom0's out.
 pub const MAX_FOREIGN_CALLS: usize = 2;
 /// Data channels at once. Those beyond the served ones only exist to tell the caller that it is refused: without a
-/// data channel it would wait for 10 seconds. As many as it takes to tell 200 callers in that time, each of whom has to
-/// be found in xenstore first.
+/// data channel it would wait for 10 seconds.
 pub const MAX_CHANNELS: usize = 12;
 /// With that of our own call.
 pub const MAX_LINKS: usize = MAX_CHANNELS + 1;

@@ -191,11 +191,8 @@ impl<S> DataChannel<S> {
     /// Fills the empty buffer with the next message or messages.
     fn produce<V: Services<Session = S>>(&mut self, services: &mut V) {
         match (self.mode, &mut self.answer) {
+            (_, Answer::Shell(Shell::Asked(Some(_)))) => self.exit(ExitCode::SUCCESS),
             // Who only starts something has no input for it.
-            (Mode::StartOnly, Answer::Shell(Shell::Asked(Some(_))))
-            | (Mode::WithStreams, Answer::Shell(Shell::Asked(Some(_)))) => {
-                self.exit(ExitCode::SUCCESS);
-            }
             (Mode::StartOnly, Answer::Shell(_)) => self.exit(ExitCode::NOT_FOUND),
             (Mode::WithStreams, Answer::Shell(Shell::Reading(_))) => {}
             (Mode::WithStreams, Answer::Shell(Shell::Asked(None))) => {

@@ -78,7 +78,6 @@ macro_rules! scenarios {
 /// them. One that has held is taken off this list in the commit that says so.
 pub const NOT_SHOWN_YET: &[&str] = &[
     "life: a frontend stops in each xenbus state",
-    "life: a vif detached and attached under load",
     "life: client shut down in mid-transfer",
     "life: client crashed in mid-transfer",
     "life: client rebooted in mid-transfer",
