@@ -39,8 +39,20 @@ const NETVM_MIB: u32 = 192;
 pub enum Provider {
     /// A Linux NetVM with the outside world in it.
     Linux,
-    /// Another firewall of ours, in front of the first NetVM of the plan.
-    Firewall,
+    /// Another firewall of ours, behind the NetVM of this index.
+    Firewall(usize),
+    /// A Linux firewall VM, behind the NetVM of this index.
+    LinuxFirewall(usize),
+}
+
+impl Provider {
+    /// Index of what is in front of it; none of the one that has the outside world in it.
+    pub fn front(self) -> Option<usize> {
+        match self {
+            Self::Linux => None,
+            Self::Firewall(front) | Self::LinuxFirewall(front) => Some(front),
+        }
+    }
 }
 
 /// The firewall's place in the network.
@@ -254,9 +266,34 @@ impl Plan {
         if let Some(second) = plan.netvms.get_mut(1) {
             second.name = "sys-firewall-2".into();
             second.page = "sys-net".into();
-            second.kind = Provider::Firewall;
+            second.kind = Provider::Firewall(0);
         }
         plan
+    }
+
+    /// [`Plan::chain`] with a Linux firewall VM between the other firewall and the NetVM.
+    pub fn long_chain() -> Self {
+        let mut plan = Self::chain();
+        let last = plan.netvms.len();
+        if let Some(second) = plan.netvms.get_mut(1) {
+            second.kind = Provider::Firewall(last);
+        }
+        plan.netvms.push(NetVm {
+            name: "linux-firewall".into(),
+            ip: "10.137.0.35".into(),
+            ip6: Some("fd09:24ef:4179::a89:23".into()),
+            page: "sys-net".into(),
+            kind: Provider::LinuxFirewall(0),
+            memory_mib: 128,
+        });
+        plan
+    }
+
+    /// The way from a NetVM to the one that has the outside world in it, both included.
+    pub fn way_out<'a>(&'a self, netvm: &'a NetVm) -> Vec<&'a NetVm> {
+        let next = |last: &&'a NetVm| self.netvms.get(last.kind.front()?);
+        // A plan that were a circle would end, too.
+        std::iter::successors(Some(netvm), next).take(self.netvms.len()).collect()
     }
 
     /// [`Plan::chain`] with hidden addresses: the first two clients believe in one and the same address, and the firewall
@@ -310,8 +347,8 @@ impl Plan {
     /// Resolvers of a VM behind `provider`: a firewall has the addresses that all clients know.
     pub fn resolvers_behind(&self, provider: Option<&NetVm>) -> &[String; 2] {
         match provider.map(|provider| provider.kind) {
-            Some(Provider::Firewall) => &self.client_dns,
-            Some(Provider::Linux) | None => &self.resolvers,
+            Some(Provider::Firewall(_)) => &self.client_dns,
+            Some(Provider::Linux | Provider::LinuxFirewall(_)) | None => &self.resolvers,
         }
     }
 
@@ -347,6 +384,19 @@ impl Plan {
         );
         spec.cpu = UPLINK_CPU;
         spec.memory_mib = netvm.memory_mib;
+        spec
+    }
+
+    /// The domain of a Linux firewall VM among the NetVMs, with its uplink to `provider`.
+    pub fn linux_firewall_spec(&self, netvm: &NetVm, provider: &NetVm) -> DomainSpec {
+        let ip6 = |of: &NetVm| of.ip6.clone().unwrap_or_default();
+        let (own6, gateway6) = (ip6(netvm), ip6(provider));
+        let words =
+            [("ip", netvm.ip.as_str()), ("gw", &provider.ip), ("ip6", &own6), ("gw6", &gateway6)];
+        let mut spec = DomainSpec::linux(&netvm.name, Role::LinuxFirewall, self.kernel, &words);
+        spec.cpu = UPLINK_CPU;
+        spec.memory_mib = netvm.memory_mib;
+        spec.vifs.push(Vif::new(&both(&netvm.ip, netvm.ip6.as_deref()), &provider.name));
         spec
     }
 

@@ -91,6 +91,7 @@ pub const NOT_SHOWN_YET: &[&str] = &[
     "life: firewall paused, its clock jumps",
     "life: suspend and resume under load",
     "life: 200 vifs come and go",
+    "long chain",
     "abuse",
     "soak",
 ];
@@ -119,6 +120,7 @@ pub const LONG_ONLY: &[&str] = &[
     "lives",
     "cycles",
     "many",
+    "long chain",
 ];
 
 /// What a machine with three clients needs.
@@ -198,6 +200,16 @@ pub const GROUPS: &[Group] = &[
         scenarios: scenarios! {
             "a firewall behind another firewall" => chain::behind_another_firewall,
             "the firewall in front is killed and restarted" => chain::other_firewall_restart,
+        },
+    },
+    Group {
+        name: "long chain",
+        plan: Plan::long_chain,
+        xenstored: "xenstored",
+        memory_mib: LARGE_MIB,
+        scenarios: scenarios! {
+            "a firewall behind another one behind a Linux firewall VM" => chain::behind_another_firewall,
+            "through three firewalls: packet size, checksums, throughput" => chain::size_sums_and_speed,
         },
     },
     Group {

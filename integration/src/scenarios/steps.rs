@@ -186,7 +186,15 @@ pub fn downloaded(client: &Domain, file: Served, text: &str) -> Result<f64> {
 /// # Errors
 /// When it fails or differs.
 pub fn upload(world: &World, client: &Domain, file: Served) -> Result<f64> {
-    let server = &world.plan.internet;
+    upload_to(world, client, file, &world.plan.internet)
+}
+
+/// The same to another address of the server, an IPv6 one in brackets.
+///
+/// # Errors
+/// As [`upload`].
+pub fn upload_to(world: &World, client: &Domain, file: Served, server: &str) -> Result<f64> {
+    let family = if server.starts_with('[') { "6" } else { "4" };
     client
         .exec_for(
             &world.lab,
@@ -194,10 +202,11 @@ pub fn upload(world: &World, client: &Domain, file: Served) -> Result<f64> {
             DOWNLOAD,
         )?
         .ok("the file to send")?;
-    let line = format!("socat -u TCP-LISTEN:{UPLOADS},bind={server},reuseaddr STDOUT | sha256sum");
+    let line =
+        format!("socat -u TCP{family}-LISTEN:{UPLOADS},bind={server},reuseaddr STDOUT | sha256sum");
     let takes = world.netvm(0)?.spawn(&world.lab, &line)?;
     let line = format!(
-        "a=$(cut -d' ' -f1 /proc/uptime); timeout 170 socat -u FILE:/tmp/up TCP:{server}:{UPLOADS},retry=20; \
+        "a=$(cut -d' ' -f1 /proc/uptime); timeout 170 socat -u FILE:/tmp/up TCP{family}:{server}:{UPLOADS},retry=20; \
          b=$(cut -d' ' -f1 /proc/uptime); rm /tmp/up; echo \"from $a to $b\""
     );
     let times = client.exec_for(&world.lab, &line, DOWNLOAD)?.ok("upload")?;

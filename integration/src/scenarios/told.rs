@@ -138,9 +138,9 @@ fn large_bodies(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// 200 calls under way at once, from one process: each is answered, or refused with a reason. One for which the firewall
-/// has no channel in 10 s is one that dom0's program has given up by then, with words of its own: there may be such on a
-/// busy host, but dom0 gets their ports back, too.
+/// 200 calls under way at once, from one process: each is answered, or refused with a reason, and dom0 has all ports back. On
+/// a host that is busy with something else the firewall may have no channel for one in 10 s, and dom0's program then gives up:
+/// that is not accepted.
 fn flood(world: &World) -> Result<String> {
     let limit = "/sys/module/xen_gntalloc/parameters/limit";
     world.lab.sh(&format!("echo {SHARED_PAGES} >{limit}"))?;
@@ -149,8 +149,7 @@ fn flood(world: &World) -> Result<String> {
     let ends = told.get("ends").and_then(Value::as_object);
     let of = |end: &str| ends.and_then(|ends| ends.get(end)?.as_u64()).unwrap_or(0);
     let (answered, refused) = (of("answer"), of("126 too many calls at once"));
-    let given_up = of("nobody connected");
-    if answered == 0 || refused == 0 || answered + refused + given_up != u64::from(CALLS) {
+    if answered == 0 || refused == 0 || answered + refused != u64::from(CALLS) {
         fail!("of {CALLS} calls at once some ended otherwise: {told}");
     }
     let stats = server.qrexec_stats(&world.lab)?;
@@ -159,9 +158,7 @@ fn flood(world: &World) -> Result<String> {
     }
     let version = server.call(&world.lab, "QUBESRPC firewall.Version dom0")?;
     lines("firewall.Version", &version)?;
-    Ok(format!(
-        "of {CALLS} calls at once {answered} answered, {refused} refused with a reason, {given_up} given up after 10 s"
-    ))
+    Ok(format!("of {CALLS} calls at once {answered} answered, {refused} refused with a reason"))
 }
 
 /// Callers who stop with their calls open take all places: another hears so, and the places are free again after their time.

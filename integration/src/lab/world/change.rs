@@ -111,8 +111,10 @@ impl World {
         // Clients first: a vif whose backend is gone keeps libxl waiting for 10 s.
         let names = self.plan.clients.iter().map(|client| &client.name);
         let names = names.chain([&self.plan.firewall.name]);
-        // The NetVM last: the first of the plan may be what the others have in front of them.
-        let names = names.chain(self.plan.netvms.iter().rev().map(|netvm| &netvm.name));
+        // Then who has the longest way out, as another one of the plan is in front of it.
+        let mut netvms: Vec<_> = self.plan.netvms.iter().collect();
+        netvms.sort_by_key(|netvm| std::cmp::Reverse(self.plan.way_out(netvm).len()));
+        let names = names.chain(netvms.into_iter().map(|netvm| &netvm.name));
         let names: Vec<String> =
             names.filter(|name| self.domains.contains_key(*name)).cloned().collect();
         for name in names {

@@ -48,7 +48,8 @@ impl World {
     }
 
     fn is_image(&self, name: &str) -> bool {
-        let is_provider = |netvm: &NetVm| netvm.name == name && netvm.kind == Provider::Firewall;
+        let is_provider =
+            |netvm: &NetVm| netvm.name == name && matches!(netvm.kind, Provider::Firewall(_));
         self.kind != Kind::Linux
             && (name == self.plan.firewall.name || self.plan.netvms.iter().any(is_provider))
     }

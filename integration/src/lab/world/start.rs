@@ -17,23 +17,27 @@ impl World {
     /// When it does not start.
     pub fn need_netvm(&mut self, index: usize) -> Result<()> {
         let netvm = self.netvm_plan(index)?;
-        if netvm.kind == Provider::Firewall {
-            return self.need_upstream(index);
+        match netvm.kind {
+            Provider::Linux => self.need(self.plan.netvm_spec(netvm)),
+            Provider::LinuxFirewall(front) => {
+                self.need_netvm(front)?;
+                let (netvm, front) = (self.netvm_plan(index)?, self.netvm_plan(front)?);
+                self.need(self.plan.linux_firewall_spec(netvm, front))
+            }
+            Provider::Firewall(front) => self.need_upstream(index, front),
         }
-        let spec = self.plan.netvm_spec(netvm);
-        self.need(spec)
     }
 
-    /// Makes sure that the firewall between ours and the first NetVM runs; its rules for ours are to accept all.
-    fn need_upstream(&mut self, index: usize) -> Result<()> {
-        self.need_netvm(0)?;
+    /// Makes sure that the firewall between ours and the NetVM number `front` runs; its rules for ours are to accept all.
+    fn need_upstream(&mut self, index: usize, front: usize) -> Result<()> {
+        self.need_netvm(front)?;
         let netvm = self.netvm_plan(index)?;
         let (name, plan) = (netvm.name.clone(), self.plan.seen_by(netvm));
         if self.runs(&name)? {
             return Ok(());
         }
         let mut spec = self.image_spec(&plan.firewall);
-        let provider = self.netvm_plan(0)?;
+        let provider = self.netvm_plan(front)?;
         spec.vifs.push(plan.uplink(provider));
         let domain = self.lab.create(&spec)?;
         let mut clients: Vec<_> =

@@ -10,7 +10,7 @@ use crate::xtask::{image, scenarios};
 /// # Errors
 /// When a scenario does not hold; those that do are not run again.
 pub fn lifecycle() -> Result<()> {
-    groups("lifecycle", &["lives", "cycles", "many"])
+    groups("lifecycle", &["lives", "cycles", "many", "long chain"])
 }
 
 /// `test --long abuse`: a client that does all it can to be in the way of the others, who keep their share.
