@@ -33,7 +33,7 @@ pub fn stops_in_each_state(world: &mut World) -> Result<String> {
     let mut took = Vec::new();
     for state in STATES {
         let stuck = make(world)?;
-        world.lab.sh(&format!("xenstore-write {}/state '{state}'", frontend(&stuck)))?;
+        world.lab.sh(&format!("xenstore-write -- {}/state '{state}'", frontend(&stuck)))?;
         let served = steps::page(world, world.client(BOB)?, 0);
         let begun = Instant::now();
         let ended = remove(world, &stuck);

@@ -3,11 +3,12 @@
 //!
 //! `workloads` says what the clients do, `side` runs it behind one firewall, `effort` tells what ours asked the hypervisor
 //! for, `capture` looks at what passes on both sides, `again` how long a firewall takes from its creation to the first packet,
-//! `lost` tells whether the emulator has lost a guest.
+//! `floor` what a datagram costs that is only looked at, `lost` tells whether the emulator has lost a guest.
 
 mod again;
 mod capture;
 mod effort;
+mod floor;
 mod lost;
 mod side;
 mod workloads;
@@ -210,6 +211,9 @@ fn workloads(
         })?;
         let [of_ours, of_linux] = &samples;
         let (a, b) = (ours.summary(workload, of_ours), linux.summary(workload, of_linux));
+        if workload.counts_packets() && workload.is_judged {
+            floor::measure(world, &ours, b.cpu, report)?;
+        }
         report.table(
             format!("{}, median of {turns}", workload.key),
             side::table(workload, [(&ours, of_ours, &a), (&linux, of_linux, &b)]),

@@ -196,7 +196,7 @@ pub(super) fn table(
 }
 
 /// Processor seconds that each domain has used, from `xl list` (in steps of 0.1 s).
-fn cpu(world: &World) -> Result<BTreeMap<String, f64>> {
+pub(super) fn cpu(world: &World) -> Result<BTreeMap<String, f64>> {
     let text = world.lab.sh("xl list")?;
     let read = |line: &str| -> Option<(String, f64)> {
         let mut words = line.split_whitespace();
