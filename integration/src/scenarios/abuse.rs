@@ -102,12 +102,27 @@ pub fn refused_connections(world: &mut World) -> Result<String> {
     under_rules(world, &abuse, &["action=accept specialtarget=dns"])
 }
 
-/// C writes nonsense to its part of xenstore, and lets its device's state jump.
+/// C writes nonsense to its part of xenstore, without end: to the nodes of its device that the firewall has read, to some that
+/// nobody knows, and at length. Jumps of the state are [`settings`]' and `xenbus`'.
 pub fn xenstore(world: &mut World) -> Result<String> {
-    // Its own device is left alone, so that it can be told to stop; another one, which its kernel does not know, is not.
-    let line = "for s in 1 3 4 5 6 2 9 x; do xenstore-write device/vif/7/state $s \
-        device/vif/7/tx-ring-ref -1 device/vif/7/feature-sg 2 device/vif/0/feature-rx-notify x \
-        device/vif/0/multi-queue-num-queues 7 data/noise \"$(head -c 1500 /dev/urandom | xxd -p | tr -d '\\n')\"; done";
+    // Within the 2,048 bytes that xenstored takes for a node.
+    let nodes = [
+        "tx-ring-ref",
+        "rx-ring-ref",
+        "event-channel",
+        "request-rx-copy",
+        "feature-rx-notify",
+        "feature-sg",
+        "multi-queue-num-queues",
+        "queue-0/tx-ring-ref",
+        "noise",
+    ];
+    let pairs: Vec<String> = nodes.iter().map(|node| format!("device/vif/0/{node} $v")).collect();
+    let line = format!(
+        "noise=$(head -c 900 /dev/urandom | xxd -p | tr -d '\\n'); \
+         for v in -1 x 4294967296 8 $noise; do xenstore-write -- {} data/noise $noise || echo in vain; done",
+        pairs.join(" ")
+    );
     under(world, &Abuse::repeat(line))
 }
 

@@ -1,5 +1,7 @@
 //! Those who are in the way of others: what client C runs in its own domain, and a frontend that breaks the rules.
 
+use serde_json::Value;
+
 use super::abuse::{PATIENCE, WINDOW_S};
 use super::steps::CAROL;
 use crate::error::Result;
@@ -12,6 +14,9 @@ use crate::lab::world::World;
 const FRAMES: u32 = 1500;
 /// Seconds for which a hostile frontend goes on: longer than it is looked at.
 const ABUSE_S: u32 = WINDOW_S + 6;
+
+/// What commands say that could not do what they are for.
+const IN_VAIN: &str = "in vain";
 
 /// What somebody does to the others.
 pub(super) enum Abuse {
@@ -29,17 +34,25 @@ pub(super) struct Commands {
     repeat: String,
     /// Ends what does not end by itself.
     stop: &'static str,
+    /// Frames that the firewall must have taken from C in a turn; with fewer it was no abuse.
+    least: u64,
 }
 
 /// An abuse that goes on.
 pub(super) enum Running {
-    Client(Background),
+    /// With the frames of C that the firewall had taken before.
+    Client(Background, u64),
     Frontend,
 }
 
 impl Abuse {
     pub(super) fn repeat(line: impl Into<String>) -> Self {
-        Self::Client(Commands { prepare: "true".into(), repeat: line.into(), stop: "true" })
+        Self::Client(Commands {
+            prepare: "true".into(),
+            repeat: line.into(),
+            stop: "true",
+            least: 0,
+        })
     }
 
     /// Frames made by awk, as hexadecimal digits, one a line, all `length` bytes long.
@@ -50,6 +63,7 @@ impl Abuse {
             ),
             repeat: format!("socat -u -b {length} FILE:/tmp/frames INTERFACE:eth0"),
             stop: "true",
+            least: FRAMES.into(),
         })
     }
 
@@ -75,6 +89,7 @@ impl Abuse {
             ),
             repeat: "echo start >/proc/net/pktgen/pgctrl".into(),
             stop: "echo stop >/proc/net/pktgen/pgctrl",
+            least: FRAMES.into(),
         }))
     }
 
@@ -87,8 +102,12 @@ impl Abuse {
     pub(super) fn start(&self, world: &World) -> Result<Running> {
         match self {
             Self::Client(Commands { repeat, .. }) => {
+                let taken = taken(world)?;
                 let line = format!("rm -f /tmp/peace; until [ -e /tmp/peace ]; do {repeat}; done");
-                world.client(CAROL)?.spawn(&world.lab, &line).map(Running::Client)
+                world
+                    .client(CAROL)?
+                    .spawn(&world.lab, &line)
+                    .map(|running| Running::Client(running, taken))
             }
             Self::Frontend(kind) => {
                 let line = dom0d::hostile_line(world.firewall()?.domid, kind, ABUSE_S);
@@ -103,13 +122,23 @@ impl Abuse {
     /// Ends it; what it has to say.
     pub(super) fn end(&self, world: &World, running: &Running) -> Result<String> {
         match (self, running) {
-            (Self::Client(Commands { stop, .. }), Running::Client(running)) => {
+            (Self::Client(Commands { stop, least, .. }), Running::Client(running, before)) => {
                 let carol = world.client(CAROL)?;
                 let line =
                     format!("touch /tmp/peace; {stop}; killall socat ping 2>/dev/null; true");
                 carol.exec_for(&world.lab, &line, PATIENCE)?;
-                running.finish(&world.lab, carol, PATIENCE)?;
-                Ok(String::new())
+                let said = running.finish(&world.lab, carol, PATIENCE)?.text;
+                if said.contains(IN_VAIN) {
+                    fail!("the abuse was none: {}", crate::command::last_lines(&said, 5));
+                }
+                let taken = taken(world)?.saturating_sub(*before);
+                if taken < *least {
+                    fail!(
+                        "the abuse was none: {taken} frames of C: {}",
+                        crate::command::last_lines(&said, 5)
+                    );
+                }
+                Ok(format!("{taken} frames of C in the last turn"))
             }
             _ => {
                 let line = "n=0; until [ -s /tmp/hostile.rc ]; do n=$((n + 1)); [ $n -lt 300 ] || exit 1; sleep 0.2; done; \
@@ -123,6 +152,22 @@ impl Abuse {
             }
         }
     }
+}
+
+/// Frames that the firewall has taken from C.
+fn taken(world: &World) -> Result<u64> {
+    let domid = u64::from(world.client(CAROL)?.domid);
+    let out = world.dom0d()?.call(&world.lab, "QUBESRPC firewall.Stats+ dom0")?;
+    let lines = out.text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let own = |line: &Value| line.get("domid").and_then(Value::as_u64) == Some(domid);
+    let counts = lines
+        .filter(own)
+        .filter_map(|line| line.pointer("/counters/received-frames").and_then(Value::as_u64));
+    let all: Vec<u64> = counts.collect();
+    if all.is_empty() {
+        fail!("firewall.Stats without domain {domid}: {}", out.text);
+    }
+    Ok(all.iter().sum())
 }
 
 /// An awk program that prints a link and an IPv4 header from C to the server, with the number `i` as the identification.
