@@ -1,15 +1,17 @@
 //! The vchans of this domain: QubesDB (client of dom0), the qrexec control channel (server for dom0) and the data
-//! channels of calls (client of the caller). Each has a state machine for its way through xenstore; here their requests
-//! and replies, and the events of the links, find their way.
+//! channels of calls (client of the caller). Each has a state machine for its way through xenstore (`client`,
+//! `control_channel`, `offered`); here their requests and replies, and the events of the links, find their way.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use xen::mem::ledger::{self, Part};
-use xen::vchan::{Connector, Link, LinkState, Outcome, Server, ServerOutcome, Sizes};
-use xen::xenstore::{self, Owner, ReqId, Token, WatchEvent};
-use xen::{DomId, EventPort, time};
+use xen::vchan::{Connector, Link};
+use xen::xenstore::{self, Owner, Token, WatchEvent};
+use xen::{DomId, EventPort};
 
+use super::client::{Client, Step};
+use super::control_channel::Agent;
 use super::offered::Offered;
 use super::requests;
 use crate::event_loop::machine::{Change, Pipe, Reason};
@@ -17,13 +19,9 @@ use crate::qrexec::CallId;
 
 /// vchan port of dom0's QubesDB daemon for this domain.
 const QUBESDB_PORT: u32 = 111;
-/// vchan port of the qrexec control channel.
-const QREXEC_PORT: u32 = 512;
 /// Numbers of our watches; those of calls follow.
 const DATABASE_WATCH: u32 = requests::WATCH + 1;
 const FIRST_CALL_WATCH: u32 = DATABASE_WATCH + 1;
-/// Pause before another server is tried, in nanoseconds.
-const RETRY_NS: u64 = 1_000_000_000;
 
 pub(super) type Changes = VecDeque<Change>;
 
@@ -39,78 +37,6 @@ impl Pipe for Link {
     }
     fn space(&self) -> usize {
         Link::space(self)
-    }
-}
-
-/// A link as client, and the way to it.
-struct Client {
-    connector: Connector,
-    request: Option<ReqId>,
-    link: Option<Link>,
-    has_event: bool,
-}
-
-/// What became of a client's way to its link.
-enum Step {
-    Connected,
-    Unusable(Reason),
-    Refused(Reason),
-}
-
-impl Client {
-    fn new(connector: Connector) -> Self {
-        Self { connector, request: None, link: None, has_event: false }
-    }
-
-    /// Sends the next request of the connector, if there is one and the store has room.
-    fn ask(&mut self, store: &mut xenstore::Client) {
-        if self.request.is_none()
-            && store.has_room(1)
-            && let Some(request) = self.connector.next_request()
-        {
-            self.request = store.request(Owner::Platform, request).ok();
-        }
-    }
-
-    fn on_reply(&mut self, reply: &xenstore::Reply) -> Option<Step> {
-        if self.request != Some(reply.id) {
-            return None;
-        }
-        self.request = None;
-        let result = reply.result.as_ref().map(Vec::as_slice).map_err(Clone::clone);
-        match self.connector.on_reply(result)? {
-            Outcome::Connected(link) => {
-                self.link = Some(link);
-                // What the server wrote before we came has no event of its own.
-                self.has_event = true;
-                Some(Step::Connected)
-            }
-            Outcome::Unusable(error) => Some(Step::Unusable(Reason::new(format_args!("{error}")))),
-            Outcome::WatchRefused(error) => {
-                Some(Step::Refused(Reason::new(format_args!("{error}"))))
-            }
-        }
-    }
-
-    /// Takes note of an event of this link.
-    fn on_event(&mut self, port: EventPort) -> bool {
-        let is_ours = self.link.as_ref().is_some_and(|link| link.port() == port);
-        self.has_event |= is_ours;
-        is_ours
-    }
-
-    /// Whether the peer has gone since the last look.
-    fn has_ended(&self) -> bool {
-        self.has_event && self.link.as_ref().is_some_and(|link| !link.is_open())
-    }
-
-    /// Lets the next event through.
-    fn rearm(&mut self) {
-        if core::mem::take(&mut self.has_event)
-            && let Some(link) = &self.link
-        {
-            link.unmask();
-        }
     }
 }
 
@@ -132,17 +58,6 @@ impl Call {
 /// Where the memory of the call with this watch is booked.
 fn owner_of(watch: u32) -> ledger::Owner {
     ledger::Owner::Link(watch.saturating_sub(FIRST_CALL_WATCH) as usize)
-}
-
-/// The control channel.
-#[derive(Default)]
-struct Agent {
-    server: Option<Server>,
-    request: Option<ReqId>,
-    has_event: bool,
-    /// A link that ended is reported once.
-    is_down: bool,
-    retry_at: Option<u64>,
 }
 
 /// All links.
@@ -173,8 +88,8 @@ impl Links {
 
     /// Offers the control channel and looks for QubesDB. The hello goes out before anything is waited for.
     pub(super) fn start(&mut self, store: &mut xenstore::Client, changes: &mut Changes) {
-        self.serve_agent(changes);
-        self.ask_agent(store);
+        self.agent.serve(self.own, changes);
+        self.agent.ask(store);
         self.database.ask(store);
     }
 
@@ -185,9 +100,7 @@ impl Links {
                 return;
             }
         }
-        if self.agent.server.as_ref().is_some_and(|server| server.link().port() == port) {
-            self.agent.has_event = true;
-        }
+        self.agent.on_event(port);
         self.offered.on_event(port);
     }
 
@@ -240,29 +153,7 @@ impl Links {
             }
         }
         self.offered.on_reply(reply, store, changes);
-        self.agent_reply(reply, store, changes);
-    }
-
-    fn agent_reply(
-        &mut self,
-        reply: &xenstore::Reply,
-        store: &mut xenstore::Client,
-        changes: &mut Changes,
-    ) {
-        if self.agent.request != Some(reply.id) {
-            return;
-        }
-        self.agent.request = None;
-        let Some(server) = &mut self.agent.server else { return };
-        let result = reply.result.as_ref().map(Vec::as_slice).map_err(Clone::clone);
-        if let Some(ServerOutcome::Refused(error)) = server.on_reply(result) {
-            changes.push_back(Change::Note(Reason::new(format_args!(
-                "qrexec control channel cannot be announced: {error}"
-            ))));
-            self.agent.server = None;
-            self.agent.retry_at = Some(time::system_time_ns().saturating_add(RETRY_NS));
-        }
-        self.ask_agent(store);
+        self.agent.on_reply(reply, store, changes);
     }
 
     /// Looks at the links that had an event, and goes on with what waits.
@@ -282,7 +173,7 @@ impl Links {
         }
         self.offered.advance(store, changes);
         self.forget_ended_calls(changes);
-        self.advance_agent(store, changes);
+        self.agent.advance(self.own, store, changes);
     }
 
     /// Calls whose last trace in xenstore is gone. What one leaves behind is a fault of ours.
@@ -301,52 +192,9 @@ impl Links {
         }
     }
 
-    fn advance_agent(&mut self, store: &mut xenstore::Client, changes: &mut Changes) {
-        if self.agent.has_event
-            && let Some(server) = &self.agent.server
-            && matches!(server.link().state(), LinkState::Closed | LinkState::Broken)
-            && !core::mem::replace(&mut self.agent.is_down, true)
-        {
-            changes.push_back(Change::AgentDown);
-        }
-        if self.agent.retry_at.is_some_and(|at| at <= time::system_time_ns()) {
-            self.agent.retry_at = None;
-        }
-        if self.agent.server.is_none() && self.agent.retry_at.is_none() {
-            self.serve_agent(changes);
-        }
-        self.ask_agent(store);
-    }
-
-    fn serve_agent(&mut self, changes: &mut Changes) {
-        match Server::new(DomId::DOM0, self.own, QREXEC_PORT, Sizes::QREXEC_CONTROL) {
-            Ok(server) => {
-                server.link().unmask();
-                self.agent = Agent { server: Some(server), ..Agent::default() };
-                changes.push_back(Change::AgentUp);
-            }
-            Err(error) => {
-                self.agent.retry_at = Some(time::system_time_ns().saturating_add(RETRY_NS));
-                changes.push_back(Change::Note(Reason::new(format_args!(
-                    "qrexec control channel cannot be offered: {error}"
-                ))));
-            }
-        }
-    }
-
-    fn ask_agent(&mut self, store: &mut xenstore::Client) {
-        let Agent { server: Some(server), request, .. } = &mut self.agent else { return };
-        if request.is_none()
-            && store.has_room(1)
-            && let Some((transaction, next)) = server.next_request()
-        {
-            *request = store.request_in(transaction, Owner::Platform, next).ok();
-        }
-    }
-
     /// When a server is tried again.
     pub(super) fn next_deadline(&self) -> Option<u64> {
-        self.agent.retry_at
+        self.agent.next_deadline()
     }
 
     /// After everybody has read: lets the next events through.
@@ -354,11 +202,7 @@ impl Links {
         self.database.rearm();
         self.calls.iter_mut().for_each(|call| call.client.rearm());
         self.offered.rearm();
-        if core::mem::take(&mut self.agent.has_event)
-            && let Some(server) = &self.agent.server
-        {
-            server.link().unmask();
-        }
+        self.agent.rearm();
     }
 
     pub(super) fn database(&mut self) -> Option<&mut dyn Pipe> {
@@ -373,7 +217,7 @@ impl Links {
     }
 
     pub(super) fn agent(&mut self) -> Option<&mut dyn Pipe> {
-        self.agent.server.as_mut().map(|server| server.link_mut() as &mut dyn Pipe)
+        self.agent.pipe()
     }
 
     /// Drops the control channel; `advance` offers the next one.

@@ -1,10 +1,17 @@
 //! The machine of the image: Xen's devices and links behind the loop's [`Machine`] trait. Adapters only, no policy.
 //!
-//! `links` are the vchans (QubesDB, qrexec), `memory` the budgets and what is told of them, `requests` what dom0 asks for through xenstore (stop, suspend), `clock`
-//! the time without pauses.
+//! * `machine`: what the loop asks for; `frames`, `devices`: the drivers' words in those of the loop
+//! * `links`: the vchans (QubesDB, qrexec); `client`, `control_channel` and `offered` are the three kinds
+//! * `requests`: what dom0 asks for through xenstore (stop, suspend); `clock`: the time without pauses
+//! * `memory`: the budgets, and what is told of them
 
+mod client;
 mod clock;
+mod control_channel;
+mod devices;
+mod frames;
 mod links;
+mod machine;
 mod memory;
 mod offered;
 mod requests;
@@ -15,33 +22,25 @@ mod tests;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::fmt;
-use core::net::IpAddr;
 
 use xen::boot::BootInfo;
+use xen::mem::Page;
 use xen::mem::ledger::{self, Booked, Operation, Part};
-use xen::mem::{PAGE_SIZE, Page};
-use xen::netback::{self, Backend, Budget, VifId};
+use xen::netback::{self, Backend, VifId};
 use xen::netfront::{self, Frontend};
-use xen::netif::{Chain, Piece};
-use xen::planted::{Defect, is_planted};
+use xen::netif::Chain;
 use xen::postmortem::{self, What};
 use xen::xenstore::{self, Owner};
-use xen::{DomId, console, event, mem, netif, time};
+use xen::{console, event, mem, netif, time};
 
-use crate::clients::ClientPort;
-use crate::event_loop::machine::{
-    Arrival, Change, Effort, Machine, MemoryUse, Paged, Pipe, Reason, Stop, Work,
-};
-use crate::frame::{Checksum, Gso, GsoKind, Offload};
+use crate::event_loop::machine::{Change, Reason, Stop};
 use crate::limits::Limits;
 use crate::log::Sink;
-use crate::port::{ClientId, Origin, PortCaps, PortId};
-use crate::qrexec::CallId;
-use crate::segment::Payload;
-use crate::time::Instant;
-use crate::uplink::UplinkPort;
-use crate::wire::Mac;
+use crate::port::ClientId;
 use clock::Clock;
+use devices::{client_id, client_port, on_frontend_event};
+pub use frames::Tail;
+use frames::Unsent;
 use links::Links;
 pub use memory::Budgets;
 use requests::Requests;
@@ -50,22 +49,8 @@ use requests::Requests;
 const STORE_MESSAGES_PER_TURN: usize = 64;
 /// Super-frames are negotiated with every peer that offers them.
 const OFFLOADS: bool = true;
-/// Frames taken from the uplink in one turn.
-const UPLINK_FRAMES_PER_TURN: usize = 128;
-/// Bytes that a client may send before the next one's turn.
-const CLIENT_QUANTUM: u32 = 16 << 10;
-/// Frames taken from all clients in one turn while there is no uplink: they are only answered or dropped.
-const FRAMES_WITHOUT_UPLINK: usize = 64;
-/// Longest frame that the packet path makes in place of one that it got: an ICMP error of 576 bytes (RFC 1812).
-const ANSWER_BYTES: usize = 14 + 576;
-/// Pause until memory is looked for again when clients' frames wait for want of it, in nanoseconds.
-const NO_PAGES_PAUSE_NS: u64 = 1_000_000;
-/// Pause until work is tried again that could not begin for want of memory, in nanoseconds.
-const SHORT_PAUSE_NS: u64 = 10_000_000;
 /// What happened to devices and links and is not handled yet, at most in one turn: two for each of their slots.
 const CHANGES_PER_TURN: usize = 384;
-/// Pages that stay free for control: rings and links of devices to come.
-const RESERVED_PAGES: usize = 64;
 
 /// Lines on the Xen console.
 #[derive(Debug, Default)]
@@ -94,26 +79,6 @@ struct Vif {
     id: VifId,
     domid: u16,
     devid: u32,
-}
-
-/// The pages of a frame behind its first one.
-#[derive(Debug)]
-pub struct Tail(netif::Tail);
-
-impl Payload for Tail {
-    fn copy(&self, offset: usize, to: &mut [u8]) -> Option<()> {
-        let (mut skip, mut rest) = (offset, to);
-        for piece in self.0.iter() {
-            let Some(bytes) = piece.bytes().get(skip..) else {
-                skip -= piece.bytes().len();
-                continue;
-            };
-            let (now, later) = rest.split_at_mut(bytes.len().min(rest.len()));
-            now.copy_from_slice(bytes.get(..now.len())?);
-            (skip, rest) = (0, later);
-        }
-        rest.is_empty().then_some(())
-    }
 }
 
 /// Work that has begun.
@@ -151,55 +116,6 @@ pub struct XenMachine {
     has_sent: [bool; 2],
     /// By [`Unsent`].
     unsent: [(&'static str, u64); Unsent::NAMES.len()],
-}
-
-/// Why a frame was not sent although the packet path wanted it.
-#[derive(Clone, Copy)]
-enum Unsent {
-    UplinkDown,
-    UplinkFull,
-    UplinkNoGrant,
-    UplinkUnsendable,
-    ClientGone,
-    ClientQueueFull,
-    ClientStalled,
-    ClientUnsendable,
-}
-
-impl Unsent {
-    /// In the order of the variants.
-    const NAMES: [&str; 8] = [
-        "uplink-down",
-        "uplink-full",
-        "uplink-no-grant",
-        "uplink-unsendable",
-        "client-gone",
-        "client-queue-full",
-        "client-stalled",
-        "client-unsendable",
-    ];
-
-    fn of_uplink(error: netfront::SendError) -> Self {
-        match error {
-            netfront::SendError::Down => Self::UplinkDown,
-            netfront::SendError::Full => Self::UplinkFull,
-            netfront::SendError::NoGrant => Self::UplinkNoGrant,
-            netfront::SendError::Unsupported | netfront::SendError::BadLength => {
-                Self::UplinkUnsendable
-            }
-        }
-    }
-
-    fn of_client(error: netback::SendError) -> Self {
-        match error {
-            netback::SendError::Gone => Self::ClientGone,
-            netback::SendError::QueueFull => Self::ClientQueueFull,
-            netback::SendError::Stalled => Self::ClientStalled,
-            netback::SendError::Unsupported | netback::SendError::BadLength => {
-                Self::ClientUnsendable
-            }
-        }
-    }
 }
 
 impl XenMachine {
@@ -374,253 +290,6 @@ impl XenMachine {
     }
 }
 
-impl Machine for XenMachine {
-    type Page = Page;
-    type Tail = Tail;
-    type Scope = Scope;
-
-    fn now(&self) -> Instant {
-        self.clock.instant(time::system_time_ns())
-    }
-
-    fn shared_clock_ns(&self, instant: Instant) -> u64 {
-        self.clock.shared_ns(instant)
-    }
-
-    fn uptime_us(&self) -> (u64, u64) {
-        self.boot.uptime_us()
-    }
-
-    fn memory(&self) -> MemoryUse {
-        memory::usage(&self.store)
-    }
-
-    fn effort(&self) -> Effort {
-        let totals = self.back.totals();
-        let effort = memory::effort(self.batches, totals.write_errors);
-        Effort { limited_vifs: totals.limited, ..effort }
-    }
-
-    fn begin(&mut self, work: Work) -> Option<Scope> {
-        let part = match work {
-            Work::Packets => return Some(Scope::Booked(ledger::enter(Part::Packets))),
-            Work::Database => Part::Database,
-            Work::Rules => Part::Rules,
-            Work::Calls => Part::Calls,
-        };
-        self.operation(part).map(Scope::Operation)
-    }
-
-    fn sleep(&mut self, until: Option<Instant>) {
-        let is_short = core::mem::take(&mut self.is_short);
-        if !is_short && (!self.changes.is_empty() || self.has_work()) {
-            return event::send_held();
-        }
-        let before = time::system_time_ns();
-        self.clock.turn(before);
-        let loop_deadline = until.map(|instant| self.clock.shared_ns(instant));
-        let pages_deadline = (self.is_starved && self.back.has_work())
-            .then(|| before.saturating_add(NO_PAGES_PAUSE_NS));
-        let deadlines = [
-            loop_deadline,
-            pages_deadline,
-            self.back.next_deadline(),
-            self.front.next_deadline(),
-            self.requests.next_deadline(),
-            self.links.next_deadline(),
-        ];
-        // What could not begin is due all the time.
-        let least = if is_short { before.saturating_add(SHORT_PAUSE_NS) } else { 0 };
-        let deadline = deadlines.into_iter().flatten().min().map(|due| due.max(least));
-        let deadline = if is_short { deadline.or(Some(least)) } else { deadline };
-        event::wait_from(deadline, before);
-        self.slept_until = Some(deadline);
-    }
-
-    fn advance(&mut self) -> Instant {
-        let now = time::system_time_ns();
-        match self.slept_until.take() {
-            Some(deadline) => self.clock.woke(deadline, now),
-            None => self.clock.turn(now),
-        }
-        self.now_ns = now;
-        // Whoever is to be told anything in this turn is told at its end: one exit for all of them.
-        event::hold();
-        self.take_port_events();
-        self.take_store_messages(now);
-        if let Some(_operation) = self.operation(Part::Netback) {
-            self.back.advance(&mut self.store, now);
-        }
-        if let Some(_operation) = self.operation(Part::Netfront) {
-            self.front.advance(&mut self.store, now);
-        }
-        if let Some(_operation) = self.operation(Part::Links) {
-            self.take_device_events();
-            self.links.advance(&mut self.store, &mut self.changes);
-            if let Some(change) = self.requests.advance(&mut self.store, now) {
-                self.changes.push_back(change);
-            }
-        }
-        if let Some(_operation) = self.operation(Part::Store) {
-            self.store.flush();
-        }
-        assert!(
-            self.store.health() == xenstore::Health::Good,
-            "the xenstore ring is corrupt: this domain can no longer be managed"
-        );
-        self.clock.instant(now)
-    }
-
-    fn next_change(&mut self) -> Option<Change> {
-        let change = self.changes.pop_front()?;
-        note(&change);
-        Some(change)
-    }
-
-    fn receive_from_uplink(&mut self) {
-        self.front.receive(UPLINK_FRAMES_PER_TURN, self.now_ns);
-        let [_, from_uplink, ..] = &mut self.batches;
-        let frames = self.front.frames();
-        if frames > 0 {
-            *from_uplink += 1;
-            postmortem::note(What::FromUplink, [frames as u64, 0]);
-        }
-    }
-
-    fn receive_from_clients(&mut self) {
-        let room = if self.front.is_up() { self.front.send_room() } else { FRAMES_WITHOUT_UPLINK };
-        let spare = mem::free_pages().saturating_sub(RESERVED_PAGES);
-        self.is_starved = spare < self.back.least_budget();
-        let budget = Budget { quantum: CLIENT_QUANTUM, total: room.min(spare) };
-        self.back.receive(budget, self.now_ns);
-        self.front.demand(self.back.has_work());
-        let [from_clients, ..] = &mut self.batches;
-        let frames = self.back.frames();
-        if frames > 0 {
-            *from_clients += 1;
-            postmortem::note(What::FromClients, [frames as u64, 0]);
-        }
-    }
-
-    fn next_frame(&mut self) -> Option<Arrival<Page, Tail>> {
-        let (origin, chain, offload) = match self.front.next_frame() {
-            Some(frame) => (Origin::Uplink, frame.chain, frame.offload),
-            None => {
-                let frame = self.back.next_frame()?;
-                if is_planted(Defect::GrantedBeforeVerdict) {
-                    self.grant_unjudged(&frame.chain);
-                }
-                let mut id = client_id(frame.vif);
-                if is_planted(Defect::OriginConfused) {
-                    id = self.another_client(id);
-                }
-                (Origin::Client(id), frame.chain, frame.offload)
-            }
-        };
-        let len = chain.len();
-        let (head, tail) = chain.into_parts();
-        let (page, head) = head.into_page();
-        let tail = (!tail.is_empty()).then_some(Tail(tail));
-        let (head, offload) = (usize::from(head), from_driver(offload));
-        Some(Arrival { origin, frame: Paged { page, head, len, tail, offload } })
-    }
-
-    fn spare_page(&mut self) -> Option<Page> {
-        Page::alloc()
-    }
-
-    fn bytes(page: &mut Page, len: usize) -> &mut [u8] {
-        // No more than needed: what was handed out is cleared before another domain may see the page.
-        page.prefix_mut(len.max(ANSWER_BYTES))
-    }
-
-    fn send(&mut self, to: PortId, frame: Paged<Page, Tail>) {
-        let to = match to {
-            PortId::Client(id) if is_planted(Defect::DeliveredToAnother) => {
-                PortId::Client(self.another_client(id))
-            }
-            to => to,
-        };
-        let offload = to_driver(frame.offload);
-        let Some(chain) = chained(frame) else {
-            return self.count_unsent(match to {
-                PortId::Uplink => Unsent::UplinkUnsendable,
-                PortId::Client(_) => Unsent::ClientUnsendable,
-            });
-        };
-        // The page of a refused frame is free again.
-        let [has_client, has_uplink] = &mut self.has_sent;
-        match to {
-            PortId::Client(_) => *has_client = true,
-            PortId::Uplink => *has_uplink = true,
-        }
-        let refused = match to {
-            PortId::Uplink => self.front.send(chain, offload).err().map(Unsent::of_uplink),
-            PortId::Client(id) => match self.vifs.get(usize::from(id.0)).copied().flatten() {
-                Some(vif) => self.back.send(vif.id, chain, offload).err().map(Unsent::of_client),
-                None => Some(Unsent::ClientGone),
-            },
-        };
-        if let Some(reason) = refused {
-            self.count_unsent(reason);
-        }
-    }
-
-    fn unsent(&self) -> &[(&'static str, u64)] {
-        &self.unsent
-    }
-
-    fn flush(&mut self) {
-        let now = self.now_ns;
-        let [.., to_clients, to_uplink] = &mut self.batches;
-        let [has_client, has_uplink] = core::mem::take(&mut self.has_sent);
-        *to_clients += u64::from(has_client);
-        *to_uplink += u64::from(has_uplink);
-        self.back.flush(now);
-        self.front.flush(now);
-        if let Some(_operation) = self.operation(Part::Links) {
-            self.take_device_events();
-        }
-        // While work waits for memory, so do the events that called for it: the next turn looks at them again.
-        if !self.is_short {
-            self.links.rearm();
-        }
-        self.store.flush();
-    }
-
-    fn database(&mut self) -> Option<&mut dyn Pipe> {
-        self.links.database()
-    }
-
-    fn close_database(&mut self) {
-        self.links.close_database(&mut self.store);
-    }
-
-    fn agent(&mut self) -> Option<&mut dyn Pipe> {
-        self.links.agent()
-    }
-
-    fn reset_agent(&mut self) {
-        self.links.reset_agent();
-    }
-
-    fn open_call(&mut self, call: CallId, domain: u16, port: u32) {
-        self.links.open_call(&mut self.store, call, DomId(domain), port);
-    }
-
-    fn serve_call(&mut self, call: CallId, port: u32) {
-        self.links.serve_call(&mut self.store, &mut self.changes, call, port);
-    }
-
-    fn call(&mut self, call: CallId) -> Option<&mut dyn Pipe> {
-        self.links.call(call)
-    }
-
-    fn close_call(&mut self, call: CallId) {
-        self.links.close_call(&mut self.store, call);
-    }
-}
-
 impl XenMachine {
     /// Stops the domain as dom0 asked.
     pub fn stop(self, stop: Stop) -> ! {
@@ -632,125 +301,11 @@ impl XenMachine {
     }
 }
 
-/// Notes a change for the case that this domain comes to an unexpected end.
-fn note(change: &Change) {
-    let (what, numbers) = match change {
-        Change::ClientUp { id, port, .. } => (What::ClientUp, [id.0.into(), port.domid.into()]),
-        Change::ClientDown { id, .. } => (What::ClientDown, [id.0.into(), 0]),
-        Change::UplinkUp { backend, .. } => (What::UplinkUp, [(*backend).into(), 0]),
-        Change::UplinkDown { .. } => (What::UplinkDown, [0, 0]),
-        Change::DatabaseUp => (What::Database, [1, 0]),
-        Change::DatabaseDown => (What::Database, [0, 0]),
-        Change::AgentUp => (What::Agent, [1, 0]),
-        Change::AgentDown => (What::Agent, [0, 0]),
-        Change::CallUp(_) => (What::Call, [1, 0]),
-        Change::CallDown(_) => (What::Call, [0, 0]),
-        Change::Resumed => (What::Resumed, [0, 0]),
-        Change::Stop(_) => (What::Stop, [0, 0]),
-        // It has a line in the log.
-        Change::Note(_) => return,
-    };
-    postmortem::note(what, numbers);
-}
-
 /// Whose memory a message of xenstore is about.
 const fn part_of(owner: Owner) -> Part {
     match owner {
         Owner::Netback => Part::Netback,
         Owner::Netfront => Part::Netfront,
         Owner::Platform => Part::Links,
-    }
-}
-
-fn on_frontend_event(event: netfront::Event) -> Change {
-    match event {
-        netfront::Event::Up { mac, backend, mtu, capabilities, .. } => Change::UplinkUp {
-            port: UplinkPort { mac: Mac(mac), caps: caps(capabilities, mtu) },
-            backend: backend.0,
-        },
-        netfront::Event::Leak { part, bytes } => Change::Note(Reason::new(format_args!(
-            "leak uplink part={} bytes={bytes}",
-            part.name()
-        ))),
-        netfront::Event::Silent { .. } => Change::Note(Reason::new(format_args!(
-            "uplink does not react to what it was sent: telling it again"
-        ))),
-        netfront::Event::Down { reason, .. } => {
-            Change::UplinkDown { reason: Reason::new(format_args!("{reason}")) }
-        }
-    }
-}
-
-/// The vif's slot; `netback` is given no more slots than fit.
-fn client_id(vif: VifId) -> ClientId {
-    ClientId(u16::try_from(vif.slot()).unwrap_or(u16::MAX))
-}
-
-/// The first address of each family counts: dom0 writes one of each.
-fn client_port(identity: &netback::Identity, capabilities: netif::Capabilities) -> ClientPort {
-    ClientPort {
-        domid: identity.dom.0,
-        mac: Mac(identity.mac),
-        ip4: identity.addresses.iter().find_map(|address| match address {
-            IpAddr::V4(v4) => Some(*v4),
-            IpAddr::V6(_) => None,
-        }),
-        ip6: identity.addresses.iter().find_map(|address| match address {
-            IpAddr::V6(v6) => Some(*v6),
-            IpAddr::V4(_) => None,
-        }),
-        caps: caps(capabilities, identity.mtu),
-    }
-}
-
-fn caps(capabilities: netif::Capabilities, mtu: u16) -> PortCaps {
-    PortCaps {
-        accepts_blank_v4: capabilities.blank_ipv4,
-        accepts_blank_v6: capabilities.blank_ipv6,
-        accepts_gso_v4: capabilities.gso_tcpv4,
-        accepts_gso_v6: capabilities.gso_tcpv6,
-        mtu,
-    }
-}
-
-/// The driver's form of a frame; `None` for one whose lengths contradict each other.
-fn chained(frame: Paged<Page, Tail>) -> Option<Chain> {
-    let Paged { page, head, len, tail, .. } = frame;
-    let head = u16::try_from(head).ok().filter(|head| usize::from(*head) <= PAGE_SIZE)?;
-    let tail = tail.map_or(netif::Tail::EMPTY, |tail| tail.0);
-    Some(Chain::from_parts(Piece::new(page, head), tail)).filter(|chain| chain.len() == len)
-}
-
-fn from_driver(offload: netif::Offload) -> Offload {
-    Offload {
-        checksum: match offload.checksum {
-            netif::Checksum::Full => Checksum::Full,
-            netif::Checksum::Validated => Checksum::Validated,
-            netif::Checksum::Blank => Checksum::Blank,
-        },
-        gso: offload.gso.map(|gso| Gso {
-            kind: match gso.kind {
-                netif::GsoKind::TcpV4 => GsoKind::TcpV4,
-                netif::GsoKind::TcpV6 => GsoKind::TcpV6,
-            },
-            size: gso.size,
-        }),
-    }
-}
-
-fn to_driver(offload: Offload) -> netif::Offload {
-    netif::Offload {
-        checksum: match offload.checksum {
-            Checksum::Full => netif::Checksum::Full,
-            Checksum::Validated => netif::Checksum::Validated,
-            Checksum::Blank => netif::Checksum::Blank,
-        },
-        gso: offload.gso.map(|gso| netif::Gso {
-            kind: match gso.kind {
-                GsoKind::TcpV4 => netif::GsoKind::TcpV4,
-                GsoKind::TcpV6 => netif::GsoKind::TcpV6,
-            },
-            size: gso.size,
-        }),
     }
 }

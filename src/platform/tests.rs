@@ -3,11 +3,11 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use xen::EventPort;
 use xen::fake::vchan::{ClientEnd, ServerEnd};
 use xen::fake::vif::{Guest, NetVm, attach_client, attach_uplink, detach_client};
 use xen::fake::{self, xenstore::Store};
 use xen::netif::TxFlags;
+use xen::{DomId, EventPort};
 
 use super::*;
 use crate::event_loop::EventLoop;
