@@ -183,7 +183,7 @@ pub fn stuck_twin(world: &mut World) -> Result<String> {
     world.lab.destroy("twin")?;
     result?;
     steps::page(world, world.client(ALICE)?, 0)?;
-    Ok(String::new())
+    Ok("the first one is served, by its rules, beside one that stays in state 1".into())
 }
 
 /// The firewall dies and a new one takes its place; dom0 attaches the vifs of the clients that run.

@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::books::Books;
+use super::control;
 use super::lifecycle::{MOMENT, crash};
 use super::loads::Loads;
 use super::six;
 use super::steps::{self, ALICE, BOB, flows_again, need_both};
-use super::witness::{Restless, SLACK_BYTES};
+use super::witness::{Asks, Restless, SLACK_BYTES, beside, under_load};
 use crate::error::Result;
 use crate::fail;
 use crate::lab::domain::State;
@@ -193,6 +194,15 @@ pub fn qrexec_lost(world: &mut World) -> Result<String> {
     }
     steps::page(world, world.client(ALICE)?, 0)?;
     Ok(format!("calls again after {:.1} s", begun.elapsed().as_secs_f32()))
+}
+
+/// QubesDB's daemon ends and comes back under load, twice: the buffer for what is written anew grows once, and stays.
+///
+/// # Errors
+/// When rules do not stay in force, or something is left of the second time.
+pub fn qubesdb_lost(world: &mut World) -> Result<String> {
+    control::qubesdb_restart(world)?;
+    beside(world, Asks::Server, |world| under_load(world, control::qubesdb_restart))
 }
 
 /// B is ended in each way in turn and started anew, ten times in all, and each time what the firewall holds is what it was.
