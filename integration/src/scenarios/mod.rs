@@ -30,7 +30,7 @@ pub mod witness;
 pub mod xenbus;
 
 use self::witness::Asks::{Gateway, Server};
-use self::witness::{beside, under_load};
+use self::witness::{beside, keeping_books, under_load};
 use crate::error::Result;
 use crate::lab::plan::Plan;
 use crate::lab::qemu::MachineOptions;
@@ -248,8 +248,8 @@ pub const GROUPS: &[Group] = &[
         xenstored: "xenstored",
         memory_mib: USUAL_MIB,
         scenarios: scenarios! {
-            "life: a close cycle before the first connect" => xenbus::closes_before_it_connects,
-            "life: a client without any offload" => xenbus::without_features,
+            "life: a close cycle before the first connect" => |world| keeping_books(world, xenbus::closes_before_it_connects),
+            "life: a client without any offload" => |world| keeping_books(world, xenbus::without_features),
             "life: a frontend stops in each xenbus state" => |world| beside(world, Server, xenbus::stops_in_each_state),
             "life: two vifs with one address" => |world| beside(world, Server, lifecycle::stuck_twin),
             "life: a vif detached and attached under load" => |world| beside(world, Server, lifecycle::client_reattached),
@@ -265,8 +265,8 @@ pub const GROUPS: &[Group] = &[
             "life: NetVM crashed and restarted under load" => |world| beside(world, Gateway, |world| under_load(world, lifecycle::netvm_crash)),
             "life: netvm switched, none and back under load" => |world| beside(world, Gateway, |world| under_load(world, lifecycle::netvm_change)),
             "life: ten client restarts" => |world| beside(world, Server, lives::client_restarts),
-            "life: firewall paused, its clock jumps" => lives::firewall_paused,
-            "life: suspend and resume under load" => |world| under_load(world, lifecycle::suspend),
+            "life: firewall paused, its clock jumps" => |world| keeping_books(world, lives::firewall_paused),
+            "life: suspend and resume under load" => |world| keeping_books(world, |world| under_load(world, lifecycle::suspend)),
             "life: firewall killed and restarted" => lifecycle::firewall_restart,
             "life: firewall shut down and restarted" => lifecycle::firewall_shutdown,
             "life: firewall crashed and restarted" => lifecycle::firewall_crash,

@@ -139,6 +139,21 @@ pub fn beside(
     Ok(format!("{note}; {seen}; {books}"))
 }
 
+/// Runs a scenario in which all clients may be without an answer: what the firewall holds is afterwards what it was before.
+///
+/// # Errors
+/// When the scenario fails, or something is left.
+pub fn keeping_books(
+    world: &mut World,
+    scenario: impl FnOnce(&mut World) -> Result<String>,
+) -> Result<String> {
+    need_both(world)?;
+    let before = Books::read(world)?;
+    let note = scenario(world)?;
+    let books = before.settle_with(world, SLACK_BYTES)?;
+    Ok(format!("{note}; {books}"))
+}
+
 /// Runs a scenario while A and B download without end.
 ///
 /// # Errors
