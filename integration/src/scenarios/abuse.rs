@@ -1,8 +1,11 @@
 //! A client that does all it can to be in the way of others: what the others keep.
 //!
-//! Client C misbehaves while B downloads and holds an idle connection. Measured in turns with an honest client, A, that downloads
-//! as fast as it can beside B: that is B's fair share. Under the abuse B must have most of it, the idle connection must live, the
-//! console must not grow without bound, and what the firewall holds is afterwards what it was.
+//! Client C misbehaves while B downloads and holds an idle connection. Measured in turns with C itself as an honest client that
+//! downloads as fast as it can: what B has then is its fair share. Under the abuse B must have most of it, the idle connection must
+//! live, the console must not grow without bound, and what the firewall holds is afterwards what it was.
+//!
+//! C and B share a processor of the emulated machine, and all of them the host's: so that C takes no more of it when it
+//! misbehaves, what it leaves is used up by a loop, whatever C does.
 
 use std::time::{Duration, Instant};
 
@@ -159,18 +162,20 @@ fn under(world: &mut World, abuse: &Abuse) -> Result<String> {
 /// What B keeps beside C, which has these rules.
 fn under_rules(world: &mut World, abuse: &Abuse, rules: &[&str]) -> Result<String> {
     need_all(world)?;
-    world.need_rules(CAROL, rules)?;
     abuse.prepare(world)?;
     let before = Books::read(world)?;
     let idle = Idle::open(world)?;
     let load = Restless::start(world, BOB)?;
+    let busy = Busy::start(world)?;
     let (mut fair, mut kept) = (Vec::new(), Vec::new());
     let (mut grown, mut seconds, mut told) = (0, 0.0, String::new());
     for _ in 0..TURNS {
-        let honest = Restless::start(world, ALICE)?;
+        world.need_rules(CAROL, ACCEPT_ALL)?;
+        let honest = Restless::start(world, CAROL)?;
         std::thread::sleep(UNDERWAY);
         fair.push(rate(world)?);
         honest.end(world)?;
+        world.need_rules(CAROL, rules)?;
         let mark = world.firewall()?.console_mark();
         let begun = Instant::now();
         let running = abuse.start(world)?;
@@ -181,6 +186,7 @@ fn under_rules(world: &mut World, abuse: &Abuse, rules: &[&str]) -> Result<Strin
         told = abuse.end(world, &running)?;
     }
     load.end(world)?;
+    busy.end(world)?;
     idle.lives(world)?;
     world.need_rules(CAROL, ACCEPT_ALL)?;
     steps::page(world, world.client(BOB)?, 0)?;
@@ -202,6 +208,22 @@ fn under_rules(world: &mut World, abuse: &Abuse, rules: &[&str]) -> Result<Strin
     }
     let books = before.settle_with(world, SLACK_BYTES)?;
     Ok(format!("{said}; {told}; {books}"))
+}
+
+/// A loop in C that leaves nothing of its processor, and lets everything else of C's go before.
+struct Busy(Background);
+
+impl Busy {
+    fn start(world: &World) -> Result<Self> {
+        let line = "echo $$ >/tmp/busy; exec nice -n 19 sh -c 'while :; do :; done'";
+        world.client(CAROL)?.spawn(&world.lab, line).map(Self)
+    }
+
+    fn end(self, world: &World) -> Result<()> {
+        let carol = world.client(CAROL)?;
+        world.sh(carol, "kill $(cat /tmp/busy)")?;
+        self.0.finish(&world.lab, carol, PATIENCE).map(drop)
+    }
 }
 
 /// Bytes per second that B receives for a while.

@@ -52,6 +52,46 @@ pub fn stops_in_each_state(world: &mut World) -> Result<String> {
     Ok(format!("{} states, removed after {} s", STATES.len(), took.join(" ")))
 }
 
+/// A frontend asks for an event channel each way, which is offered to nobody (`feature-split-event-channels`, Xen public/io/netif.h):
+/// it is refused with the reason. Clients' own drivers, which saw no such offer, have published one channel for both ways.
+///
+/// # Errors
+/// When it is served, or another client suffers.
+pub fn split_event_channels(world: &mut World) -> Result<String> {
+    need_both(world)?;
+    let bob = world.client(BOB)?;
+    let published = world.lab.sh(&format!("xenstore-ls {}", frontend(bob)))?;
+    if published.contains("event-channel-tx") || !published.contains("event-channel = ") {
+        fail!("B's driver has published {published}");
+    }
+    let stuck = make(world)?;
+    let mark = world.firewall()?.console_mark();
+    let at = frontend(&stuck);
+    let nodes = [
+        ("tx-ring-ref", 8),
+        ("rx-ring-ref", 9),
+        ("event-channel-tx", 5),
+        ("event-channel-rx", 6),
+        ("request-rx-copy", 1),
+        ("feature-rx-notify", 1),
+        ("state", 4),
+    ];
+    let pairs: Vec<String> =
+        nodes.iter().map(|(node, value)| format!("{at}/{node} {value}")).collect();
+    world.lab.sh(&format!("xenstore-write {}", pairs.join(" ")))?;
+    let needle = format!("fw: client refused domid={} ", stuck.domid);
+    let line = world.firewall()?.wait_console_after(&world.lab, mark, &needle, MOMENT);
+    let served = steps::page(world, world.client(BOB)?, 0);
+    remove(world, &stuck)?;
+    let line = line?;
+    served?;
+    let reason = line.split_once("reason=").map_or("", |(_, reason)| reason);
+    if !reason.contains("event-channel") {
+        fail!("refused for another reason: {line}");
+    }
+    Ok(format!("refused: {reason}"))
+}
+
 /// A frontend closes before it has connected at all, as Windows' drivers do at their first start, several times and in several
 /// orders; then the guest's own driver connects.
 ///
