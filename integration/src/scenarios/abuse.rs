@@ -215,7 +215,7 @@ struct Busy(Background);
 
 impl Busy {
     fn start(world: &World) -> Result<Self> {
-        let line = "echo $$ >/tmp/busy; exec nice -n 19 sh -c 'while :; do :; done'";
+        let line = "echo $$ >/tmp/busy; renice -n 19 -p $$; while :; do :; done";
         world.client(CAROL)?.spawn(&world.lab, line).map(Self)
     }
 
