@@ -252,6 +252,24 @@ impl Lab {
         Ok(State::parse(out.text.trim()))
     }
 
+    /// Processor seconds that each domain has used, from `xl list` (in steps of 0.1 s).
+    ///
+    /// # Errors
+    /// When dom0 does not answer.
+    pub fn all_cpu_seconds(&self) -> Result<BTreeMap<String, f64>> {
+        let text = self.sh("xl list")?;
+        let read = |line: &str| -> Option<(String, f64)> {
+            let mut words = line.split_whitespace();
+            let name = words.next()?.to_owned();
+            Some((name, words.next_back()?.parse().ok()?))
+        };
+        let used: BTreeMap<String, f64> = text.lines().skip(1).filter_map(read).collect();
+        if used.is_empty() {
+            fail!("xl list: {text:?}");
+        }
+        Ok(used)
+    }
+
     /// How a domain is, or was in the last seconds: all are asked for at once, which costs as much as one. For what a
     /// scenario needs at its start.
     ///

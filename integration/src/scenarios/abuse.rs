@@ -7,6 +7,7 @@
 //! C and B share a processor of the emulated machine, and all of them the host's: so that C takes no more of it when it
 //! misbehaves, what it leaves is used up by a loop, whatever C does.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::abusers::{self, Abuse, ip_frame, ip_frame_to};
@@ -169,18 +170,23 @@ fn under_rules(world: &mut World, abuse: &Abuse, rules: &[&str]) -> Result<Strin
     let busy = Busy::start(world)?;
     let (mut fair, mut kept) = (Vec::new(), Vec::new());
     let (mut grown, mut seconds, mut told) = (0, 0.0, String::new());
+    let mut shares = [String::new(), String::new()];
     for _ in 0..TURNS {
         world.need_rules(CAROL, ACCEPT_ALL)?;
         let honest = Restless::start(world, CAROL)?;
         std::thread::sleep(UNDERWAY);
+        let used = world.lab.all_cpu_seconds()?;
         fair.push(rate(world)?);
+        shares[0] = shares_since(world, &used)?;
         honest.end(world)?;
         world.need_rules(CAROL, rules)?;
         let mark = world.firewall()?.console_mark();
         let begun = Instant::now();
         let running = abuse.start(world)?;
         std::thread::sleep(UNDERWAY);
+        let used = world.lab.all_cpu_seconds()?;
         kept.push(rate(world)?);
+        shares[1] = shares_since(world, &used)?;
         grown += world.firewall()?.console_mark().saturating_sub(mark);
         seconds += begun.elapsed().as_secs_f64();
         told = abuse.end(world, &running)?;
@@ -201,6 +207,8 @@ fn under_rules(world: &mut World, abuse: &Abuse, rules: &[&str]) -> Result<Strin
         part * 100.0,
         fair / 1e6
     );
+    let [before_it, under_it] = shares;
+    let said = format!("{said}; processors: {before_it}, then {under_it}");
     #[expect(clippy::cast_precision_loss, reason = "small constants")]
     let most = CONSOLE_BYTES_AT_ONCE as f64 + CONSOLE_BYTES_A_SECOND as f64 * seconds;
     if part < SHARE || grown as f64 > most {
@@ -224,6 +232,19 @@ impl Busy {
         world.sh(carol, "kill $(cat /tmp/busy)")?;
         self.0.finish(&world.lab, carol, PATIENCE).map(drop)
     }
+}
+
+/// Seconds of their processors that the domains between B and the server have used since.
+fn shares_since(world: &World, before: &BTreeMap<String, f64>) -> Result<String> {
+    let after = world.lab.all_cpu_seconds()?;
+    let used = |name: &str| -> f64 {
+        let of = |all: &BTreeMap<String, f64>| all.get(name).copied().unwrap_or_default();
+        of(&after) - of(before)
+    };
+    let names = [&world.client(CAROL)?.name, &world.client(BOB)?.name];
+    let names = names.into_iter().chain([&world.firewall()?.name, &world.netvm(0)?.name]);
+    let words: Vec<String> = names.map(|name| format!("{name} {:.1} s", used(name))).collect();
+    Ok(words.join(" "))
 }
 
 /// Bytes per second that B receives for a while.

@@ -2,7 +2,7 @@
 //! not the client's, and it is dropped there. Whoever takes datagrams by grant copies, one operation each, is no cheaper on
 //! this machine.
 
-use super::side::{Side, cpu, difference};
+use super::side::{Side, difference};
 use super::{PATIENCE, effort};
 use crate::error::Result;
 use crate::lab::world::World;
@@ -47,9 +47,9 @@ pub(super) fn measure(
     progress::step("udp64 dropped at first look", || -> Result<()> {
         for _ in 0..TURNS {
             let counted = effort::counters(ours, world)?;
-            let (before, begun) = (cpu(world)?, std::time::Instant::now());
+            let (before, begun) = (world.lab.all_cpu_seconds()?, std::time::Instant::now());
             ours.client.exec_for(&world.lab, &line, PATIENCE)?.ok("pktgen")?;
-            let (after, seconds) = (cpu(world)?, begun.elapsed().as_secs_f64());
+            let (after, seconds) = (world.lab.all_cpu_seconds()?, begun.elapsed().as_secs_f64());
             let counted = difference(&counted, effort::counters(ours, world)?);
             let taken = counted.get("client received-frames").copied().unwrap_or_default();
             if taken < FEWEST {

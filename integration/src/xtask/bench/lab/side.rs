@@ -72,9 +72,9 @@ impl Side<'_> {
         let faults_before = self.faults(world)?;
         let forwarded_before = self.forwarded(world)?;
         let effort_before = effort::counters(self, world)?;
-        let (before, begun) = (cpu(world)?, Instant::now());
+        let (before, begun) = (world.lab.all_cpu_seconds()?, Instant::now());
         let out = self.client.exec_for(&world.lab, &line, PATIENCE)?.ok(workload.key)?;
-        let (after, seconds) = (cpu(world)?, begun.elapsed().as_secs_f64());
+        let (after, seconds) = (world.lab.all_cpu_seconds()?, begun.elapsed().as_secs_f64());
         let effort = difference(&effort_before, effort::counters(self, world)?);
         let forwarded = self.forwarded(world)? - forwarded_before;
         let faults = difference(&faults_before, self.faults(world)?);
@@ -193,19 +193,4 @@ pub(super) fn table(
         lines.push(line);
     }
     lines
-}
-
-/// Processor seconds that each domain has used, from `xl list` (in steps of 0.1 s).
-pub(super) fn cpu(world: &World) -> Result<BTreeMap<String, f64>> {
-    let text = world.lab.sh("xl list")?;
-    let read = |line: &str| -> Option<(String, f64)> {
-        let mut words = line.split_whitespace();
-        let name = words.next()?.to_owned();
-        Some((name, words.next_back()?.parse().ok()?))
-    };
-    let used: BTreeMap<String, f64> = text.lines().skip(1).filter_map(read).collect();
-    if used.is_empty() {
-        return Err(Error::Failed(format!("xl list: {text:?}")));
-    }
-    Ok(used)
 }
