@@ -1,5 +1,7 @@
 //! What the event loop asks of the machine.
 
+use core::num::NonZero;
+
 use xen::mem::Page;
 use xen::mem::ledger::{self, Part};
 use xen::netback::Budget;
@@ -152,6 +154,7 @@ impl Machine for XenMachine {
         self.front.demand(self.back.has_work());
         let [from_clients, ..] = &mut self.batches;
         let frames = self.back.frames();
+        self.taken = frames;
         if frames > 0 {
             *from_clients += 1;
             postmortem::note(What::FromClients, [frames as u64, 0]);
@@ -234,6 +237,11 @@ impl Machine for XenMachine {
         *to_uplink += u64::from(has_uplink);
         self.back.flush(now);
         self.front.flush(now);
+        // What a client's frame takes: our time in this turn, or the NetVM's.
+        if let Some(taken) = NonZero::new(core::mem::take(&mut self.taken) as u64) {
+            let own_ns = time::system_time_ns().saturating_sub(now) / taken;
+            self.back.rest(now, own_ns.max(self.front.slot_ns()));
+        }
         if let Some(_operation) = self.operation(Part::Links) {
             self.take_device_events();
         }

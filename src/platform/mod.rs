@@ -110,6 +110,8 @@ pub struct XenMachine {
     is_starved: bool,
     /// Work could not begin for want of memory in this turn.
     is_short: bool,
+    /// Frames that were taken from clients in this turn.
+    taken: usize,
     /// Turns with frames of each kind, as [`Effort`] has them.
     batches: [u64; 4],
     /// Frames were sent to a client, to the uplink, in this turn.
@@ -147,6 +149,7 @@ impl XenMachine {
             changes: VecDeque::with_capacity(CHANGES_PER_TURN),
             is_starved: false,
             is_short: false,
+            taken: 0,
             batches: [0; 4],
             has_sent: [false; 2],
             unsent: Unsent::NAMES.map(|name| (name, 0)),

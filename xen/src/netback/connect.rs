@@ -315,6 +315,10 @@ impl Vifs {
         self.slots.iter().enumerate().filter_map(|(slot, vif)| Some((slot, vif.as_ref()?)))
     }
 
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Vif> {
+        self.slots.iter_mut().filter_map(Option::as_mut)
+    }
+
     /// Slots that were ever in use at the same time; all numbers are below.
     pub(super) fn bound(&self) -> usize {
         self.slots.len()

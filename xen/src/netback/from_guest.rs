@@ -163,7 +163,11 @@ impl FromGuest {
                     answer(link, &packet, STATUS_ERROR);
                     return Ok(1);
                 }
-                let slots = pages.saturating_add(usize::from(packet.offload().gso.is_some()));
+                let is_super = packet.offload().gso.is_some();
+                let slots = pages.saturating_add(usize::from(is_super));
+                if !is_super {
+                    link.pace.note_single();
+                }
                 self.add_job(link, buffer, packet, batch);
                 Ok(slots)
             }

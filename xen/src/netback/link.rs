@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 
 use super::identity::{RxNotify, Settings};
+use super::pace::Pace;
 use super::{CloseReason, FRAME_COST, VifCounters, VifId};
 use crate::abi::DomId;
 use crate::event::Channel;
@@ -38,6 +39,8 @@ pub(super) struct Link {
     pub(super) ready: bool,
     /// Bytes that it may send before the others' turn; below zero what it has sent beyond.
     pub(super) credit: i64,
+    /// How much of our time and the uplink's it takes beside others.
+    pub(super) pace: Pace,
     gate: EventGate,
     /// RX requests that were there at the last event.
     rx_seen: u32,
@@ -78,6 +81,7 @@ impl Link {
             rx_notify: settings.rx_notify,
             ready: true,
             credit: 0,
+            pace: Pace::default(),
             gate: EventGate::default(),
             rx_seen: 0,
             touched: false,
@@ -110,6 +114,7 @@ impl Link {
 
     /// Takes what a frame costs off the credit.
     pub(super) fn charge(&mut self, bytes: u16) {
+        self.pace.note(bytes.into());
         self.credit =
             self.credit.saturating_sub(i64::from(bytes)).saturating_sub(FRAME_COST.into());
     }

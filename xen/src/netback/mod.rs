@@ -43,6 +43,7 @@ mod from_guest;
 mod identity;
 mod lifecycle;
 mod link;
+mod pace;
 mod to_guest;
 mod types;
 
@@ -62,6 +63,7 @@ pub use identity::{Identity, IdentityError, Setting};
 pub(crate) use identity::{parse_mac, parse_mtu};
 use lifecycle::{Scan, Target};
 use link::{Link, Queued};
+use pace::Ageing;
 use to_guest::ToGuest;
 pub use types::{
     CloseReason, Config, Event, Frame, SendError, Totals, VifCounters, VifId, VifStatus,
@@ -124,6 +126,7 @@ pub struct Backend {
     totals: Totals,
     /// The store had no room for another node; a vif that goes makes some.
     is_quota_used_up: bool,
+    ageing: Ageing,
 }
 
 impl Backend {
@@ -150,6 +153,7 @@ impl Backend {
             now: 0,
             totals: Totals::default(),
             is_quota_used_up: false,
+            ageing: Ageing::default(),
         }
     }
 
@@ -223,7 +227,7 @@ impl Backend {
             let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) else {
                 return false;
             };
-            if !link.ready {
+            if !link.ready || link.pace.rests(now) {
                 return false;
             }
             match self.from.drain(link, &mut left, &mut self.copies) {
@@ -274,6 +278,7 @@ impl Backend {
         let share = self.config.queue_total / self.ports.len().max(1);
         let quota = share.max(LEAST_QUOTA).min(self.config.queue_per_vif);
         let link = self.vifs.link_mut(vif).ok_or(SendError::Gone)?;
+        link.pace.note(chain.len() as u64);
         self.to.enqueue(link, quota, self.config.queue_total, Queued { chain, offload })
     }
 
@@ -287,6 +292,21 @@ impl Backend {
                 link.push();
             }
         }
+    }
+
+    /// At the end of a turn that began at `begun` (ns) and in which a client's frame took `frame_ns` of whatever is busiest:
+    /// clients that sent many rest for a while if others have work, too.
+    pub fn rest(&mut self, begun: u64, frame_ns: u64) {
+        let links = || self.vifs.iter().filter_map(|(_, vif)| vif.link.as_ref());
+        let all: u64 = links().map(|link| link.pace.recent()).sum();
+        for slot in 0..self.vifs.bound() {
+            if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) {
+                let others = all.saturating_sub(link.pace.recent());
+                link.pace.end_turn(begun, frame_ns, others);
+            }
+        }
+        let paces = self.vifs.iter_mut().filter_map(|vif| vif.link.as_mut());
+        self.ageing.apply(begun, paces.map(|link| &mut link.pace));
     }
 
     /// Gathers the copies of what waits for clients that have buffers.
@@ -308,7 +328,10 @@ impl Backend {
 
     /// Whether requests of clients wait that could be taken now.
     pub fn has_work(&self) -> bool {
-        let waits = |vif: &connect::Vif| vif.link.as_ref().is_some_and(|link| link.ready);
+        let waits = |vif: &connect::Vif| {
+            let link = vif.link.as_ref();
+            link.is_some_and(|link| link.ready && link.pace.deadline().is_none())
+        };
         self.starved.is_none() && self.vifs.iter().any(|(_, vif)| waits(vif))
     }
 
@@ -322,7 +345,8 @@ impl Backend {
             let link = vif.link.as_ref();
             let unmask = link.and_then(Link::gate_deadline);
             let queue = link.and_then(|link| ToGuest::deadline(link, self.now));
-            [look, unmask, queue].into_iter().flatten().min()
+            let rest = link.and_then(|link| link.pace.deadline());
+            [look, unmask, queue, rest].into_iter().flatten().min()
         });
         [vifs.min(), self.starved, at_once].into_iter().flatten().min()
     }

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::limit::QueueLimit;
+use super::limit::{QueueLimit, SlotTime};
 use super::unheard::{Progress, Remedy, Unheard};
 use super::{Config, Counters, DownReason, UplinkId};
 use crate::abi::{DomId, EventPort, GrantRef};
@@ -54,6 +54,7 @@ pub(super) struct Link {
     pub(super) sent: Vec<Option<Granted>>,
     pub(super) free_ids: Vec<u16>,
     pub(super) limit: QueueLimit,
+    pub(super) slot_time: SlotTime,
     /// Slots without a page that the backend has: each says how to segment the frame before it.
     pub(super) extras: u32,
     /// Pages of the frame in hand, beyond its first.
@@ -92,6 +93,7 @@ impl Link {
             sent: slots()?,
             free_ids,
             limit: QueueLimit::new(RING_SLOTS),
+            slot_time: SlotTime::default(),
             extras: 0,
             granting: list(MAX_CHAIN_PAGES)?,
             offloads: config.offloads,
@@ -124,6 +126,9 @@ impl Link {
     pub(super) fn push(&mut self, now: u64) {
         let (ring, page) = self.tx.parts();
         let tx = ring.push(page);
+        if ring.in_flight() > 0 {
+            self.slot_time.begin(now);
+        }
         let (ring, page) = self.rx.parts();
         let rx = ring.push(page);
         if tx == Notify::Needed || rx == Notify::Needed {

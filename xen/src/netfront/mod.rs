@@ -153,6 +153,11 @@ impl Frontend {
         }
     }
 
+    /// How long the backend takes for a slot while it has any, in nanoseconds; 0 if that is not known.
+    pub fn slot_ns(&self) -> u64 {
+        self.link().map_or(0, |link| link.slot_time.slot_ns())
+    }
+
     /// Takes back sent pages, then takes up to `budget` received frames for [`Frontend::next_frame`].
     pub fn receive(&mut self, budget: usize, now: u64) {
         self.now = now;
@@ -276,6 +281,7 @@ fn serve(
     to_backend::complete(link)?;
     let left = link.tx.ring().in_flight();
     link.limit.note(before.saturating_sub(left), left, now);
+    link.slot_time.note(before.saturating_sub(left), left, now);
     let more = from_backend::receive(link, budget, frames)?;
     if !more {
         // What arrives meanwhile leaves the link ready for the next turn.

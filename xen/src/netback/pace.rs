@@ -1,0 +1,143 @@
+//! A client that sends single frames without end, beside others who have something to do, rests as long as its frames took.
+//!
+//! Round robin is fair between clients that want to send at the same time. It is no help to who receives: frames for him come
+//! from a NetVM that is busy with taking frames, and wait for a firewall that is. What such a client takes of both is their
+//! time, by the number of its frames; so after a burst its ring is left alone for a while. Super-frames are no burst: whoever
+//! sends those is slowed down by its own congestion control.
+#![forbid(unsafe_code)]
+
+use super::FRAME_COST;
+
+/// Frames in one turn that are a burst: fewer are what a call, a game or acknowledgements need.
+const BURST: u32 = 16;
+/// Others are at work if they have so much of what the client itself has, as a part.
+const OTHERS_SHARE: u64 = 16;
+/// Work counts half after so long, in nanoseconds.
+const HALF_LIFE_NS: u64 = 16_000_000;
+/// Longest rest, in nanoseconds.
+const MOST_REST_NS: u64 = 20_000_000;
+
+/// The work of one client, as far as it is recent.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// Single frames taken in this turn.
+    burst: u32,
+    /// Bytes in both directions, each frame for some more.
+    recent: u64,
+    rests_until: Option<u64>,
+}
+
+impl Pace {
+    /// A frame of so many bytes was taken from the client, or is on its way to it.
+    pub(super) fn note(&mut self, bytes: u64) {
+        self.recent = self.recent.saturating_add(bytes).saturating_add(FRAME_COST.into());
+    }
+
+    /// The frame that was taken is a single one.
+    pub(super) fn note_single(&mut self) {
+        self.burst = self.burst.saturating_add(1);
+    }
+
+    pub(super) fn recent(&self) -> u64 {
+        self.recent
+    }
+
+    /// Whether nothing is taken from the client at `now`.
+    pub(super) fn rests(&mut self, now: u64) -> bool {
+        self.rests_until = self.rests_until.filter(|until| *until > now);
+        self.rests_until.is_some()
+    }
+
+    /// End of its rest.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        self.rests_until
+    }
+
+    /// At the end of a turn that began at `begun`: a burst is followed by a rest that is as long as its frames take, at `frame_ns`
+    /// each, if `others` have work, too.
+    pub(super) fn end_turn(&mut self, begun: u64, frame_ns: u64, others: u64) {
+        let burst = core::mem::take(&mut self.burst);
+        if burst < BURST || others < self.recent / OTHERS_SHARE {
+            return;
+        }
+        // Once for the time that they take, and once for the others.
+        let rest = frame_ns.saturating_mul(burst.into()).saturating_mul(2).min(MOST_REST_NS);
+        self.rests_until = Some(begun.saturating_add(rest));
+    }
+
+    fn age(&mut self) {
+        self.recent /= 2;
+    }
+}
+
+/// When work was counted half last.
+#[derive(Debug, Default)]
+pub(super) struct Ageing {
+    since: u64,
+}
+
+impl Ageing {
+    /// Lets the work of all clients age if it is time.
+    pub(super) fn apply<'a>(&mut self, now: u64, all: impl Iterator<Item = &'a mut Pace>) {
+        if now.saturating_sub(self.since) >= HALF_LIFE_NS {
+            self.since = now;
+            all.for_each(Pace::age);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAME_NS: u64 = 100_000;
+
+    fn burst(frames: u32) -> Pace {
+        let mut pace = Pace::default();
+        for _ in 0..frames {
+            pace.note(60);
+            pace.note_single();
+        }
+        pace
+    }
+
+    #[test]
+    fn a_burst_beside_others_is_followed_by_a_rest() {
+        let mut pace = burst(40);
+        let others = pace.recent();
+        pace.end_turn(1_000, FRAME_NS, others);
+        let end = 1_000 + 40 * FRAME_NS * 2;
+        assert_eq!(pace.deadline(), Some(end));
+        assert!(pace.rests(end - 1) && !pace.rests(end));
+        assert_eq!(pace.deadline(), None);
+    }
+
+    #[test]
+    fn who_is_alone_or_sends_little_does_not_rest() {
+        for (frames, others) in
+            [(40, 0), (40, 40 * (60 + 1024) / 16 - 1), (15, 1 << 40), (0, 1 << 40)]
+        {
+            let mut pace = burst(frames);
+            pace.end_turn(0, FRAME_NS, others);
+            assert!(!pace.rests(1), "{frames} beside {others}");
+        }
+    }
+
+    #[test]
+    fn a_rest_has_an_end_whatever_a_frame_takes() {
+        let mut pace = burst(256);
+        pace.end_turn(5, u64::MAX, u64::MAX);
+        assert_eq!(pace.deadline(), Some(5 + MOST_REST_NS));
+    }
+
+    #[test]
+    fn work_is_forgotten() {
+        let mut all = [burst(40)];
+        let mut ageing = Ageing::default();
+        for turn in 1..=40 {
+            ageing.apply(turn * HALF_LIFE_NS, all.iter_mut());
+        }
+        assert_eq!(all[0].recent(), 0);
+        ageing.apply(40 * HALF_LIFE_NS + 1, all.iter_mut());
+    }
+}
