@@ -147,6 +147,7 @@ impl Backend {
             let Some(vif) = self.vifs.get_mut(slot) else { continue };
             if let Some(link) = &mut vif.link {
                 link.open_if_due(now);
+                link.pace.wake_if_due(now);
             }
             if vif.deadline().is_some_and(|due| due <= now) {
                 vif.look_at = None;

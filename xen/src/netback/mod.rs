@@ -8,6 +8,7 @@
 //!   (`xenbus::backend_action`) and deed
 //! * `link`: the mapped rings and the event channel of one connection
 //! * `from_guest`, `to_guest`: the two directions, which share a batch of grant copies
+//! * `turn`: whose frames are taken, in rounds; `pace`: who rests after a burst
 //!
 //! # In the event loop
 //! Nothing here waits. One turn of the loop is:
@@ -28,6 +29,7 @@
 //!     ... uplink.send(frame.chain, offload) ...        // or back.send(other, ...)
 //! }
 //! back.flush(now);                                     // copies to guests, push, notify
+//! back.rest(now, frame_ns);                            // whose frames take the others' time
 //! store.flush();
 //! if !back.has_work() { event::wait(back.next_deadline()) }
 //! ```
@@ -45,6 +47,7 @@ mod lifecycle;
 mod link;
 mod pace;
 mod to_guest;
+mod turn;
 mod types;
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -57,8 +60,8 @@ use crate::planted::{Defect, is_planted};
 use crate::postmortem::{self, What};
 use crate::xenstore::{DirtySet, ReqId};
 use connect::Vifs;
+use from_guest::FromGuest;
 pub use from_guest::{Budget, FRAME_COST};
-use from_guest::{Drained, FromGuest};
 pub use identity::{Identity, IdentityError, Setting};
 pub(crate) use identity::{parse_mac, parse_mtu};
 use lifecycle::{Scan, Target};
@@ -171,20 +174,6 @@ impl Backend {
         self.events.pop_front()
     }
 
-    /// Takes frames from the clients' rings, in turns, within the budget; they wait for [`Backend::next_frame`]. What waits
-    /// for the clients is copied to them in the same batch, and published by [`Backend::flush`].
-    pub fn receive(&mut self, budget: Budget, now: u64) {
-        self.now = now;
-        self.starved = None;
-        self.pump_all(now);
-        let mut total = budget.total;
-        let bound = self.vifs.bound();
-        let first = if self.turn < bound { self.turn } else { 0 };
-        self.turn = first.saturating_add(1);
-        while self.serve_round(first, budget.quantum, &mut total, now) {}
-        self.complete();
-    }
-
     /// Runs the copies that were gathered, and answers whose they are.
     fn complete(&mut self) {
         if self.copies.is_empty() {
@@ -198,63 +187,6 @@ impl Backend {
         });
         self.from.complete(&mut self.vifs);
         self.to.complete(&mut self.vifs);
-    }
-
-    /// Serves each vif once, from `first` on. Says whether one still has frames and may get another round.
-    fn serve_round(&mut self, first: usize, quantum: u32, total: &mut usize, now: u64) -> bool {
-        let mut is_waiting = false;
-        for slot in (first..self.vifs.bound()).chain(0..first) {
-            if *total < self.least_budget() || self.from.room() == 0 {
-                // Whoever is cut off starts the next call.
-                self.turn = self.cut_off.unwrap_or(slot);
-                return false;
-            }
-            is_waiting |= self.receive_from(slot, quantum, total, now);
-        }
-        is_waiting
-    }
-
-    /// Says whether the vif has frames for which its credit did not suffice.
-    fn receive_from(&mut self, slot: usize, quantum: u32, total: &mut usize, now: u64) -> bool {
-        let mut left = Budget { quantum, total: *total };
-        let goes_on = self.cut_off.take_if(|cut_off| *cut_off == slot).is_some();
-        if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut())
-            && !goes_on
-        {
-            link.begin_round(quantum);
-        }
-        let ended = loop {
-            let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) else {
-                return false;
-            };
-            if !link.ready || link.pace.rests(now) {
-                return false;
-            }
-            match self.from.drain(link, &mut left, &mut self.copies) {
-                Ok(Drained::Empty) => {
-                    // What was not used is lost, what is owed is not.
-                    link.credit = link.credit.min(0);
-                    break link.settle(now).map(|()| false);
-                }
-                Ok(Drained::Full) => self.complete(),
-                Ok(Drained::Spent) => {
-                    // With credit left it was the whole that ended.
-                    self.cut_off = (link.credit > 0).then_some(slot);
-                    break Ok(true);
-                }
-                Ok(Drained::NoPage) => {
-                    self.starved = Some(now.saturating_add(NO_PAGE_PAUSE_NS));
-                    *total = 0;
-                    return false;
-                }
-                Err(reason) => break Err(reason),
-            }
-        };
-        *total = left.total;
-        ended.unwrap_or_else(|reason| {
-            self.break_link(slot, reason);
-            false
-        })
     }
 
     /// What [`Budget::total`] must hold for frames to be taken: the largest frame that a client may send.
@@ -294,21 +226,6 @@ impl Backend {
         }
     }
 
-    /// At the end of a turn that began at `begun` (ns) and in which a client's frame took `frame_ns` of whatever is busiest:
-    /// clients that sent many rest for a while if others have work, too.
-    pub fn rest(&mut self, begun: u64, frame_ns: u64) {
-        let links = || self.vifs.iter().filter_map(|(_, vif)| vif.link.as_ref());
-        let all: u64 = links().map(|link| link.pace.recent()).sum();
-        for slot in 0..self.vifs.bound() {
-            if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) {
-                let others = all.saturating_sub(link.pace.recent());
-                link.pace.end_turn(begun, frame_ns, others);
-            }
-        }
-        let paces = self.vifs.iter_mut().filter_map(|vif| vif.link.as_mut());
-        self.ageing.apply(begun, paces.map(|link| &mut link.pace));
-    }
-
     /// Gathers the copies of what waits for clients that have buffers.
     fn pump_all(&mut self, now: u64) {
         for slot in 0..self.vifs.bound() {
@@ -330,7 +247,7 @@ impl Backend {
     pub fn has_work(&self) -> bool {
         let waits = |vif: &connect::Vif| {
             let link = vif.link.as_ref();
-            link.is_some_and(|link| link.ready && link.pace.deadline().is_none())
+            link.is_some_and(|link| link.ready && !link.pace.rests())
         };
         self.starved.is_none() && self.vifs.iter().any(|(_, vif)| waits(vif))
     }

@@ -42,10 +42,14 @@ impl Pace {
         self.recent
     }
 
-    /// Whether nothing is taken from the client at `now`.
-    pub(super) fn rests(&mut self, now: u64) -> bool {
-        self.rests_until = self.rests_until.filter(|until| *until > now);
+    /// Whether nothing is taken from the client.
+    pub(super) fn rests(&self) -> bool {
         self.rests_until.is_some()
+    }
+
+    /// Ends a rest that is over at `now`.
+    pub(super) fn wake_if_due(&mut self, now: u64) {
+        self.rests_until = self.rests_until.filter(|until| *until > now);
     }
 
     /// End of its rest.
@@ -108,8 +112,10 @@ mod tests {
         pace.end_turn(1_000, FRAME_NS, others);
         let end = 1_000 + 40 * FRAME_NS * 2;
         assert_eq!(pace.deadline(), Some(end));
-        assert!(pace.rests(end - 1) && !pace.rests(end));
-        assert_eq!(pace.deadline(), None);
+        pace.wake_if_due(end - 1);
+        assert!(pace.rests());
+        pace.wake_if_due(end);
+        assert_eq!((pace.rests(), pace.deadline()), (false, None));
     }
 
     #[test]
@@ -119,7 +125,7 @@ mod tests {
         {
             let mut pace = burst(frames);
             pace.end_turn(0, FRAME_NS, others);
-            assert!(!pace.rests(1), "{frames} beside {others}");
+            assert!(!pace.rests(), "{frames} beside {others}");
         }
     }
 

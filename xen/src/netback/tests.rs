@@ -539,6 +539,50 @@ fn budgets_are_kept_and_nobody_is_starved() {
     assert_eq!(rig.frames.len() + order.len(), 110);
 }
 
+/// A turn in which the loop says how long a frame took.
+fn turn_with_rest(rig: &mut Rig, frame_ns: u64) -> usize {
+    rig.turn();
+    rig.back.rest(fake::now_ns(), frame_ns);
+    core::mem::take(&mut rig.frames).len()
+}
+
+#[test]
+fn who_floods_rests_while_others_have_work_and_they_do_not() {
+    let mut rig = Rig::new();
+    let ((mut a, vif_a), (mut b, vif_b)) = (rig.connect(A), rig.connect(B));
+    let mut flood = |count| {
+        for _ in 0..count {
+            a.send(&frame(60), TxFlags(0));
+        }
+    };
+    // Alone, no burst is followed by a rest.
+    flood(40);
+    assert_eq!(turn_with_rest(&mut rig, MS), 40);
+    flood(40);
+    assert_eq!(turn_with_rest(&mut rig, MS), 40);
+    // What another one receives is work as well.
+    b.post(8);
+    for _ in 0..8 {
+        rig.back.send(vif_b, Chain::new(Page::alloc().unwrap(), 1500), Offload::NONE).unwrap();
+    }
+    flood(20);
+    assert_eq!(turn_with_rest(&mut rig, MS / 4), 20);
+    flood(20);
+    for _ in 0..3 {
+        b.send(&frame(60), TxFlags(0));
+    }
+    rig.turn();
+    let vifs: Vec<VifId> = rig.frames.drain(..).map(|frame| frame.vif).collect();
+    assert_eq!(vifs, [vif_b; 3], "nothing is taken from who rests");
+    assert!(!rig.back.has_work(), "so the loop can sleep");
+    let end = fake::now_ns() + 20 * MS / 4 * 2;
+    assert_eq!(rig.back.next_deadline(), Some(end));
+    fake::advance_ns(end - fake::now_ns());
+    rig.turn();
+    let vifs: Vec<VifId> = rig.frames.drain(..).map(|frame| frame.vif).collect();
+    assert_eq!(vifs, [vif_a; 20], "and nothing is lost");
+}
+
 #[test]
 fn more_than_one_batch_of_copies_is_taken_in_one_turn() {
     let mut rig = Rig::new();

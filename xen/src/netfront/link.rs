@@ -2,7 +2,8 @@
 
 use alloc::vec::Vec;
 
-use super::limit::{QueueLimit, SlotTime};
+use super::limit::QueueLimit;
+use super::slot_time::SlotTime;
 use super::unheard::{Progress, Remedy, Unheard};
 use super::{Config, Counters, DownReason, UplinkId};
 use crate::abi::{DomId, EventPort, GrantRef};

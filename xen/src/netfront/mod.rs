@@ -7,6 +7,7 @@
 //!   (`xenbus::frontend_action`) and deed
 //! * `link`: rings, event channel and every page that the backend may access
 //! * `to_backend`, `from_backend`: the two directions
+//! * `limit`: how many slots the backend may have; `slot_time`: how long it takes for one
 //! * `unheard`: what is done about a backend that does not look at what it was told of
 //!
 //! The backend is not trusted. It sees a frame only between [`Frontend::send`] and its response, and a receive buffer
@@ -32,6 +33,7 @@ mod device;
 mod from_backend;
 mod limit;
 mod link;
+mod slot_time;
 mod to_backend;
 mod types;
 mod unheard;
