@@ -259,7 +259,8 @@ fn write(directory: &str, nodes: &[(&str, &str)]) -> Result {
         .iter()
         .flat_map(|(name, value)| [format!("{directory}/{name}"), (*value).to_owned()])
         .collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    // A value may look like an option.
+    let words: Vec<&str> = ["--"].into_iter().chain(words.iter().map(String::as_str)).collect();
     tool("xenstore-write", &words).map(drop)
 }
 
