@@ -47,9 +47,10 @@ impl Pace {
         self.rests_until.is_some()
     }
 
-    /// Ends a rest that is over at `now`.
+    /// Ends a rest that is over at `now`, or that is too long for one: then the clock was set back.
     pub(super) fn wake_if_due(&mut self, now: u64) {
-        self.rests_until = self.rests_until.filter(|until| *until > now);
+        let is_on = |until: &u64| (1..=MOST_REST_NS).contains(&until.saturating_sub(now));
+        self.rests_until = self.rests_until.filter(is_on);
     }
 
     /// End of its rest.
@@ -134,6 +135,16 @@ mod tests {
         let mut pace = burst(256);
         pace.end_turn(5, u64::MAX, u64::MAX);
         assert_eq!(pace.deadline(), Some(5 + MOST_REST_NS));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_wakes_everybody() {
+        let mut pace = burst(40);
+        pace.end_turn(1 << 40, FRAME_NS, u64::MAX);
+        pace.wake_if_due(1 << 40);
+        assert!(pace.rests());
+        pace.wake_if_due(5);
+        assert!(!pace.rests());
     }
 
     #[test]
