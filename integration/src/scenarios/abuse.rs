@@ -71,7 +71,7 @@ pub fn lone_fragments(world: &mut World) -> Result<String> {
 /// C floods the server with the largest pings, whose 41 fragments come together.
 pub fn large_pings(world: &mut World) -> Result<String> {
     let line = format!("timeout 5 ping -q -f -s 60000 {} >/dev/null", world.plan.internet);
-    under(world, &Abuse::repeat(line))
+    under(world, &Abuse::repeat(line, 41))
 }
 
 /// C asks both resolvers for names, each one once, from a port of its own.
@@ -127,7 +127,7 @@ pub fn xenstore(world: &mut World) -> Result<String> {
          for v in -1 x 4294967296 8 $noise; do xenstore-write -- {} data/noise $noise || echo in vain; done",
         pairs.join(" ")
     );
-    under(world, &Abuse::repeat(line))
+    under(world, &Abuse::repeat(line, 0))
 }
 
 /// A frontend lets the producer of its ring jump by more than the ring has, again and again.

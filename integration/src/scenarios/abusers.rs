@@ -46,13 +46,8 @@ pub(super) enum Running {
 }
 
 impl Abuse {
-    pub(super) fn repeat(line: impl Into<String>) -> Self {
-        Self::Client(Commands {
-            prepare: "true".into(),
-            repeat: line.into(),
-            stop: "true",
-            least: 0,
-        })
+    pub(super) fn repeat(line: impl Into<String>, least: u64) -> Self {
+        Self::Client(Commands { prepare: "true".into(), repeat: line.into(), stop: "true", least })
     }
 
     /// Frames made by awk, as hexadecimal digits, one a line, all `length` bytes long.

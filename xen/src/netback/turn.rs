@@ -79,7 +79,7 @@ impl Backend {
     /// clients that sent many rest for a while if others have work, too.
     pub fn rest(&mut self, begun: u64, frame_ns: u64) {
         let links = || self.vifs.iter().filter_map(|(_, vif)| vif.link.as_ref());
-        let all: u64 = links().map(|link| link.pace.recent()).sum();
+        let all = links().map(|link| link.pace.recent()).fold(0, u64::saturating_add);
         for slot in 0..self.vifs.bound() {
             if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) {
                 let others = all.saturating_sub(link.pace.recent());
