@@ -16,6 +16,8 @@ const SLOTS: usize = 64;
 const BATCH: usize = 128;
 /// Frames of a flood: the ring has room for them, and the uplink.
 const FLOOD: usize = 200;
+/// For so long nobody reads the ring of a client that has just sent many frames, in milliseconds, at most.
+const MOST_REST_MS: u64 = 20;
 
 /// Where Xen's ring.h has the producer index of requests: at the start.
 fn set_producer(visit: &Visit, value: u32) {
@@ -282,7 +284,7 @@ pub(super) fn spoofed(world: &mut World, visit: &mut Visit) -> Effect {
     }
 }
 
-/// An honest client gets its turn all the same.
+/// An honest client gets its turn all the same. The flood's last frames may be followed by a rest: what comes next begins after it.
 pub(super) fn flood(world: &mut World, visit: &mut Visit) -> Effect {
     visit.statuses();
     world.take_sent()?;
@@ -304,6 +306,7 @@ pub(super) fn flood(world: &mut World, visit: &mut Visit) -> Effect {
         world.take_sent()?;
         answered += visit.statuses().len();
         if answered >= FLOOD {
+            world.pass(MOST_REST_MS)?;
             return Ok(true);
         }
     }
