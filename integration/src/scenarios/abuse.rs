@@ -70,8 +70,8 @@ pub fn lone_fragments(world: &mut World) -> Result<String> {
 
 /// C floods the server with the largest pings, whose 41 fragments come together.
 pub fn large_pings(world: &mut World) -> Result<String> {
-    let line = format!("timeout 5 ping -q -f -s 60000 {} >/dev/null", world.plan.internet);
-    under(world, &Abuse::repeat(line, 41))
+    let (program, length) = abusers::pieces_of_pings(world)?;
+    under(world, &Abuse::frames(&program, length))
 }
 
 /// C asks both resolvers for names, each one once, from a port of its own.

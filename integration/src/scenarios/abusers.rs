@@ -10,8 +10,11 @@ use crate::lab::dom0d;
 use crate::lab::domain::Background;
 use crate::lab::world::World;
 
-/// Frames of a file that is sent again and again.
-const FRAMES: u32 = 1500;
+/// Frames of a file that is sent again and again: 36 whole pings of [`PIECES`].
+const FRAMES: u32 = 36 * PIECES;
+/// Fragments of a ping, of [`PIECE_BYTES`] each: 60,680 bytes, of the 65,515 that IPv4 has room for.
+const PIECES: u32 = 41;
+const PIECE_BYTES: u16 = 1480;
 /// Seconds for which a hostile frontend goes on: longer than it is looked at.
 const ABUSE_S: u32 = WINDOW_S + 6;
 
@@ -165,7 +168,8 @@ fn taken(world: &World) -> Result<u64> {
     Ok(all.iter().sum())
 }
 
-/// An awk program that prints a link and an IPv4 header from C to the server, with the number `i` as the identification.
+/// An awk program that prints a link and an IPv4 header from C to the server, with the number `i` as the identification and
+/// these flags and this offset of a fragment (RFC 791 3.1).
 pub(super) fn ip_frame(world: &World, protocol: u8, length: u16, flags: u16) -> Result<String> {
     ip_frame_to(world, &world.plan.internet, protocol, length, flags)
 }
@@ -177,13 +181,40 @@ pub(super) fn ip_frame_to(
     length: u16,
     flags: u16,
 ) -> Result<String> {
+    head(world, to, [protocol.into(), length], ["i", &flags.to_string()])
+}
+
+/// An awk program that prints the pieces of the largest pings to the server, one after the other.
+pub(super) fn pieces_of_pings(world: &World) -> Result<(String, usize)> {
+    let flags =
+        format!("i % {PIECES} * {} + (i % {PIECES} < {} ? 8192 : 0)", PIECE_BYTES / 8, PIECES - 1);
+    let number = format!("int(i / {PIECES})");
+    let head = head(world, &world.plan.internet, [1, 20 + PIECE_BYTES], [&number, &flags])?;
+    // An echo request of zeros (RFC 792): its sum is that of its type and its number.
+    let program = format!(
+        "{head} if (!zeros) {{ zeros = \"0000\"; while (length(zeros) < 4096) zeros = zeros zeros; }} \
+         if (i % {PIECES} == 0) printf \"0800%04x0000%04x\", 65535 - 2048 - {number}, {number}; \
+         print substr(zeros, 1, i % {PIECES} ? {} : {});",
+        2 * PIECE_BYTES,
+        2 * (PIECE_BYTES - 8)
+    );
+    Ok((program, usize::from(14 + 20 + PIECE_BYTES)))
+}
+
+/// The same with awk's expressions for the identification and for the flags and the offset.
+fn head(
+    world: &World,
+    to: &str,
+    [protocol, length]: [u16; 2],
+    [number, flags]: [&str; 2],
+) -> Result<String> {
     let mac = world.client_of_plan(CAROL)?.mac.replace(':', "");
     let (own, to) = (hex_address(&world.client_ip(CAROL)?)?, hex_address(to)?);
     // The sum of all other words of the header (RFC 791, RFC 1071).
-    let words = format!("4500{length:04x}{flags:04x}40{protocol:02x}{own}{to}");
+    let words = format!("4500{length:04x}40{protocol:02x}{own}{to}");
     Ok(format!(
-        "s = {} + i; while (s > 65535) s = s - 65535; \
-         printf \"feffffffffff{mac}08004500{length:04x}%04x{flags:04x}40{protocol:02x}%04x{own}{to}\", i, 65535 - s;",
+        "o = {flags}; s = {} + {number} + o; while (s > 65535) s = s - 65535; \
+         printf \"feffffffffff{mac}08004500{length:04x}%04x%04x40{protocol:02x}%04x{own}{to}\", {number}, o, 65535 - s;",
         sum(&words)
     ))
 }
