@@ -86,6 +86,7 @@ impl Machine for XenMachine {
             self.front.next_deadline(),
             self.requests.next_deadline(),
             self.links.next_deadline(),
+            self.store.be_patient(before),
         ];
         // What could not begin is due all the time.
         let least = if is_short { before.saturating_add(SHORT_PAUSE_NS) } else { 0 };
@@ -104,6 +105,7 @@ impl Machine for XenMachine {
         self.now_ns = now;
         // Whoever is to be told anything in this turn is told at its end: one exit for all of them.
         event::hold();
+        self.store.listen(now);
         self.take_port_events();
         self.take_store_messages(now);
         if let Some(_operation) = self.operation(Part::Netback) {

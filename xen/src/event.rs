@@ -217,6 +217,20 @@ impl Channel {
     pub fn mask(&self) {
         mask(&hypercall::shared_info(), self.port);
     }
+
+    /// Holds events back, and lets none of them end a sleep, which a masked one does: to Xen it is pending already, and what
+    /// is pending is not told again (`evtchn_2l_set_pending`). Events until [`Channel::unmute`] are lost.
+    pub(crate) fn mute(&self) {
+        self.mask();
+        let (word, bit) = position(self.port);
+        hypercall::shared_info().fetch_or_u64(EVTCHN_PENDING + word * 8, bit);
+    }
+
+    /// Ends it. The port is masked still: first look for what came in the meantime, then [`Channel::unmask`].
+    pub(crate) fn unmute(&self) {
+        let (word, bit) = position(self.port);
+        hypercall::shared_info().fetch_and_u64(EVTCHN_PENDING + word * 8, !bit);
+    }
 }
 
 impl Drop for Channel {

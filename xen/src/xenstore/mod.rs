@@ -10,6 +10,7 @@
 //! `poll` and no memory.
 #![forbid(unsafe_code)]
 
+mod patience;
 mod token;
 mod transport;
 mod wire;
@@ -21,6 +22,7 @@ use alloc::vec::Vec;
 use crate::event::Channel;
 use crate::shared::SharedPage;
 
+use patience::Patience;
 pub use token::{DirtySet, Owner, Token};
 use transport::{Corrupt, Transport};
 pub use wire::{
@@ -129,6 +131,7 @@ pub struct Client {
     watches: usize,
     health: Health,
     counters: Counters,
+    patience: Patience,
 }
 
 impl Client {
@@ -151,6 +154,7 @@ impl Client {
             watches: 0,
             health: Health::Good,
             counters: Counters::default(),
+            patience: Patience::new(),
         }
     }
 
@@ -236,9 +240,25 @@ impl Client {
             }
         }
         self.has_more = false;
+        self.patience.learn(self.outstanding.is_empty());
         self.flush();
         self.channel.unmask();
         None
+    }
+
+    /// To be called before a sleep at `now` (ns): while answers are due, their events wake nobody until the time that is
+    /// returned, when most of them should be there. After the sleep [`Client::listen`].
+    pub fn be_patient(&mut self, now: u64) -> Option<u64> {
+        let until = self.patience.begin(self.outstanding.len(), now)?;
+        self.channel.mute();
+        Some(until)
+    }
+
+    /// Hears the store again, at `now` (ns). To be followed by [`Client::poll`] until it returns `None`.
+    pub fn listen(&mut self, now: u64) {
+        if self.patience.end(now) {
+            self.channel.unmute();
+        }
     }
 
     /// Whether [`Client::poll`] has to be called again before sleeping: it was left before it returned `None`, so that

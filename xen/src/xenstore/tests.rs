@@ -213,3 +213,49 @@ fn decimal_numbers_are_strict() {
         assert_eq!(decimal_u32(bad.as_bytes()), None, "{bad:?}");
     }
 }
+
+/// A client that has asked for a node, whose answer comes (and is told of) 10 us after `asked`; when it was asked.
+fn answer_on_its_way() -> (Client, u64) {
+    let (mut store, mut client) = client();
+    store.write("domid", "7");
+    while client.poll().is_some() {}
+    crate::event::take_pending(|_| {});
+    client.request(Owner::Platform, Request::Read { path: "domid" }).unwrap();
+    client.flush();
+    let asked = fake::now_ns();
+    fake::at(asked + 10_000, move || {
+        store.serve();
+    });
+    (client, asked)
+}
+
+#[test]
+fn answers_that_are_awaited_wake_nobody() {
+    let (mut client, asked) = answer_on_its_way();
+    let until = client.be_patient(asked).unwrap();
+    crate::event::wait(Some(until));
+    assert_eq!(fake::now_ns(), until);
+    client.listen(until);
+    assert!(matches!(client.poll(), Some(Event::Reply(_))));
+    assert_eq!(client.poll(), None);
+    assert_eq!(client.be_patient(until), None, "nothing is due");
+}
+
+#[test]
+fn others_wake_us_while_answers_are_awaited_and_the_store_is_heard_again() {
+    let (mut client, asked) = answer_on_its_way();
+    let peer = fake::peer(crate::DomId(9));
+    let other = crate::event::Channel::alloc_unbound(peer.domain()).unwrap();
+    let remote = peer.bind(other.port());
+    fake::at(asked + 5_000, move || peer.notify(remote));
+    let until = client.be_patient(asked).unwrap();
+    crate::event::wait(Some(until));
+    assert_eq!(fake::now_ns(), asked + 5_000);
+    client.listen(fake::now_ns());
+    crate::event::take_pending(|port| assert_eq!(port, other.port()));
+    assert_eq!(client.poll(), None);
+    // Without patience the answer wakes us.
+    crate::event::wait(Some(until));
+    assert_eq!(fake::now_ns(), asked + 10_000);
+    assert!(matches!(client.poll(), Some(Event::Reply(_))));
+}
