@@ -212,7 +212,7 @@ fn under_rules(world: &mut World, abuse: &Abuse, rules: &[&str]) -> Result<Strin
     #[expect(clippy::cast_precision_loss, reason = "small constants")]
     let most = CONSOLE_BYTES_AT_ONCE as f64 + CONSOLE_BYTES_A_SECOND as f64 * seconds;
     if part < SHARE || grown as f64 > most {
-        fail!("{said} ({grown} bytes in {seconds:.0} s)");
+        fail!("{said} ({grown} bytes in {seconds:.0} s); {told}");
     }
     let books = before.settle_with(world, SLACK_BYTES)?;
     Ok(format!("{said}; {told}; {books}"))
