@@ -21,8 +21,8 @@ use crate::lab::world::{ACCEPT_ALL, World};
 
 /// Part of its fair share that a client must have under abuse.
 const SHARE: f64 = 0.8;
-/// Turns: an honest client beside B, a hostile one beside B. The medians count.
-const TURNS: usize = 3;
+/// Turns: an honest client beside B, a hostile one beside B. The median of what is kept counts.
+const TURNS: usize = 5;
 /// Seconds of a measurement.
 pub(super) const WINDOW_S: u32 = 8;
 /// For a load or an abuse to get going.
@@ -198,17 +198,23 @@ fn under_rules(world: &mut World, abuse: &Abuse, rules: &[&str]) -> Result<Strin
     steps::page(world, world.client(BOB)?, 0)?;
     steps::page(world, world.client(ALICE)?, 0)?;
     steps::page(world, world.client(CAROL)?, 0)?;
+    // Each by what came just before it: what the host does meanwhile is in both.
+    let shares_of_turns: Vec<f64> =
+        fair.iter().zip(&kept).map(|(fair, kept)| kept / fair.max(1.0)).collect();
+    let each: Vec<String> =
+        shares_of_turns.iter().map(|part| format!("{:.0}", part * 100.0)).collect();
+    let part = median(shares_of_turns);
     let (fair, kept) = (median(fair), median(kept));
-    let part = kept / fair.max(1.0);
     let console = grown as f64 / seconds;
     let said = format!(
-        "B has {:.2} MB/s, {:.0} % of the {:.2} MB/s beside an honest client; its idle connection lives; console {console:.0} B/s",
+        "B has {:.2} MB/s, {:.0} % of its fair share, {:.2} MB/s beside an honest client; its idle connection lives; console {console:.0} B/s",
         kept / 1e6,
         part * 100.0,
         fair / 1e6
     );
     let [before_it, under_it] = shares;
-    let said = format!("{said}; processors: {before_it}, then {under_it}");
+    let said =
+        format!("{said}; by turns {} %; processors: {before_it}, then {under_it}", each.join(", "));
     #[expect(clippy::cast_precision_loss, reason = "small constants")]
     let most = CONSOLE_BYTES_AT_ONCE as f64 + CONSOLE_BYTES_A_SECOND as f64 * seconds;
     if part < SHARE || grown as f64 > most {
