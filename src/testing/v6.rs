@@ -1,6 +1,6 @@
 //! IPv6 packets for tests, put together as in the parent module: nothing here uses the code under test.
 
-use core::net::Ipv6Addr;
+use core::net::{IpAddr, Ipv6Addr};
 
 use rules::{CompiledSet, Family, RuleSet};
 

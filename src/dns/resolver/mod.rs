@@ -139,7 +139,7 @@ impl Resolver {
         out: &mut [u8],
     ) -> Option<usize> {
         let route = self.route?;
-        self.begin(now, route, store);
+        self.begin(now, route, nat, store);
         self.begin_stream(now, nat, store);
         if let Some(len) = self.stream.transmit(out) {
             return Some(len);
@@ -235,8 +235,8 @@ impl Resolver {
     /// When [`Resolver::on_timer`] or [`Resolver::transmit`] has something to do.
     pub(crate) fn next_deadline(&self, store: &Store) -> Option<Instant> {
         self.route?;
-        let is_full = self.queries.iter().all(Option::is_some);
-        let ask = store.next_ask().filter(|_| !is_full);
+        let is_full = || self.queries.iter().all(|place| is_held(place.as_ref(), store));
+        let ask = store.next_ask().filter(|_| !is_full());
         let is_stream_idle = self.stream.is_idle();
         let queries = self.queries.iter().flatten().filter_map(|query| match query.phase {
             Phase::ToSend => Some(Instant::default()),
@@ -253,8 +253,18 @@ impl Resolver {
         self.queries.iter().flatten().any(|query| query.attempt > 0)
     }
 
-    /// Starts questions for names that are due.
-    fn begin(&mut self, now: Instant, route: Route, store: &mut Store) {
+    /// Starts questions for names that are due. What asks for a name that is gone gives its place up.
+    fn begin(&mut self, now: Instant, route: Route, nat: &mut Nat, store: &mut Store) {
+        if store.next_ask().is_none_or(|at| at > now) {
+            return;
+        }
+        for place in &mut self.queries {
+            if !is_held(place.as_ref(), store)
+                && let Some(query) = place.take()
+            {
+                release(query.lease, query.phase, nat);
+            }
+        }
         for place in self.queries.iter_mut().filter(|place| place.is_none()) {
             let (name, known) = loop {
                 let Some(name) = store.take_due(now) else { return };
@@ -386,6 +396,11 @@ impl Resolver {
             }
         }
     }
+}
+
+/// Whether a question has the place that nobody takes from it: that of a name that rules have, or the one on the connection.
+fn is_held(place: Option<&Query>, store: &Store) -> bool {
+    place.is_some_and(|query| query.phase == Phase::Streaming || store.name(query.name).is_some())
 }
 
 fn pause(failures: u8) -> Duration {

@@ -283,6 +283,25 @@ fn questions_on_their_way_are_bounded_and_all_get_their_turn() {
 }
 
 #[test]
+fn a_name_that_is_gone_holds_up_no_other() {
+    let silent: Vec<String> = (0..8).map(|n| format!("n{n}.example.org")).collect();
+    let limits = Limits { names: 10, names_per_client: 10, uses: 10, ..LIMITS };
+    let mut script = Script::with_limits(limits);
+    script.servers(&[FIRST, SECOND]);
+    script.names(CLIENT, &silent.iter().map(String::as_str).collect::<Vec<_>>());
+    let asked = script.all_asked();
+    assert_eq!(asked.len(), 8);
+    let [one, ..] = asked.as_slice() else { panic!("eight") };
+    script.names(CLIENT, &["n1.example.org", "new.example.org"]);
+    assert!(script.dns.next_deadline().unwrap() <= script.now);
+    let again = script.all_asked();
+    let names: Vec<_> = again.iter().map(|asked| asked.name().to_ascii_lowercase()).collect();
+    assert_eq!(names, [b"\x03new\x07example\x03org\0".to_vec()]);
+    // The port is given back with the place.
+    assert_eq!(script.reply(one, &Reply::to(one).a(600, X)), Taken::NotOurs);
+}
+
+#[test]
 fn no_free_port_is_a_failure_like_another() {
     let mut script = Script::new(&[NAME]);
     let mut held = Vec::new();
