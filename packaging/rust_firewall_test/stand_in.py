@@ -1,10 +1,10 @@
 """dom0's programs, as far as the command uses them, strict about their arguments: what they do not know is a failure.
 
-State is a JSON file, named by RUST_FIREWALL_STATE. Two variables point the stand-ins at a firewall that is not simulated;
+State is a JSON file, named by STAND_IN_STATE. Two variables point the stand-ins at a firewall that is not simulated;
 each is a JSON list of words, the beginning of a command:
 
-- RUST_FIREWALL_QREXEC: gets `user:COMMAND`'s COMMAND as one more word, and standard input;
-- RUST_FIREWALL_ON_RULES: gets the name of a qube as one more word, and its new rules on standard input.
+- STAND_IN_QREXEC: gets `user:COMMAND`'s COMMAND as one more word, and standard input;
+- STAND_IN_ON_RULES: gets the name of a qube as one more word, and its new rules on standard input.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def answer(state, call):
 
 def main(program, words):
     """A program of its own process, with the state in a file."""
-    path = os.environ["RUST_FIREWALL_STATE"]
+    path = os.environ["STAND_IN_STATE"]
     with open(path) as file:
         state = json.load(file)
     call = Call(program, words, sys.stdin.buffer.read())
@@ -161,7 +161,7 @@ def _qubesd_query(state, call):
         return 2
     state["takes_sets"] = state.get("takes_sets", 9) - 1
     state["qubes"][words[3]]["firewall"] = lines[:-1] if state.get("forgets_rules") else lines
-    _elsewhere("RUST_FIREWALL_ON_RULES", words[3], call.given)
+    _elsewhere("STAND_IN_ON_RULES", words[3], call.given)
     call.say("0\0")
     return 0
 
@@ -180,7 +180,7 @@ def _qrexec_client(state, call):
     words = call.words
     if len(words) != 3 or words[0] != "-d" or not words[2].startswith("user:QUBESRPC firewall."):
         return call.usage()
-    done = _elsewhere("RUST_FIREWALL_QREXEC", words[2][len("user:") :], call.given)
+    done = _elsewhere("STAND_IN_QREXEC", words[2][len("user:") :], call.given)
     if done is not None:
         call.output += done.stdout
         call.complaint += done.stderr.decode("utf-8", "replace")

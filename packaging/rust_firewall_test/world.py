@@ -120,7 +120,7 @@ class World:
         """Variables for the command: no terminal, no colours, the stand-ins first."""
         kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "TERM")}
         kept.update(
-            PATH=self.programs + os.pathsep + kept.get("PATH", ""), RUST_FIREWALL_STATE=self.file,
+            PATH=self.programs + os.pathsep + kept.get("PATH", ""), STAND_IN_STATE=self.file,
             RUST_FIREWALL_KERNELS=os.path.join(self.folder, "kernels"), PYTHONDONTWRITEBYTECODE="1", COLUMNS="120",
         )
         kept.update(more)

@@ -151,9 +151,9 @@ impl Dom0 {
         line.args(["--timeout", PATIENCE]);
         line.env("PATH", format!("{}:{path}", self.programs.display()))
             .env("PYTHONDONTWRITEBYTECODE", "1")
-            .env("RUST_FIREWALL_STATE", self.folder.join("state.json"))
-            .env("RUST_FIREWALL_ON_RULES", on_rules)
-            .env("RUST_FIREWALL_QREXEC", qrexec)
+            .env("STAND_IN_STATE", self.folder.join("state.json"))
+            .env("STAND_IN_ON_RULES", on_rules)
+            .env("STAND_IN_QREXEC", qrexec)
             .current_dir(&self.folder)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

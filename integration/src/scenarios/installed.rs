@@ -306,9 +306,9 @@ impl Dom0 {
             .doing(|| "cannot make a script executable")?;
         let mut line = self.command("rust-firewall", args);
         line.args(["--timeout", PATIENCE])
-            .env("RUST_FIREWALL_STATE", self.folder.join("rules.json"))
-            .env("RUST_FIREWALL_ON_RULES", json!([on_rules_file]).to_string())
-            .env("RUST_FIREWALL_QREXEC", qrexec(world)?.to_string());
+            .env("STAND_IN_STATE", self.folder.join("rules.json"))
+            .env("STAND_IN_ON_RULES", json!([on_rules_file]).to_string())
+            .env("STAND_IN_QREXEC", qrexec(world)?.to_string());
         finished(line.spawn().doing(|| "cannot run rust-firewall")?, args, status)
     }
 
