@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::ends::{End, until};
 use super::six;
 use super::steps::{self, ALICE, BOB, CAROL, flows_again, need_both};
 use crate::error::Result;
@@ -12,14 +13,6 @@ use crate::lab::world::{ACCEPT_ALL, World};
 
 /// For what takes a moment; generous for a busy host.
 pub const MOMENT: Duration = Duration::from_secs(60);
-
-/// How a domain ends.
-#[derive(Clone, Copy, Debug)]
-enum End {
-    Killed,
-    ShutDown,
-    Crashed,
-}
 
 /// The NetVM is killed and a new one takes its place.
 pub fn netvm_restart(world: &mut World) -> Result<String> {
@@ -42,17 +35,7 @@ fn netvm_ends(world: &mut World, end: End) -> Result<String> {
     flows_again(world, world.client(BOB)?, &server)?;
     let mark = world.firewall()?.console_mark();
     let name = world.netvm(0)?.name.clone();
-    match end {
-        End::Killed => {}
-        End::ShutDown => {
-            world.shutdown(&name)?;
-        }
-        End::Crashed => crash(world, &name)?,
-    }
-    // A crashed one stays as it is until it is destroyed, which Qubes does at once.
-    if !matches!(end, End::ShutDown) {
-        world.destroy(&name)?;
-    }
+    end.befalls(world, &name, |_| Ok(()))?;
     let _ = world.detach_uplink()?;
     world.firewall()?.wait_console_after(&world.lab, mark, "fw: uplink gone", MOMENT)?;
     // Without an uplink the firewall still answers its clients.
@@ -66,26 +49,6 @@ fn netvm_ends(world: &mut World, end: End) -> Result<String> {
     steps::refused(world, world.client(ALICE)?, &server)?;
     six::again(world, BOB)?;
     Ok(format!("traffic {seconds:.1} s after the new NetVM was attached"))
-}
-
-/// Lets a Linux guest's kernel crash, and waits until Xen has seen it.
-pub(super) fn crash(world: &World, name: &str) -> Result<()> {
-    let domain = world.domain(name)?;
-    let line =
-        "(sleep 1; echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &";
-    world.sh(domain, line)?;
-    until_crashed(world, name)
-}
-
-fn until_crashed(world: &World, name: &str) -> Result<()> {
-    let begun = std::time::Instant::now();
-    while world.lab.state(name)? != State::Crashed {
-        if begun.elapsed() > MOMENT {
-            fail!("{name} did not crash: {:?}", world.lab.state(name)?);
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    Ok(())
 }
 
 /// A client's vif is taken away while it runs, and given back: as Qubes does when the client's netvm is set to none and
@@ -209,7 +172,7 @@ fn crash_firewall(world: &World, name: &str) -> Result<()> {
     {
         world.firewall()?.wait_console_after(&world.lab, mark, line, MOMENT)?;
     }
-    until_crashed(world, name)
+    until(world, name, State::Crashed)
 }
 
 fn firewall_ends(world: &mut World, end: End) -> Result<String> {
@@ -235,6 +198,8 @@ fn firewall_ends(world: &mut World, end: End) -> Result<String> {
             crash_firewall(world, &name)?;
             world.destroy(&name)?;
         }
+        // It never does so by itself.
+        End::Rebooted => fail!("no way of the firewall to end"),
     }
     let client = world.client_of_plan(BOB)?.clone();
     // Its backend is gone: xl may complain.

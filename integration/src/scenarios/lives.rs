@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use super::books::Books;
 use super::control;
-use super::lifecycle::{MOMENT, crash};
+use super::ends::End;
+use super::lifecycle::MOMENT;
 use super::loads::Loads;
 use super::six;
 use super::steps::{self, ALICE, BOB, flows_again, need_both};
 use super::witness::{Asks, Restless, SLACK_BYTES, beside, under_load};
 use crate::error::Result;
 use crate::fail;
-use crate::lab::domain::State;
 use crate::lab::world::World;
 
 /// How often a client ends and is started anew.
@@ -20,15 +20,6 @@ const RESTARTS: u32 = 10;
 const PAUSE: Duration = Duration::from_secs(20);
 /// For downloads under emulation to get going.
 const UNDERWAY: Duration = Duration::from_secs(2);
-
-/// How a client's domain ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Killed,
-    Crashed,
-    Rebooted,
-    ShutDown,
-}
 
 /// dom0 kills B while B downloads.
 ///
@@ -84,36 +75,11 @@ fn end(world: &mut World, index: usize, how: End) -> Result<f32> {
     };
     let mark = world.firewall()?.console_mark();
     let begun = Instant::now();
-    match how {
-        End::Killed => world.destroy(&name)?,
-        End::ShutDown => drop(world.shutdown(&name)?),
-        End::Crashed => {
-            crash(world, &name)?;
-            // Its pages are still there, and so is its device.
-            steps::page(world, world.client(ALICE)?, 0)?;
-            world.destroy(&name)?;
-        }
-        End::Rebooted => {
-            let line = "(sleep 1; echo 1 >/proc/sys/kernel/sysrq; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &";
-            world.sh(world.client(index)?, line)?;
-            until_gone(world, &name)?;
-            world.note_end(&name);
-        }
-    }
+    // Its pages are still there, and so is its device.
+    how.befalls(world, &name, |world| steps::page(world, world.client(ALICE)?, 0))?;
     let needle = format!("fw: client gone domid={domid} ");
     world.firewall()?.wait_console_after(&world.lab, mark, &needle, MOMENT)?;
     Ok(begun.elapsed().as_secs_f32())
-}
-
-fn until_gone(world: &World, name: &str) -> Result<()> {
-    let begun = Instant::now();
-    while world.lab.state(name)? != State::Gone {
-        if begun.elapsed() > MOMENT {
-            fail!("{name} is still there: {:?}", world.lab.state(name)?);
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    Ok(())
 }
 
 /// B is paused in the middle of a download, for longer than a look of the firewall at anything of B's takes, and goes on:

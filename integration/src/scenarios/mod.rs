@@ -11,6 +11,7 @@ pub mod books;
 pub mod chain;
 pub mod control;
 pub mod dom0_command;
+mod ends;
 pub mod hidden;
 pub mod hostile;
 pub mod installed;

@@ -1,4 +1,4 @@
-//! A client that sends single frames without end, beside others who have something to do, rests as long as its frames took.
+//! A client that sends single frames without end, beside others who have something to do, rests some times as long as its frames took.
 //!
 //! Round robin is fair between clients that want to send at the same time. It is no help to who receives: frames for him come
 //! from a NetVM that is busy with taking frames, and wait for a firewall that is. What such a client takes of both is their
@@ -12,6 +12,9 @@ use super::FRAME_COST;
 const BURST: u32 = 16;
 /// Others are at work if they have so much of what the client itself has, as a part.
 const OTHERS_SHARE: u64 = 16;
+/// How long a rest is, as a multiple of what the burst's frames took: a client with such frames alone has a quarter of the time,
+/// as others pay more for them than the busiest place shows.
+const REST: u64 = 3;
 /// Work counts half after so long, in nanoseconds.
 const HALF_LIFE_NS: u64 = 16_000_000;
 /// Longest rest, in nanoseconds.
@@ -58,15 +61,14 @@ impl Pace {
         self.rests_until
     }
 
-    /// At the end of a turn that began at `begun`: a burst is followed by a rest that is as long as its frames take, at `frame_ns`
-    /// each, if `others` have work, too.
+    /// At the end of a turn that began at `begun`: a burst is followed by a rest of [`REST`] times what its frames take, at
+    /// `frame_ns` each, if `others` have work, too.
     pub(super) fn end_turn(&mut self, begun: u64, frame_ns: u64, others: u64) {
         let burst = core::mem::take(&mut self.burst);
         if burst < BURST || others < self.recent / OTHERS_SHARE {
             return;
         }
-        // Once for the time that they take, and once for the others.
-        let rest = frame_ns.saturating_mul(burst.into()).saturating_mul(2).min(MOST_REST_NS);
+        let rest = frame_ns.saturating_mul(burst.into()).saturating_mul(REST).min(MOST_REST_NS);
         self.rests_until = Some(begun.saturating_add(rest));
     }
 
@@ -111,7 +113,7 @@ mod tests {
         let mut pace = burst(40);
         let others = pace.recent();
         pace.end_turn(1_000, FRAME_NS, others);
-        let end = 1_000 + 40 * FRAME_NS * 2;
+        let end = 1_000 + 40 * FRAME_NS * REST;
         assert_eq!(pace.deadline(), Some(end));
         pace.wake_if_due(end - 1);
         assert!(pace.rests());

@@ -575,7 +575,7 @@ fn who_floods_rests_while_others_have_work_and_they_do_not() {
     let vifs: Vec<VifId> = rig.frames.drain(..).map(|frame| frame.vif).collect();
     assert_eq!(vifs, [vif_b; 3], "nothing is taken from who rests");
     assert!(!rig.back.has_work(), "so the loop can sleep");
-    let end = fake::now_ns() + 20 * MS / 4 * 2;
+    let end = fake::now_ns() + 20 * MS / 4 * 3;
     assert_eq!(rig.back.next_deadline(), Some(end));
     fake::advance_ns(end - fake::now_ns());
     rig.turn();
