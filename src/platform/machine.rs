@@ -141,6 +141,7 @@ impl Machine for XenMachine {
         self.front.receive(UPLINK_FRAMES_PER_TURN, self.now_ns);
         let [_, from_uplink, ..] = &mut self.batches;
         let frames = self.front.frames();
+        self.brought = frames;
         if frames > 0 {
             *from_uplink += 1;
             postmortem::note(What::FromUplink, [frames as u64, 0]);
@@ -239,9 +240,12 @@ impl Machine for XenMachine {
         *to_uplink += u64::from(has_uplink);
         self.back.flush(now);
         self.front.flush(now);
-        // What a client's frame takes: our time in this turn, or the NetVM's.
-        if let Some(taken) = NonZero::new(core::mem::take(&mut self.taken) as u64) {
-            let own_ns = time::system_time_ns().saturating_sub(now) / taken;
+        // What a client's frame takes: its part of our time in this turn, or the NetVM's.
+        let (taken, brought) =
+            (core::mem::take(&mut self.taken), core::mem::take(&mut self.brought));
+        if let Some(taken) = NonZero::new(taken as u64) {
+            let frames = taken.saturating_add(brought as u64);
+            let own_ns = time::system_time_ns().saturating_sub(now) / frames;
             self.back.rest(now, own_ns.max(self.front.slot_ns()));
         }
         if let Some(_operation) = self.operation(Part::Links) {

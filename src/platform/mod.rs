@@ -112,6 +112,8 @@ pub struct XenMachine {
     is_short: bool,
     /// Frames that were taken from clients in this turn.
     taken: usize,
+    /// Frames that the uplink brought in this turn.
+    brought: usize,
     /// Turns with frames of each kind, as [`Effort`] has them.
     batches: [u64; 4],
     /// Frames were sent to a client, to the uplink, in this turn.
@@ -150,6 +152,7 @@ impl XenMachine {
             is_starved: false,
             is_short: false,
             taken: 0,
+            brought: 0,
             batches: [0; 4],
             has_sent: [false; 2],
             unsent: Unsent::NAMES.map(|name| (name, 0)),

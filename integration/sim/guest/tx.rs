@@ -17,7 +17,7 @@ const BATCH: usize = 128;
 /// Frames of a flood: the ring has room for them, and the uplink.
 const FLOOD: usize = 200;
 /// For so long nobody reads the ring of a client that has just sent many frames, in milliseconds, at most.
-const MOST_REST_MS: u64 = 20;
+const MOST_REST_MS: u64 = 50;
 
 /// Where Xen's ring.h has the producer index of requests: at the start.
 fn set_producer(visit: &Visit, value: u32) {
@@ -125,6 +125,8 @@ pub(super) fn index_goes_back(world: &mut World, visit: &mut Visit) -> Effect {
     visit.fill(count);
     world.turns(turns)?;
     set_producer(visit, producer(visit).wrapping_sub(by));
+    // While the guest rests nobody looks at its ring.
+    world.pass(MOST_REST_MS)?;
     visit.must_close(world, &format!("an index that goes back by {by}"))
 }
 
@@ -302,11 +304,12 @@ pub(super) fn flood(world: &mut World, visit: &mut Visit) -> Effect {
     }
     let mut answered = taken;
     for _ in 0..FLOOD {
-        world.turns(1)?;
+        world.pass(MOST_REST_MS)?;
         world.take_sent()?;
         answered += visit.statuses().len();
         if answered >= FLOOD {
-            world.pass(MOST_REST_MS)?;
+            // What it still owes is two rests at most.
+            world.pass(2 * MOST_REST_MS)?;
             return Ok(true);
         }
     }

@@ -9,8 +9,7 @@ use crate::lab::world::{ACCEPT_ALL, World};
 pub fn without_netvm(world: &mut World) -> Result<String> {
     world.clear()?;
     world.need_firewall(None)?;
-    let ready =
-        world.firewall()?.wait_console(&world.lab, "fw: ready", super::lifecycle::MOMENT)?;
+    let ready = world.firewall()?.wait_console(&world.lab, "fw: ready", super::MOMENT)?;
     let name = world.plan.firewall.name.clone();
     let log = world.firewall()?.console();
     if log.contains("fw: uplink connected") {

@@ -1,6 +1,6 @@
 //! A firewall of ours behind another one of ours, which may be behind a Linux one: what Qubes calls a proxy VM.
 
-use super::lifecycle::MOMENT;
+use super::MOMENT;
 use super::six;
 use super::steps::{self, ALICE, BOB, flows_again};
 use crate::error::Result;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::lifecycle::MOMENT;
+use super::MOMENT;
 use crate::error::Result;
 use crate::fail;
 use crate::lab::domain::State;

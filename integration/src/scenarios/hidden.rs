@@ -54,8 +54,7 @@ pub fn two_clients_with_one_address(world: &mut World) -> Result<String> {
 /// When one of them does not work, or the NetVM sees what the other firewall should hide.
 pub fn firewall_with_a_hidden_address(world: &mut World) -> Result<String> {
     need_all(world)?;
-    let line =
-        world.firewall()?.wait_console(&world.lab, "fw: config ip=", super::lifecycle::MOMENT)?;
+    let line = world.firewall()?.wait_console(&world.lab, "fw: config ip=", super::MOMENT)?;
     let own = &world.plan.firewall.ip;
     if steps::field(&line, "ip") != Some(own) {
         fail!("the firewall should believe in {own}: {line}");

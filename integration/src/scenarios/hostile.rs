@@ -99,7 +99,7 @@ pub fn broken_directory(world: &mut World) -> Result<String> {
         };
         let needle = format!("fw: client refused domid={} ", broken.domid);
         let refused = world.lab.sh(&format!("{edit} && {start}")).and_then(|_| {
-            let moment = super::lifecycle::MOMENT;
+            let moment = super::MOMENT;
             world.firewall()?.wait_console_after(&world.lab, mark, &needle, moment)
         });
         let served = steps::page(world, world.client(ALICE)?, 0)

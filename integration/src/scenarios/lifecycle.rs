@@ -3,16 +3,13 @@
 use std::time::Duration;
 
 use super::ends::{End, until};
-use super::six;
 use super::steps::{self, ALICE, BOB, CAROL, flows_again, need_both};
+use super::{MOMENT, six};
 use crate::error::Result;
 use crate::fail;
 use crate::lab::domain::State;
 use crate::lab::guests::PART;
 use crate::lab::world::{ACCEPT_ALL, World};
-
-/// For what takes a moment; generous for a busy host.
-pub const MOMENT: Duration = Duration::from_secs(60);
 
 /// The NetVM is killed and a new one takes its place.
 pub fn netvm_restart(world: &mut World) -> Result<String> {
@@ -151,17 +148,20 @@ pub fn stuck_twin(world: &mut World) -> Result<String> {
 
 /// The firewall dies and a new one takes its place; dom0 attaches the vifs of the clients that run.
 pub fn firewall_restart(world: &mut World) -> Result<String> {
-    firewall_ends(world, End::Killed)
+    firewall_ends(world, |world, name| world.destroy(name))
 }
 
 /// The same after a shutdown that was asked for while a client runs.
 pub fn firewall_shutdown(world: &mut World) -> Result<String> {
-    firewall_ends(world, End::ShutDown)
+    firewall_ends(world, |world, name| shut_down_firewall(world, name).map(drop))
 }
 
 /// The same after it stopped itself: what it does not expect from Xen ends it with a reason, and with it all traffic.
 pub fn firewall_crash(world: &mut World) -> Result<String> {
-    firewall_ends(world, End::Crashed)
+    firewall_ends(world, |world, name| {
+        crash_firewall(world, name)?;
+        world.destroy(name)
+    })
 }
 
 /// Gives the firewall an interrupt that it has no use for, and waits until Xen has seen it stop.
@@ -175,7 +175,7 @@ fn crash_firewall(world: &World, name: &str) -> Result<()> {
     until(world, name, State::Crashed)
 }
 
-fn firewall_ends(world: &mut World, end: End) -> Result<String> {
+fn firewall_ends(world: &mut World, end: fn(&mut World, &str) -> Result<()>) -> Result<String> {
     world.need_rules(BOB, ACCEPT_ALL)?;
     world.need_firewall(Some(0))?;
     world.need_client(BOB)?;
@@ -189,18 +189,7 @@ fn firewall_ends(world: &mut World, end: End) -> Result<String> {
         world.destroy(&other)?;
     }
     let name = world.plan.firewall.name.clone();
-    match end {
-        End::ShutDown => {
-            shut_down_firewall(world, &name)?;
-        }
-        End::Killed => world.destroy(&name)?,
-        End::Crashed => {
-            crash_firewall(world, &name)?;
-            world.destroy(&name)?;
-        }
-        // It never does so by itself.
-        End::Rebooted => fail!("no way of the firewall to end"),
-    }
+    end(world, &name)?;
     let client = world.client_of_plan(BOB)?.clone();
     // Its backend is gone: xl may complain.
     world.lab.detach_vif(&client.name, client.devid)?;

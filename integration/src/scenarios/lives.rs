@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::MOMENT;
 use super::books::Books;
 use super::control;
 use super::ends::End;
-use super::lifecycle::MOMENT;
 use super::loads::Loads;
 use super::six;
 use super::steps::{self, ALICE, BOB, flows_again, need_both};

@@ -30,12 +30,17 @@ pub mod traffic;
 pub mod witness;
 pub mod xenbus;
 
+use std::time::Duration;
+
 use self::witness::Asks::{Gateway, Server};
 use self::witness::{beside, keeping_books, under_load};
 use crate::error::Result;
 use crate::lab::plan::Plan;
 use crate::lab::qemu::MachineOptions;
 use crate::lab::world::World;
+
+/// For what takes a moment; generous for a busy host.
+const MOMENT: Duration = Duration::from_secs(60);
 
 /// One thing that must hold.
 pub struct Scenario {

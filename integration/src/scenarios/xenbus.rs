@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::lifecycle::MOMENT;
+use super::MOMENT;
 use super::steps::{self, ALICE, BOB, CAROL, flows_again, need_both};
 use crate::error::Result;
 use crate::fail;

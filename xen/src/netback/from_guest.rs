@@ -53,6 +53,8 @@ pub(super) enum Drained {
     Full,
     /// The budget ended, or too many frames wait.
     Spent,
+    /// The client rests, or has sent what one may send at once.
+    Rests,
     /// No page is free.
     NoPage,
 }
@@ -123,6 +125,9 @@ impl FromGuest {
                 return Ok(Drained::Empty);
             }
             link.note_work();
+            if link.pace.rests() {
+                return Ok(Drained::Rests);
+            }
             let is_spent = link.credit <= 0 && !is_planted(Defect::ClientBudgetIgnored);
             if is_spent || budget.total < self.least_budget || self.room() == 0 {
                 return Ok(Drained::Spent);

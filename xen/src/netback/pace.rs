@@ -1,24 +1,28 @@
-//! A client that sends single frames without end, beside others who have something to do, rests some times as long as its frames took.
+//! What a client that sends single frames may take of the busiest place, beside others who have something to do.
 //!
 //! Round robin is fair between clients that want to send at the same time. It is no help to who receives: frames for him come
 //! from a NetVM that is busy with taking frames, and wait for a firewall that is. What such a client takes of both is their
-//! time, by the number of its frames; so after a burst its ring is left alone for a while. Super-frames are no burst: whoever
-//! sends those is slowed down by its own congestion control.
+//! time, by the number of its frames. So it owes others some times as long as its frames take; passing time pays that off,
+//! and while it owes more than for a few frames its ring is left alone. Super-frames count for nothing here: whoever sends
+//! those is slowed down by its own congestion control.
 #![forbid(unsafe_code)]
 
 use super::FRAME_COST;
 
-/// Frames in one turn that are a burst: fewer are what a call, a game or acknowledgements need.
+/// Single frames that may be taken at once beside others, and for which nobody rests: a call, a game or acknowledgements
+/// need no more.
 const BURST: u32 = 16;
 /// Others are at work if they have so much of what the client itself has, as a part.
 const OTHERS_SHARE: u64 = 16;
-/// How long a rest is, as a multiple of what the burst's frames took: a client with such frames alone has a quarter of the time,
-/// as others pay more for them than the busiest place shows.
-const REST: u64 = 3;
+/// The part of the time that single frames of one client may take: one of so many. Others pay more for them than the busiest
+/// place shows, as a NetVM is not done with a frame when it has answered it.
+const PART: u64 = 3;
 /// Work counts half after so long, in nanoseconds.
 const HALF_LIFE_NS: u64 = 16_000_000;
 /// Longest rest, in nanoseconds.
-const MOST_REST_NS: u64 = 20_000_000;
+const MOST_REST_NS: u64 = 50_000_000;
+/// The most that a client owes, in nanoseconds.
+const MOST_OWED_NS: u64 = 2 * MOST_REST_NS;
 
 /// The work of one client, as far as it is recent.
 #[derive(Debug, Default)]
@@ -27,6 +31,11 @@ pub(super) struct Pace {
     burst: u32,
     /// Bytes in both directions, each frame for some more.
     recent: u64,
+    /// Others were at work in the last turn with frames.
+    is_beside: bool,
+    /// What is owed to others, in nanoseconds, at the time `looked`.
+    owed: u64,
+    looked: u64,
     rests_until: Option<u64>,
 }
 
@@ -45,9 +54,9 @@ impl Pace {
         self.recent
     }
 
-    /// Whether nothing is taken from the client.
+    /// Whether nothing more is taken from the client for now.
     pub(super) fn rests(&self) -> bool {
-        self.rests_until.is_some()
+        self.rests_until.is_some() || (self.is_beside && self.burst >= BURST)
     }
 
     /// Ends a rest that is over at `now`, or that is too long for one: then the clock was set back.
@@ -61,15 +70,27 @@ impl Pace {
         self.rests_until
     }
 
-    /// At the end of a turn that began at `begun`: a burst is followed by a rest of [`REST`] times what its frames take, at
-    /// `frame_ns` each, if `others` have work, too.
+    /// At the end of a turn that began at `begun`, in which a frame took `frame_ns`: what the client sent is owed if `others`
+    /// have work, too.
     pub(super) fn end_turn(&mut self, begun: u64, frame_ns: u64, others: u64) {
         let burst = core::mem::take(&mut self.burst);
-        if burst < BURST || others < self.recent / OTHERS_SHARE {
+        let passed = begun.saturating_sub(core::mem::replace(&mut self.looked, begun));
+        self.owed = self.owed.saturating_sub(passed);
+        self.is_beside = others > 0 && others >= self.recent / OTHERS_SHARE;
+        if !self.is_beside {
+            self.owed = 0;
             return;
         }
-        let rest = frame_ns.saturating_mul(burst.into()).saturating_mul(REST).min(MOST_REST_NS);
-        self.rests_until = Some(begun.saturating_add(rest));
+        if burst == 0 {
+            return;
+        }
+        let price = frame_ns.saturating_mul(PART);
+        let owed = self.owed.saturating_add(price.saturating_mul(burst.into()));
+        self.owed = owed.min(MOST_OWED_NS);
+        let most = price.saturating_mul(BURST.into()).min(MOST_REST_NS);
+        if price > 0 && self.owed >= most {
+            self.rests_until = Some(begun.saturating_add(self.owed.min(MOST_REST_NS)));
+        }
     }
 
     fn age(&mut self) {
@@ -113,7 +134,7 @@ mod tests {
         let mut pace = burst(40);
         let others = pace.recent();
         pace.end_turn(1_000, FRAME_NS, others);
-        let end = 1_000 + 40 * FRAME_NS * REST;
+        let end = 1_000 + 40 * FRAME_NS * PART;
         assert_eq!(pace.deadline(), Some(end));
         pace.wake_if_due(end - 1);
         assert!(pace.rests());
@@ -129,6 +150,54 @@ mod tests {
             let mut pace = burst(frames);
             pace.end_turn(0, FRAME_NS, others);
             assert!(!pace.rests(), "{frames} beside {others}");
+        }
+    }
+
+    #[test]
+    fn beside_others_no_more_is_taken_at_once_than_a_burst() {
+        let mut pace = burst(1);
+        pace.end_turn(0, FRAME_NS, 1 << 40);
+        for _ in 1..BURST {
+            pace.note_single();
+            assert!(!pace.rests());
+        }
+        pace.note_single();
+        assert!(pace.rests());
+        pace.end_turn(0, FRAME_NS, 0);
+        assert!(!pace.rests(), "alone again, nothing is owed");
+        pace.burst = 256;
+        assert!(!pace.rests());
+    }
+
+    /// Whatever the size of its bursts, a client with single frames has its part of the time and no more.
+    #[test]
+    fn who_sends_a_little_less_than_a_burst_each_time_owes_it_as_well() {
+        for burst in 1..=BURST {
+            let (mut pace, mut now, mut taken) = (Pace::default(), 0, 0);
+            while now < 10_000_000_000 {
+                pace.wake_if_due(now);
+                if !pace.rests() {
+                    pace.burst = burst;
+                    taken += u64::from(burst);
+                    pace.end_turn(now, FRAME_NS, 1 << 40);
+                }
+                now += FRAME_NS;
+            }
+            let most = now / (PART * FRAME_NS);
+            assert!(
+                (most - 1..=most + u64::from(2 * BURST)).contains(&taken),
+                "{burst}: {taken} of {most}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_owed_is_paid_off_by_time() {
+        let mut pace = Pace::default();
+        for turn in 1..100 {
+            pace.burst = 10;
+            pace.end_turn(turn * 10 * FRAME_NS * PART, FRAME_NS, 1 << 40);
+            assert!(!pace.rests());
         }
     }
 

@@ -55,6 +55,7 @@ impl Backend {
                     break link.settle(now).map(|()| false);
                 }
                 Ok(Drained::Full) => self.complete(),
+                Ok(Drained::Rests) => break Ok(false),
                 Ok(Drained::Spent) => {
                     // With credit left it was the whole that ended.
                     self.cut_off = (link.credit > 0).then_some(slot);
