@@ -157,7 +157,7 @@ impl Machine for XenMachine {
         self.front.demand(self.back.has_work());
         let [from_clients, ..] = &mut self.batches;
         let frames = self.back.frames();
-        self.taken = frames;
+        self.taken = self.back.taken();
         if frames > 0 {
             *from_clients += 1;
             postmortem::note(What::FromClients, [frames as u64, 0]);

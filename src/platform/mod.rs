@@ -110,7 +110,7 @@ pub struct XenMachine {
     is_starved: bool,
     /// Work could not begin for want of memory in this turn.
     is_short: bool,
-    /// Frames that were taken from clients in this turn.
+    /// Packets that were taken from clients in this turn, those included that came to nothing.
     taken: usize,
     /// Frames that the uplink brought in this turn.
     brought: usize,

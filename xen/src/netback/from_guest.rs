@@ -73,6 +73,8 @@ struct Job {
 pub(super) struct FromGuest {
     jobs: Vec<Job>,
     received: VecDeque<Frame>,
+    /// Packets taken off the rings since [`FromGuest::begin`].
+    taken: usize,
     assembler: Assembler,
     /// Pages for the packet in hand, beyond its first.
     pages: Vec<Page>,
@@ -90,11 +92,20 @@ impl FromGuest {
         FromGuest {
             jobs: Vec::with_capacity(MAX_FRAMES),
             received: VecDeque::with_capacity(MAX_FRAMES),
+            taken: 0,
             assembler: Assembler::new(limits),
             pages: Vec::with_capacity(MAX_CHAIN_PAGES),
             largest,
             least_budget: config.least_budget(),
         }
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.taken = 0;
+    }
+
+    pub(super) fn taken(&self) -> usize {
+        self.taken
     }
 
     pub(super) fn frames(&self) -> usize {
@@ -152,6 +163,7 @@ impl FromGuest {
     ) -> Result<usize, CloseReason> {
         let (ring, page) = link.tx();
         let Some(first) = ring.take(page) else { return Ok(1) };
+        self.taken = self.taken.saturating_add(1);
         let assembled = self.assembler.assemble(&first, || ring.take(page));
         match assembled.map_err(CloseReason::Slots)? {
             Assembled::Drop(packet, reason) => {

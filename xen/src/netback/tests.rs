@@ -542,8 +542,33 @@ fn budgets_are_kept_and_nobody_is_starved() {
 /// A turn in which the loop says how long a frame took.
 fn turn_with_rest(rig: &mut Rig, frame_ns: u64) -> usize {
     rig.turn();
-    rig.back.rest(fake::now_ns(), frame_ns);
+    if rig.back.taken() > 0 {
+        rig.back.rest(fake::now_ns(), frame_ns);
+    }
     core::mem::take(&mut rig.frames).len()
+}
+
+#[test]
+fn requests_that_come_to_nothing_are_a_burst_as_well_and_stall_nobody() {
+    let mut rig = Rig::new();
+    let ((mut a, _), (mut b, vif_b)) = (rig.connect(A), rig.connect(B));
+    b.post(8);
+    for _ in 0..4 {
+        rig.back.send(vif_b, Chain::new(Page::alloc().unwrap(), 1500), Offload::NONE).unwrap();
+    }
+    a.send(&frame(60), TxFlags(0));
+    assert_eq!(turn_with_rest(&mut rig, MS / 10), 1, "beside another");
+    a.responses();
+    for id in 0..20 {
+        let (gref, flags) = (GrantRef(600), TxFlags(0));
+        a.write_slot(&TxRequest { gref, offset: 0, flags, id, size: 60 }.encode());
+    }
+    a.push_tx();
+    assert_eq!(turn_with_rest(&mut rig, MS / 10), 0);
+    assert_eq!(a.responses().len(), 16);
+    fake::advance_ns(10 * MS);
+    assert_eq!(turn_with_rest(&mut rig, MS / 10), 0);
+    assert_eq!(a.responses(), [16, 17, 18, 19].map(|id| TxResponse { id, status: STATUS_ERROR }));
 }
 
 #[test]

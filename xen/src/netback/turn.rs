@@ -9,6 +9,7 @@ impl Backend {
     pub fn receive(&mut self, budget: Budget, now: u64) {
         self.now = now;
         self.starved = None;
+        self.from.begin();
         self.pump_all(now);
         let mut total = budget.total;
         let bound = self.vifs.bound();
@@ -76,8 +77,13 @@ impl Backend {
         })
     }
 
-    /// At the end of a turn that began at `begun` (ns) and in which a client's frame took `frame_ns` of whatever is busiest:
-    /// clients that sent many rest for a while if others have work, too.
+    /// Packets that the last [`Backend::receive`] took off the rings, those included that came to nothing.
+    pub fn taken(&self) -> usize {
+        self.from.taken()
+    }
+
+    /// At the end of a turn that began at `begun` (ns), took packets and in which a client's frame took `frame_ns` of whatever
+    /// is busiest: clients that sent many rest for a while if others have work, too.
     pub fn rest(&mut self, begun: u64, frame_ns: u64) {
         let links = || self.vifs.iter().filter_map(|(_, vif)| vif.link.as_ref());
         let all = links().map(|link| link.pace.recent()).fold(0, u64::saturating_add);
