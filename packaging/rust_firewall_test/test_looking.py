@@ -90,6 +90,8 @@ class Top(unittest.TestCase):
         child = subprocess.Popen(
             [sys.executable, "-S", "-B", COMMAND] + words, stdin=slave, stdout=slave, stderr=slave,
             env=world.environment(TERM="xterm", **more), start_new_session=True,
+            # A shell without job control has what it starts in the background ignore Ctrl-C, tests included.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(slave)
         shown, deadline = b"", time.monotonic() + 30
