@@ -8,7 +8,7 @@
 //!   (`xenbus::backend_action`) and deed
 //! * `link`: the mapped rings and the event channel of one connection
 //! * `from_guest`, `to_guest`: the two directions, which share a batch of grant copies
-//! * `turn`: whose frames are taken, in rounds; `pace`: who rests after a burst
+//! * `turn`: whose frames are taken, in rounds; `pace`: what single frames owe to others
 //!
 //! # In the event loop
 //! Nothing here waits. One turn of the loop is:
