@@ -1,8 +1,8 @@
 //! The C functions that the precompiled core library and the compiler call, in the image only.
 //!
 //! Long blocks use string instructions, eight bytes a step: microcode moves those as fast as single bytes, an emulator eight
-//! times as fast. These take their time to begin, so blocks of up to 256 bytes (most that is moved here are values) go
-//! through a register of 16 bytes, and the shortest are a few loads and then a few stores. A loop written in Rust would be
+//! times as fast. These take their time to begin, so blocks of up to 1,024 bytes (most that is moved here are values) go
+//! through registers of 16 bytes, four in a step: each step is a jump, which an emulator has to follow. The shortest are a few loads and then a few stores. A loop written in Rust would be
 //! recognised as `memcpy` and call itself.
 
 use core::arch::asm;
@@ -16,6 +16,7 @@ unsafe extern "C" fn memcpy(dest: *mut u8, source: *const u8, len: usize) -> *mu
     unsafe {
         match len {
             0..=SHORT => copy_short(dest, source, len),
+            _ if len <= 64 => copy_quarters(dest, source, len),
             _ if len <= MEDIUM => copy_medium(dest, source, len),
             _ => copy_up(dest, source, len),
         }
@@ -67,18 +68,30 @@ unsafe extern "C" fn memset(dest: *mut u8, value: c_int, len: usize) -> *mut u8 
             4..=7 => set_ends(dest, eight as u32, len),
             8..=15 => set_ends(dest, eight, len),
             16..=SHORT => set_ends(dest, u128::from(eight) << 64 | u128::from(eight), len),
+            _ if len <= 64 => {
+                let value = u128::from(eight) << 64 | u128::from(eight);
+                for at in quarters(len) {
+                    dest.add(at).cast::<u128>().write_unaligned(value);
+                }
+            }
             _ if len <= MEDIUM => {
                 asm!(
                     "movq {one}, {eight}",
                     "punpcklqdq {one}, {one}",
                     "2:",
                     "movups [{dest} + {at}], {one}",
-                    "add {at}, 16",
+                    "movups [{dest} + {at} + 16], {one}",
+                    "movups [{dest} + {at} + 32], {one}",
+                    "movups [{dest} + {at} + 48], {one}",
+                    "add {at}, 64",
                     "cmp {at}, {last}",
                     "jb 2b",
                     "movups [{dest} + {last}], {one}",
+                    "movups [{dest} + {last} + 16], {one}",
+                    "movups [{dest} + {last} + 32], {one}",
+                    "movups [{dest} + {last} + 48], {one}",
                     one = out(xmm_reg) _, eight = in(reg) eight, dest = in(reg) dest,
-                    at = inout(reg) 0usize => _, last = in(reg) len - 16, options(nostack));
+                    at = inout(reg) 0usize => _, last = in(reg) len - 64, options(nostack));
             }
             _ => {
                 asm!("rep stosq", inout("rcx") len / 8 => _, inout("rdi") dest => _, in("rax") eight,
@@ -144,7 +157,7 @@ unsafe extern "C" fn strlen(text: *const c_char) -> usize {
 /// Longest block that two loads and two stores move.
 const SHORT: usize = 32;
 /// Longest block without a string instruction.
-const MEDIUM: usize = 256;
+const MEDIUM: usize = 1024;
 
 /// # Safety
 /// As `memmove`; `len` at most [`SHORT`].
@@ -199,25 +212,56 @@ unsafe fn set_ends<T: Copy>(dest: *mut u8, value: T, len: usize) {
     }
 }
 
-/// Steps of 16 bytes; the last ones, which the steps may not reach, are read before all others and written after them.
+/// Where four values of 16 bytes cover a block of 33 to 64 bytes.
+fn quarters(len: usize) -> [usize; 4] {
+    [0, 16, len - 32, len - 16]
+}
+
+/// # Safety
+/// As `memcpy`; `len` from 33 to 64.
+#[inline]
+unsafe fn copy_quarters(dest: *mut u8, source: *const u8, len: usize) {
+    // SAFETY: the caller's: each value lies within the block.
+    unsafe {
+        let values = quarters(len).map(|at| source.add(at).cast::<u128>().read_unaligned());
+        for (at, value) in quarters(len).into_iter().zip(values) {
+            dest.add(at).cast::<u128>().write_unaligned(value);
+        }
+    }
+}
+
+/// Steps of 64 bytes, and the last 64, which the steps may not reach.
 ///
 /// # Safety
-/// As `memcpy`, but `dest` may also lie below an overlapping `source`; `len` more than 16.
+/// As `memcpy`; `len` more than 64.
 #[inline]
 unsafe fn copy_medium(dest: *mut u8, source: *const u8, len: usize) {
-    // SAFETY: the caller's: `at` stays below `last`, which is `len - 16`.
+    // SAFETY: the caller's: `at` stays below `last`, which is `len - 64`.
     unsafe {
         asm!(
-            "movups {end}, [{source} + {last}]",
             "2:",
-            "movups {one}, [{source} + {at}]",
-            "movups [{dest} + {at}], {one}",
-            "add {at}, 16",
+            "movups {a}, [{source} + {at}]",
+            "movups {b}, [{source} + {at} + 16]",
+            "movups {c}, [{source} + {at} + 32]",
+            "movups {d}, [{source} + {at} + 48]",
+            "movups [{dest} + {at}], {a}",
+            "movups [{dest} + {at} + 16], {b}",
+            "movups [{dest} + {at} + 32], {c}",
+            "movups [{dest} + {at} + 48], {d}",
+            "add {at}, 64",
             "cmp {at}, {last}",
             "jb 2b",
-            "movups [{dest} + {last}], {end}",
-            end = out(xmm_reg) _, one = out(xmm_reg) _, source = in(reg) source, dest = in(reg) dest,
-            at = inout(reg) 0usize => _, last = in(reg) len - 16, options(nostack));
+            "movups {a}, [{source} + {last}]",
+            "movups {b}, [{source} + {last} + 16]",
+            "movups {c}, [{source} + {last} + 32]",
+            "movups {d}, [{source} + {last} + 48]",
+            "movups [{dest} + {last}], {a}",
+            "movups [{dest} + {last} + 16], {b}",
+            "movups [{dest} + {last} + 32], {c}",
+            "movups [{dest} + {last} + 48], {d}",
+            a = out(xmm_reg) _, b = out(xmm_reg) _, c = out(xmm_reg) _, d = out(xmm_reg) _,
+            source = in(reg) source, dest = in(reg) dest,
+            at = inout(reg) 0usize => _, last = in(reg) len - 64, options(nostack));
     }
 }
 
@@ -245,7 +289,7 @@ mod tests {
 
     /// Around every bound between two ways, and a page.
     fn lengths() -> impl Iterator<Item = usize> {
-        (0..300).chain([511, 512, 513, 519, 520, 4095, 4096, 4097])
+        (0..300).chain([511, 512, 513, 519, 520, 1023, 1024, 1025, 1031, 1032, 4095, 4096, 4097])
     }
 
     fn bytes(count: usize) -> Vec<u8> {
