@@ -247,6 +247,7 @@ impl Machine for XenMachine {
             let frames = taken.saturating_add(brought as u64);
             let own_ns = time::system_time_ns().saturating_sub(now) / frames;
             self.back.rest(now, own_ns.max(self.front.slot_ns()));
+            self.front.alone(self.back.is_one_alone(now));
         }
         if let Some(_operation) = self.operation(Part::Links) {
             self.take_device_events();

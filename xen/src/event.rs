@@ -93,6 +93,8 @@ global! {
 const MAX_LIVELY: usize = 6;
 /// Longest nap, in nanoseconds.
 const NAP_NS: u64 = 2_000_000;
+/// The same before a deadline: two sleeps cost more than the rest of the time is worth.
+const LONG_NAP_NS: u64 = 12_000_000;
 
 /// Ports that had an event since the last sleep that was not a nap.
 ///
@@ -310,6 +312,7 @@ pub fn wait_from(deadline: Option<u64>, now: u64) {
     let lively = LIVELY.with(|lively| lively.open(&shared, &mut list));
     if !lively.is_empty() {
         let over = now.saturating_add(NAP_NS);
+        let over = deadline.filter(|due| *due <= now.saturating_add(LONG_NAP_NS)).unwrap_or(over);
         sleep(lively, Some(deadline.map_or(over, |deadline| deadline.min(over))));
         if shared.load_u64(PENDING_SEL) != 0 {
             return;

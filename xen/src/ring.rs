@@ -239,6 +239,11 @@ impl<const E: usize> FrontRing<E> {
         self.req_prod = self.req_prod.wrapping_add(1);
     }
 
+    /// Whether requests were written that are not published yet.
+    pub fn has_unpublished(&self) -> bool {
+        self.req_published != self.req_prod
+    }
+
     /// Publishes the requests written so far.
     pub fn push(&mut self, page: &SharedPage) -> Notify {
         let old = self.req_published;

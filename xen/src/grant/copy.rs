@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use thiserror::Error;
 
+use super::places::{Place, Places};
 use crate::abi::grant_table::{COPY_DEST_GREF, COPY_SOURCE_GREF, CopySide, GrantCopy, GrantStatus};
 use crate::abi::{DomId, GrantRef};
 use crate::counts;
@@ -41,12 +42,16 @@ pub enum CopyStatus {
 
 /// Many copies in one hypercall. Owns the pages while they wait.
 ///
+/// Xen looks each page up that an operation names, unless the one before named the same. So the first bytes of a job, if they
+/// are few, come or go by way of a page that many jobs share (`places`), and are moved between it and their own here.
+///
 /// Capacity is fixed at creation; nothing is allocated afterwards. Use: `begin` a job with its page, add operations,
 /// repeat, `run`, `finish`.
 #[derive(Debug)]
 pub struct CopyBatch {
     jobs: Vec<Job>,
     ops: Vec<GrantCopy>,
+    places: Places,
     max_jobs: usize,
     max_ops: usize,
 }
@@ -57,6 +62,8 @@ struct Job {
     tag: u64,
     /// Operations of the jobs up to and including this one.
     ops_end: usize,
+    /// Where its first bytes arrive, if not in its page.
+    arrives: Option<Place>,
 }
 
 impl CopyBatch {
@@ -65,6 +72,7 @@ impl CopyBatch {
         CopyBatch {
             jobs: Vec::with_capacity(jobs),
             ops: Vec::with_capacity(ops),
+            places: Places::for_jobs(jobs),
             max_jobs: jobs,
             max_ops: ops,
         }
@@ -87,7 +95,7 @@ impl CopyBatch {
     /// If the batch has as many jobs as it was made for.
     pub fn begin(&mut self, page: Page, tag: u64) {
         assert!(self.jobs.len() < self.max_jobs, "more jobs than the copy batch was made for");
-        self.jobs.push(Job { page, tag, ops_end: self.ops.len() });
+        self.jobs.push(Job { page, tag, ops_end: self.ops.len(), arrives: None });
     }
 
     /// Adds a copy of `len` bytes from the peer's page to the job's page.
@@ -99,9 +107,19 @@ impl CopyBatch {
         page_offset: u16,
         len: u16,
     ) -> Result<(), CopyRejected> {
-        let job = self.checked_job(peer_offset, page_offset, len)?;
-        job.page.mark_dirty_to(usize::from(page_offset) + usize::from(len));
-        let dest = local_side(&job.page, page_offset);
+        let (job, places) = self.checked_job(peer_offset, page_offset, len)?;
+        let is_first = page_offset == 0 && job.arrives.is_none();
+        let place = if is_first { places.take(len) } else { None };
+        let dest = match place.and_then(|place| places.side(place)) {
+            Some(side) => {
+                job.arrives = place;
+                side
+            }
+            None => {
+                job.page.mark_dirty_to(usize::from(page_offset) + usize::from(len));
+                local_side(&job.page, page_offset)
+            }
+        };
         self.push(peer_side(peer, gref, peer_offset), dest, len, COPY_SOURCE_GREF);
         Ok(())
     }
@@ -115,8 +133,15 @@ impl CopyBatch {
         page_offset: u16,
         len: u16,
     ) -> Result<(), CopyRejected> {
-        let job = self.checked_job(peer_offset, page_offset, len)?;
-        let source = local_side(&job.page, page_offset);
+        let (job, places) = self.checked_job(peer_offset, page_offset, len)?;
+        let place = if page_offset == 0 { places.take(len) } else { None };
+        let source = match place.and_then(|place| Some((place, places.side(place)?))) {
+            Some((place, side)) => {
+                places.put(place, job.page.bytes());
+                side
+            }
+            None => local_side(&job.page, page_offset),
+        };
         self.push(source, peer_side(peer, gref, peer_offset), len, COPY_DEST_GREF);
         Ok(())
     }
@@ -135,13 +160,18 @@ impl CopyBatch {
     /// every job with operations has failed.
     pub fn finish(&mut self, mut done: impl FnMut(Page, u64, CopyStatus)) {
         let mut first = 0;
-        for job in self.jobs.drain(..) {
+        for mut job in self.jobs.drain(..) {
             let ops = self.ops.get(first..job.ops_end).unwrap_or_default();
             first = job.ops_end;
             let failed = ops.iter().map(|op| op.status).find(|status| *status != GrantStatus::OKAY);
+            if let Some(place) = job.arrives.filter(|_| failed.is_none()) {
+                let bytes = self.places.bytes(place);
+                job.page.prefix_mut(bytes.len()).copy_from_slice(bytes);
+            }
             done(job.page, job.tag, failed.map_or(CopyStatus::Ok, CopyStatus::Failed));
         }
         self.ops.clear();
+        self.places.free();
     }
 
     fn checked_job(
@@ -149,7 +179,7 @@ impl CopyBatch {
         peer_offset: u16,
         page_offset: u16,
         len: u16,
-    ) -> Result<&mut Job, CopyRejected> {
+    ) -> Result<(&mut Job, &mut Places), CopyRejected> {
         if len == 0 {
             return Err(CopyRejected::Empty);
         }
@@ -160,7 +190,8 @@ impl CopyBatch {
         if self.ops.len() >= self.max_ops {
             return Err(CopyRejected::Full);
         }
-        self.jobs.last_mut().ok_or(CopyRejected::NoJob)
+        let job = self.jobs.last_mut().ok_or(CopyRejected::NoJob)?;
+        Ok((job, &mut self.places))
     }
 
     fn push(&mut self, source: CopySide, dest: CopySide, len: u16, flags: u16) {
@@ -173,7 +204,7 @@ impl CopyBatch {
     }
 }
 
-fn local_side(page: &Page, offset: u16) -> CopySide {
+pub(super) fn local_side(page: &Page, offset: u16) -> CopySide {
     CopySide { ref_or_gfn: page.gfn().0, dom: DomId::SELF.0, offset, pad: 0 }
 }
 

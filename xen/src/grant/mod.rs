@@ -7,6 +7,7 @@
 
 mod copy;
 mod map;
+mod places;
 mod table;
 
 use thiserror::Error;
@@ -16,6 +17,8 @@ pub use copy::{CopyBatch, CopyRejected, CopyStatus};
 #[cfg(all(feature = "image", not(any(test, feature = "fake"))))]
 pub(crate) use map::WINDOW_PAGES;
 pub use map::{MAX_MAPPING_PAGES, Mapping, map};
+#[cfg(test)]
+pub(crate) use places::MAX_PAGES as SHARED_PAGES;
 #[cfg(not(all(feature = "image", not(any(test, feature = "fake")))))]
 pub(crate) use table::reset;
 pub use table::{Granted, grant, grants_in_use, prepare, quarantined, retry_quarantine};

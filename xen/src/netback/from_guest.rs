@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 
 use super::connect::Vifs;
 use super::link::Link;
+use super::stream::Moment;
 use super::{CloseReason, Frame, Tag};
 use crate::grant::{CopyBatch, CopyStatus};
 use crate::mem::{PAGE_SIZE, Page};
@@ -127,12 +128,13 @@ impl FromGuest {
         link: &mut Link,
         budget: &mut Budget,
         batch: &mut CopyBatch,
+        when: Moment,
     ) -> Result<Drained, CloseReason> {
         loop {
             let (ring, page) = link.tx();
-            if ring.unconsumed(page).map_err(|_| CloseReason::TxRing)? == 0
-                && ring.final_check(page).map_err(|_| CloseReason::TxRing)? == 0
-            {
+            let waiting = ring.unconsumed(page).map_err(|_| CloseReason::TxRing)?;
+            // What is left of a stream after a whole batch waits for more of it.
+            if (waiting == 0 || self.room() == 0) && link.wait_for_requests(when)? {
                 return Ok(Drained::Empty);
             }
             link.note_work();

@@ -148,6 +148,7 @@ impl Backend {
             if let Some(link) = &mut vif.link {
                 link.open_if_due(now);
                 link.pace.wake_if_due(now);
+                link.look_if_due(now);
             }
             if vif.deadline().is_some_and(|due| due <= now) {
                 vif.look_at = None;

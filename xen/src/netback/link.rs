@@ -4,6 +4,7 @@ use alloc::collections::VecDeque;
 
 use super::identity::{RxNotify, Settings};
 use super::pace::Pace;
+use super::stream::{MOST_GATHER_NS, Moment};
 use super::{CloseReason, FRAME_COST, VifCounters, VifId};
 use crate::abi::DomId;
 use crate::event::Channel;
@@ -41,6 +42,8 @@ pub(super) struct Link {
     pub(super) credit: i64,
     /// How much of our time and the uplink's it takes beside others.
     pub(super) pace: Pace,
+    /// When a stream is looked at without an event, in ns.
+    look_at: Option<u64>,
     gate: EventGate,
     /// RX requests that were there at the last event.
     rx_seen: u32,
@@ -80,6 +83,7 @@ impl Link {
             capabilities: settings.capabilities,
             rx_notify: settings.rx_notify,
             ready: true,
+            look_at: None,
             credit: 0,
             pace: Pace::default(),
             gate: EventGate::default(),
@@ -126,8 +130,36 @@ impl Link {
 
     pub(super) fn note_event(&mut self) {
         self.ready = true;
+        self.look_at = None;
         self.gate.note_event();
         self.counters.events = self.counters.events.saturating_add(1);
+    }
+
+    /// The TX ring seems to be drained: asks for an event at the next request, or, of a stream, when it has some more. `false`: so
+    /// many are there meanwhile.
+    pub(super) fn wait_for_requests(&mut self, when: Moment) -> Result<bool, CloseReason> {
+        let gather = self.pace.gather(when);
+        let (ring, page) = self.tx();
+        let (count, wanted) = match gather {
+            None => (ring.final_check(page), 1),
+            Some(gather) => (ring.arm_after(page, gather.frames), gather.frames),
+        };
+        self.look_at = gather.map(|gather| gather.until);
+        Ok(count.map_err(|_| CloseReason::TxRing)? < wanted)
+    }
+
+    /// When a stream is looked at without an event.
+    pub(super) fn look_deadline(&self) -> Option<u64> {
+        self.look_at
+    }
+
+    /// Looks at a stream if it is time, or at once if the clock was set back.
+    pub(super) fn look_if_due(&mut self, now: u64) {
+        let is_due = |until: u64| !(1..=MOST_GATHER_NS).contains(&until.saturating_sub(now));
+        if self.look_at.take_if(|until| is_due(*until)).is_some() {
+            self.ready = true;
+            self.pace.note_late();
+        }
     }
 
     /// The TX ring is drained: let events through again, later if the frontend sends them for nothing.

@@ -8,7 +8,8 @@
 //!   (`xenbus::backend_action`) and deed
 //! * `link`: the mapped rings and the event channel of one connection
 //! * `from_guest`, `to_guest`: the two directions, which share a batch of grant copies
-//! * `turn`: whose frames are taken, in rounds; `pace`: what single frames owe to others
+//! * `turn`: whose frames are taken, in rounds; `pace`: what single frames owe to others; `stream`: how many of them
+//!   come together when nobody else has any
 //!
 //! # In the event loop
 //! Nothing here waits. One turn of the loop is:
@@ -46,6 +47,7 @@ mod identity;
 mod lifecycle;
 mod link;
 mod pace;
+mod stream;
 mod to_guest;
 mod turn;
 mod types;
@@ -67,6 +69,7 @@ pub(crate) use identity::{parse_mac, parse_mtu};
 use lifecycle::{Scan, Target};
 use link::{Link, Queued};
 use pace::Ageing;
+use stream::Lone;
 use to_guest::ToGuest;
 pub use types::{
     CloseReason, Config, Event, Frame, SendError, Totals, VifCounters, VifId, VifStatus,
@@ -130,6 +133,7 @@ pub struct Backend {
     /// The store had no room for another node; a vif that goes makes some.
     is_quota_used_up: bool,
     ageing: Ageing,
+    lone: Lone,
 }
 
 impl Backend {
@@ -157,6 +161,7 @@ impl Backend {
             totals: Totals::default(),
             is_quota_used_up: false,
             ageing: Ageing::default(),
+            lone: Lone::default(),
         }
     }
 
@@ -263,7 +268,8 @@ impl Backend {
             let unmask = link.and_then(Link::gate_deadline);
             let queue = link.and_then(|link| ToGuest::deadline(link, self.now));
             let rest = link.and_then(|link| link.pace.deadline());
-            [look, unmask, queue, rest].into_iter().flatten().min()
+            let stream = link.and_then(Link::look_deadline);
+            [look, unmask, queue, rest, stream].into_iter().flatten().min()
         });
         [vifs.min(), self.starved, at_once].into_iter().flatten().min()
     }

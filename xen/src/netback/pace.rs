@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 use super::FRAME_COST;
+use super::stream::{Gather, Moment, Stream};
 
 /// Single frames that may be taken at once beside others, and for which nobody rests: a call, a game or acknowledgements
 /// need no more.
@@ -29,6 +30,9 @@ const MOST_OWED_NS: u64 = 2 * MOST_REST_NS;
 pub(super) struct Pace {
     /// Single frames taken in this turn.
     burst: u32,
+    stream: Stream,
+    /// Frames were taken or sent since the last look.
+    at_work: bool,
     /// Bytes in both directions, each frame for some more.
     recent: u64,
     /// Others were at work in the last turn with frames.
@@ -43,11 +47,17 @@ impl Pace {
     /// A frame of so many bytes was taken from the client, or is on its way to it.
     pub(super) fn note(&mut self, bytes: u64) {
         self.recent = self.recent.saturating_add(bytes).saturating_add(FRAME_COST.into());
+        self.at_work = true;
     }
 
     /// The frame that was taken is a single one.
     pub(super) fn note_single(&mut self) {
         self.burst = self.burst.saturating_add(1);
+    }
+
+    /// Whether frames were taken or sent since the last look.
+    pub(super) fn take_at_work(&mut self) -> bool {
+        core::mem::take(&mut self.at_work)
     }
 
     pub(super) fn recent(&self) -> u64 {
@@ -57,6 +67,16 @@ impl Pace {
     /// Whether nothing more is taken from the client for now.
     pub(super) fn rests(&self) -> bool {
         self.rests_until.is_some() || (self.is_beside && self.burst >= BURST)
+    }
+
+    /// Whether more frames of a stream are waited for.
+    pub(super) fn gather(&mut self, when: Moment) -> Option<Gather> {
+        self.stream.gather(self.burst, when.now.saturating_sub(self.looked), when)
+    }
+
+    /// They did not come in time.
+    pub(super) fn note_late(&mut self) {
+        self.stream.note_late();
     }
 
     /// Ends a rest that is over at `now`, or that is too long for one: then the clock was set back.

@@ -1,8 +1,10 @@
+use super::stream::Moment;
 use super::*;
 use crate::abi::grant_table::GrantStatus;
 use crate::abi::{DomId, GrantRef};
 use crate::fake::vif::{Guest, attach_client, detach_client};
 use crate::fake::xenstore::Store;
+use crate::grant::SHARED_PAGES;
 use crate::mem::Page;
 use crate::netif::{
     Checksum, RxFlags, RxResponse, STATUS_ERROR, STATUS_NULL, STATUS_OKAY, TxFlags, TxRequest,
@@ -244,7 +246,7 @@ fn frames_to_the_guest_arrive_in_order_with_bytes_and_flags() {
     for (response, bytes) in got {
         assert_eq!((response.offset, bytes), (0, frame(response.status as usize)));
     }
-    assert_eq!(mem::free_pages(), mem::total_pages());
+    assert_eq!(mem::free_pages() + SHARED_PAGES, mem::total_pages());
 }
 
 #[test]
@@ -343,7 +345,9 @@ fn r1_every_slot_is_read_once() {
     let link = rig.back.vifs.link_mut(vif).unwrap();
     link.begin_round(1);
     let mut budget = Budget { quantum: 1, total: 1 };
-    assert!(rig.back.from.drain(link, &mut budget, &mut rig.back.copies).is_ok());
+    assert!(
+        rig.back.from.drain(link, &mut budget, &mut rig.back.copies, Moment::default()).is_ok()
+    );
     let (gref, page) = guest.peer.grant_page(crate::grant::Access::ReadOnly);
     page.copy_in(0, &[0xee; 4096]);
     let flags = TxFlags(TxFlags::CSUM_BLANK);
@@ -548,6 +552,55 @@ fn turn_with_rest(rig: &mut Rig, frame_ns: u64) -> usize {
     core::mem::take(&mut rig.frames).len()
 }
 
+/// Frames that were taken in a turn after which the loop may sleep.
+fn taken_at_once(rig: &mut Rig) -> usize {
+    let taken = turn_with_rest(rig, 1000);
+    assert_eq!(turn_with_rest(rig, 1000), 0);
+    assert!(!rig.back.has_work());
+    taken
+}
+
+#[test]
+fn a_stream_of_one_client_alone_is_taken_in_batches() {
+    let mut rig = Rig::new();
+    let ((mut a, _), (mut b, _)) = (rig.connect(A), rig.connect(B));
+    let send = |guest: &mut Guest, frames: usize| {
+        for _ in 0..frames {
+            guest.send(&frame(60), TxFlags(0));
+        }
+    };
+    send(&mut b, 1);
+    assert_eq!(taken_at_once(&mut rig), 1);
+    for frames in [1, 1, 1, 1, 1, 1, 1, 1, 40] {
+        send(&mut a, frames);
+        assert_eq!(taken_at_once(&mut rig), frames, "not alone for long: no frame waits");
+        fake::advance_ns(16 * MS);
+        a.responses();
+    }
+    fake::advance_ns(1000 * MS);
+    for frames in [1, 1, 40] {
+        send(&mut a, frames);
+        assert_eq!(taken_at_once(&mut rig), frames, "a lone frame does not wait");
+        fake::advance_ns(MS);
+        a.responses();
+    }
+    // 64 more are worth an event.
+    send(&mut a, 63);
+    assert_eq!(taken_at_once(&mut rig), 0);
+    send(&mut a, 1);
+    assert_eq!(taken_at_once(&mut rig), 64);
+    a.responses();
+    // What does not come in time is looked for, and then each frame has its event again.
+    send(&mut a, 20);
+    assert_eq!(taken_at_once(&mut rig), 0);
+    let due = rig.back.next_deadline().unwrap() - fake::now_ns();
+    assert!(due <= 8 * MS, "{due}");
+    fake::advance_ns(due);
+    assert_eq!(taken_at_once(&mut rig), 20);
+    send(&mut a, 1);
+    assert_eq!(taken_at_once(&mut rig), 1);
+}
+
 #[test]
 fn requests_that_come_to_nothing_are_a_burst_as_well_and_stall_nobody() {
     let mut rig = Rig::new();
@@ -686,7 +739,7 @@ fn queues_longer_than_one_batch_are_copied_in_one_flush() {
         let got = guest.received();
         assert!(got.iter().map(|(_, bytes)| bytes.len()).eq(60..210));
     }
-    assert_eq!(mem::free_pages(), mem::total_pages());
+    assert_eq!(mem::free_pages() + SHARED_PAGES, mem::total_pages());
 }
 
 #[test]
@@ -722,7 +775,7 @@ fn vifs_beyond_the_bound_are_left_alone() {
 
 #[test]
 fn without_a_free_page_requests_stay_with_the_guest() {
-    fake::reset_with_pages(4);
+    fake::reset_with_pages(4 + SHARED_PAGES);
     let mut rig = Rig::new();
     let (mut guest, _) = rig.connect(A);
     let held: Vec<Page> = core::iter::from_fn(Page::alloc).collect();

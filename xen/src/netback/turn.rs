@@ -1,6 +1,7 @@
 //! Whose frames are taken in a turn: all clients' in rounds, from another one on each time, and who rests.
 
 use super::from_guest::{Budget, Drained};
+use super::stream::Moment;
 use super::{Backend, NO_PAGE_PAUSE_NS};
 
 impl Backend {
@@ -35,6 +36,7 @@ impl Backend {
 
     /// Says whether the vif has frames for which its credit did not suffice.
     fn receive_from(&mut self, slot: usize, quantum: u32, total: &mut usize, now: u64) -> bool {
+        let when = Moment { now, is_one_alone: self.is_one_alone(now) };
         let mut left = Budget { quantum, total: *total };
         let goes_on = self.cut_off.take_if(|cut_off| *cut_off == slot).is_some();
         if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut())
@@ -49,7 +51,7 @@ impl Backend {
             if !link.ready || link.pace.rests() {
                 return false;
             }
-            match self.from.drain(link, &mut left, &mut self.copies) {
+            match self.from.drain(link, &mut left, &mut self.copies, when) {
                 Ok(Drained::Empty) => {
                     // What was not used is lost, what is owed is not.
                     link.credit = link.credit.min(0);
@@ -89,11 +91,19 @@ impl Backend {
         let all = links().map(|link| link.pace.recent()).fold(0, u64::saturating_add);
         for slot in 0..self.vifs.bound() {
             if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) {
+                if link.pace.take_at_work() {
+                    self.lone.note(slot, begun);
+                }
                 let others = all.saturating_sub(link.pace.recent());
                 link.pace.end_turn(begun, frame_ns, others);
             }
         }
         let paces = self.vifs.iter_mut().filter_map(|vif| vif.link.as_mut());
         self.ageing.apply(begun, paces.map(|link| &mut link.pace));
+    }
+
+    /// Whether one client alone has had frames for a while, at `now` (ns).
+    pub fn is_one_alone(&self, now: u64) -> bool {
+        self.lone.is_alone(now)
     }
 }

@@ -136,7 +136,8 @@ impl Frontend {
         let look = device.and_then(Device::deadline);
         let gate = self.link().and_then(|link| link.gate.deadline());
         let unheard = self.link().and_then(Link::unheard_deadline);
-        [at_once, look, gate, unheard, self.retry_at].into_iter().flatten().min()
+        let answers = self.link().and_then(Link::look_deadline);
+        [at_once, look, gate, unheard, answers, self.retry_at].into_iter().flatten().min()
     }
 
     fn ask(&mut self, store: &mut Client, target: Target, request: Request<'_>) -> bool {

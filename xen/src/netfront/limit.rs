@@ -23,17 +23,44 @@ pub(super) struct QueueLimit {
     since: Option<u64>,
     /// Frames waited for room at the end of the last turn.
     is_short: bool,
+    /// Nobody waits behind anybody else.
+    is_alone: bool,
 }
 
 impl QueueLimit {
     /// All of the ring at first.
     pub(super) fn new(most: u32) -> QueueLimit {
-        QueueLimit { limit: most, most, standing: u32::MAX, since: None, is_short: false }
+        QueueLimit {
+            limit: most,
+            most,
+            standing: u32::MAX,
+            since: None,
+            is_short: false,
+            is_alone: false,
+        }
     }
 
     /// Slots that may be taken beside `in_flight`.
     pub(super) fn room(&self, in_flight: u32) -> usize {
-        self.limit.saturating_sub(in_flight) as usize
+        let limit = if self.is_alone { self.most } else { self.limit };
+        limit.saturating_sub(in_flight) as usize
+    }
+
+    /// Whether all frames are those of one client.
+    pub(super) fn alone(&mut self, is_alone: bool) {
+        self.is_alone = is_alone;
+    }
+
+    pub(super) fn is_alone(&self) -> bool {
+        self.is_alone
+    }
+
+    /// Answers that are worth an event, of so many slots in flight; none if nobody waits for any.
+    pub(super) fn batch(&self, in_flight: u32) -> Option<u32> {
+        if !self.is_alone {
+            return Some((in_flight / 2).max(1));
+        }
+        self.is_short.then_some((in_flight - in_flight / 4).max(1))
     }
 
     /// Whether frames wait for room.
@@ -121,6 +148,20 @@ mod tests {
             limit.note(0, 0, turn * MS);
         }
         assert_eq!(limit.room(0), LEAST as usize);
+    }
+
+    #[test]
+    fn one_client_alone_has_all_of_the_ring_and_waits_for_answers_only_when_it_is_full() {
+        let mut limit = QueueLimit::new(256);
+        run(&mut limit, 2, 1);
+        assert_eq!((limit.room(40), limit.batch(40), limit.batch(0)), (8, Some(20), Some(1)));
+        limit.alone(true);
+        limit.demand(false);
+        assert_eq!((limit.room(40), limit.batch(40)), (216, None));
+        limit.demand(true);
+        assert_eq!((limit.batch(256), limit.batch(1)), (Some(192), Some(1)));
+        limit.alone(false);
+        assert_eq!(limit.room(40), 8);
     }
 
     #[test]

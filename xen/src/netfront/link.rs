@@ -14,6 +14,9 @@ use crate::netif::{Capabilities, EventGate, MAX_CHAIN_PAGES, RX_SLOT_BYTES, TX_S
 use crate::ring::{FrontRing, Notify, RING_SLOTS};
 use crate::shared::SharedPage;
 
+/// Sent pages of which nobody waits for the return are looked for after so long, in nanoseconds.
+const LOOK_AFTER_NS: u64 = 20_000_000;
+
 /// A ring in a page that is granted to the backend.
 #[derive(Debug)]
 pub(super) struct GrantedRing<const E: usize> {
@@ -70,6 +73,10 @@ pub(super) struct Link {
     /// Responses may wait.
     pub(super) ready: bool,
     pub(super) gate: EventGate,
+    /// When answers are looked for that no event tells of, in ns.
+    look_at: Option<u64>,
+    /// That time has passed: from now on an event tells.
+    is_overdue: bool,
     unheard: Unheard,
     pub(super) counters: Counters,
 }
@@ -103,6 +110,8 @@ impl Link {
             up: false,
             ready: false,
             gate: EventGate::default(),
+            look_at: None,
+            is_overdue: false,
             unheard: Unheard::default(),
             counters: Counters::default(),
         })
@@ -126,7 +135,9 @@ impl Link {
     /// Publishes new requests of both rings, and tells the backend if it asked for it.
     pub(super) fn push(&mut self, now: u64) {
         let (ring, page) = self.tx.parts();
+        let pushed = ring.has_unpublished();
         let tx = ring.push(page);
+        self.is_overdue &= !pushed;
         if ring.in_flight() > 0 {
             self.slot_time.begin(now);
         }
@@ -134,6 +145,10 @@ impl Link {
         let rx = ring.push(page);
         if tx == Notify::Needed || rx == Notify::Needed {
             self.channel.notify();
+        }
+        // An event that was asked for before these requests may come too soon.
+        if pushed && self.limit.is_alone() {
+            self.ready |= self.arm_tx(now) != Ok(false);
         }
         let progress = self.progress();
         self.unheard.note(progress, now);
@@ -164,15 +179,41 @@ impl Link {
         remedy
     }
 
+    /// Asks for an event when enough sent pages have come back. `true`: they have meanwhile.
+    fn arm_tx(&mut self, now: u64) -> Result<bool, DownReason> {
+        let in_flight = self.tx.ring().in_flight();
+        let overdue = self.is_overdue.then_some((in_flight / 2).max(1));
+        let batch = self.limit.batch(in_flight).or(overdue);
+        self.look_at = match batch {
+            None if in_flight > 0 => self.look_at.or(Some(now.saturating_add(LOOK_AFTER_NS))),
+            _ => None,
+        };
+        let wanted = batch.unwrap_or(in_flight.saturating_add(1));
+        let (ring, page) = self.tx.parts();
+        let count = ring.arm_after(page, wanted).map_err(|_| DownReason::TxRing)?;
+        Ok(count >= wanted)
+    }
+
+    /// When [`Link::look`] is due, in ns.
+    pub(super) fn look_deadline(&self) -> Option<u64> {
+        self.look_at
+    }
+
+    /// Whether there is something on the rings that no event tells of.
+    pub(super) fn look(&mut self, now: u64) {
+        let Some(due) = self.look_at else { return };
+        self.is_overdue = due <= now;
+        let (ring, page) = self.tx.parts();
+        self.ready |= self.is_overdue || ring.unconsumed(page) != Ok(0);
+    }
+
     /// Both rings are drained: asks for the next events. `true`: something arrived meanwhile.
     pub(super) fn settle(&mut self, now: u64) -> Result<bool, DownReason> {
         // Sent pages may come back in batches; a received frame should not wait.
-        let batch = (self.tx.ring().in_flight() / 2).max(1);
-        let (ring, page) = self.tx.parts();
-        let tx = ring.arm_after(page, batch).map_err(|_| DownReason::TxRing)?;
+        let has_answers = self.arm_tx(now)?;
         let (ring, page) = self.rx.parts();
         let rx = ring.arm_after(page, 1).map_err(|_| DownReason::RxRing)?;
-        if tx > 0 || rx > 0 {
+        if has_answers || rx > 0 {
             return Ok(true);
         }
         self.ready = false;

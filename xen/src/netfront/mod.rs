@@ -155,6 +155,13 @@ impl Frontend {
         }
     }
 
+    /// Whether all frames are those of one client: nobody waits behind another one's.
+    pub fn alone(&mut self, is_alone: bool) {
+        if let Some(link) = self.link_mut() {
+            link.limit.alone(is_alone);
+        }
+    }
+
     /// How long the backend takes for a slot while it has any, in nanoseconds; 0 if that is not known.
     pub fn slot_ns(&self) -> u64 {
         self.link().map_or(0, |link| link.slot_time.slot_ns())
@@ -168,7 +175,11 @@ impl Frontend {
         let Some(link) = self.device.as_mut().and_then(|device| device.link.as_mut()) else {
             return;
         };
-        if !link.up || !link.ready {
+        if !link.up {
+            return;
+        }
+        link.look(now);
+        if !link.ready {
             return;
         }
         if let Err(reason) = serve(link, budget.min(room), frames, now) {

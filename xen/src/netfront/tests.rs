@@ -342,6 +342,42 @@ fn an_unfinished_chain_closes_the_uplink() {
     assert_eq!(rig.last_down(), Some(DownReason::TruncatedPacket));
 }
 
+/// Of one client that is alone nobody waits for answers: no event tells of them, and their pages are looked for.
+#[test]
+fn pages_come_back_without_an_event_while_one_client_is_alone() {
+    let mut rig = Rig::new();
+    let mut backend = rig.connect(NETVM, 0);
+    rig.front.alone(true);
+    let free = mem::free_pages();
+    for round in 0..3 {
+        for _ in 0..4 {
+            rig.send(600, Offload::NONE).unwrap();
+        }
+        rig.settle();
+        let asked =
+            backend.tx_page.load_acquire_u32(12).wrapping_sub(backend.tx_page.load_acquire_u32(8));
+        assert_eq!(asked, 5, "one more than there will be");
+        backend.sent();
+        if round == 0 {
+            // Something else wakes the loop.
+            rig.settle();
+        } else {
+            assert_eq!(rig.front.status().unwrap().in_flight, 4);
+            rig.pass(30);
+        }
+        assert_eq!((rig.front.status().unwrap().in_flight, mem::free_pages()), (0, free));
+    }
+    // A backend that takes its time is not looked at over and over: it tells by an event.
+    rig.send(600, Offload::NONE).unwrap();
+    rig.settle();
+    rig.pass(30);
+    assert!(rig.front.next_deadline().is_none_or(|due| due > fake::now_ns() + 30 * MS));
+    backend.sent();
+    rig.settle();
+    assert_eq!((rig.front.status().unwrap().in_flight, mem::free_pages()), (0, free));
+    drop((rig, backend));
+}
+
 #[test]
 fn offloads_and_lengths_that_do_not_fit_are_refused() {
     let mut rig = Rig::new();
