@@ -84,6 +84,7 @@ fn restart_ours(world: &mut World) -> Result<Again> {
     let client = world.client_of_plan(ALICE)?.clone();
     // Its backend is gone: xl may complain.
     world.lab.detach_vif(&client.name, client.devid)?;
+    wait_until_gone(world, world.client(ALICE)?)?;
     let configure = lifecycle::configure(world, ALICE)?;
     let (begun, waits) = wait(world, world.client(ALICE)?, &configure)?;
     let parts = world.start_firewall_before(0, ALICE)?;
@@ -96,6 +97,7 @@ fn restart_linux(world: &World, linux: &mut LinuxSide) -> Result<Again> {
     let [place, _] = LINUX_CLIENTS;
     world.lab.destroy(firewall)?;
     world.lab.detach_vif(&linux.client.name, 0)?;
+    wait_until_gone(world, &linux.client)?;
     let (_, ip, ip6) = place;
     let configure = format!("/lab/uplink {ip} {gateway} 3000 {ip6} {gateway6}");
     let (begun, waits) = wait(world, &linux.client, &configure)?;
@@ -107,6 +109,13 @@ fn restart_linux(world: &World, linux: &mut LinuxSide) -> Result<Again> {
     let parts =
         vec![(CREATE, made), ("until it is up", ready - made), ("xl network-attach", attached)];
     Ok(Again { seconds: end(world, &linux.client, begun, &waits)?, parts })
+}
+
+/// Else the client would configure the device that is about to go, and wait for answers without one.
+fn wait_until_gone(world: &World, client: &Domain) -> Result<()> {
+    let line =
+        "for i in $(seq 500); do [ -e /sys/class/net/eth0 ] || exit 0; usleep 20000; done; exit 1";
+    client.exec_for(&world.lab, line, PATIENCE)?.ok("a device that was detached").map(drop)
 }
 
 /// Has the client wait for its device and for an answer; the moment before, on the client's clock.
