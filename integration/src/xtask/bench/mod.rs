@@ -39,23 +39,38 @@ pub fn run(args: &[&str]) -> Result<()> {
     }
     let mut report = Report::new()?;
     let wants = |name| part.is_none_or(|part| part == name);
+    let mut failed = Vec::new();
+    let mut done = |report: &mut Report, name, result: Result<()>| {
+        if let Err(error) = result {
+            report.table(format!("Failed: {name}"), vec![error.to_string()]);
+            failed.push(name);
+        }
+    };
+    // What one part does not measure does not cost the others.
     if wants("engine") {
-        engine::run(&mut report)?;
+        let result = engine::run(&mut report);
+        done(&mut report, "engine", result);
     }
     if wants("nft") {
-        nft::run(&mut report)?;
+        let result = nft::run(&mut report);
+        done(&mut report, "nft", result);
     }
     if wants("lab") {
-        lab::run(&mut report, is_quick, only)?;
+        let result = lab::run(&mut report, is_quick, only);
+        done(&mut report, "lab", result);
     }
     if wants("scale") {
-        scale::run(&mut report)?;
+        let result = scale::run(&mut report);
+        done(&mut report, "scale", result);
     }
     if part.is_none() && only.is_none() && !is_quick {
         report.write()?;
     }
-    match json {
-        Some(file) => report.write_json(Path::new(file)),
-        None => Ok(()),
+    if let Some(file) = json {
+        report.write_json(Path::new(file))?;
     }
+    if !failed.is_empty() {
+        fail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
 }

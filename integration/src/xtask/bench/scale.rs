@@ -25,8 +25,8 @@ const VIFS: usize = VMS * VIFS_OF_A_VM;
 const FIREWALL_MIB: u32 = 16;
 /// All flows together.
 const FLOWS: u32 = 16_384;
-/// Those that each client opens: more than its share of them.
-const FLOWS_OF_A_VIF: u32 = 520;
+/// Flows that each client opens: all of them, but for some that are left to the transfers beside them.
+const FLOWS_OF_A_VIF: u32 = FLOWS / VIFS as u32 - 24;
 /// Bytes of a run, over all clients.
 const BYTES: usize = 32 << 20;
 /// Ports of the servers, one for each client.
