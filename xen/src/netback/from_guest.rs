@@ -133,8 +133,12 @@ impl FromGuest {
         loop {
             let (ring, page) = link.tx();
             let waiting = ring.unconsumed(page).map_err(|_| CloseReason::TxRing)?;
+            if waiting == 0 {
+                link.is_drained = true;
+                return Ok(Drained::Empty);
+            }
             // What is left of a stream after a whole batch waits for more of it.
-            if (waiting == 0 || self.room() == 0) && link.wait_for_requests(when)? {
+            if self.room() == 0 && link.wait_for_requests(when)? {
                 return Ok(Drained::Empty);
             }
             link.note_work();

@@ -38,6 +38,8 @@ pub(super) struct Link {
     pub(super) rx_notify: RxNotify,
     /// Requests may wait in the TX ring.
     pub(super) ready: bool,
+    /// The TX ring was drained in this turn; at its end the next event is asked for.
+    pub(super) is_drained: bool,
     /// Bytes that it may send before the others' turn; below zero what it has sent beyond.
     pub(super) credit: i64,
     /// How much of our time and the uplink's it takes beside others.
@@ -83,6 +85,7 @@ impl Link {
             capabilities: settings.capabilities,
             rx_notify: settings.rx_notify,
             ready: true,
+            is_drained: false,
             look_at: None,
             credit: 0,
             pace: Pace::default(),
@@ -144,8 +147,18 @@ impl Link {
             None => (ring.final_check(page), 1),
             Some(gather) => (ring.arm_after(page, gather.frames), gather.frames),
         };
-        self.look_at = gather.map(|gather| gather.until);
-        Ok(count.map_err(|_| CloseReason::TxRing)? < wanted)
+        let waits = count.map_err(|_| CloseReason::TxRing)? < wanted;
+        self.look_at = gather.filter(|_| waits).map(|gather| gather.until);
+        Ok(waits)
+    }
+
+    /// The turn ends. If the TX ring was drained in it, looks once more, and asks for an event: while we are at work nobody needs
+    /// to call us.
+    pub(super) fn end_turn(&mut self, when: Moment) -> Result<(), CloseReason> {
+        if core::mem::take(&mut self.is_drained) {
+            self.ready |= !self.wait_for_requests(when)?;
+        }
+        Ok(())
     }
 
     /// When a stream is looked at without an event.

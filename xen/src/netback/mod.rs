@@ -69,7 +69,7 @@ pub(crate) use identity::{parse_mac, parse_mtu};
 use lifecycle::{Scan, Target};
 use link::{Link, Queued};
 use pace::Ageing;
-use stream::Lone;
+use stream::{Lone, Moment};
 use to_guest::ToGuest;
 pub use types::{
     CloseReason, Config, Event, Frame, SendError, Totals, VifCounters, VifId, VifStatus,
@@ -219,14 +219,19 @@ impl Backend {
         self.to.enqueue(link, quota, self.config.queue_total, Queued { chain, offload })
     }
 
-    /// Copies waiting frames to the clients that have buffers, answers requests, notifies where asked.
+    /// Copies waiting frames to the clients that have buffers, answers requests, notifies where asked, and asks for the next
+    /// events.
     pub fn flush(&mut self, now: u64) {
         self.now = now;
         self.pump_all(now);
         self.complete();
+        let when = Moment { now, is_one_alone: self.is_one_alone(now) };
         for slot in 0..self.vifs.bound() {
             if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) {
                 link.push();
+                if let Err(reason) = link.end_turn(when) {
+                    self.break_link(slot, reason);
+                }
             }
         }
     }

@@ -72,6 +72,8 @@ pub(super) struct Link {
     pub(super) up: bool,
     /// Responses may wait.
     pub(super) ready: bool,
+    /// Both rings were drained in this turn; at its end the next events are asked for.
+    pub(super) is_drained: bool,
     pub(super) gate: EventGate,
     /// When answers are looked for that no event tells of, in ns.
     look_at: Option<u64>,
@@ -109,6 +111,7 @@ impl Link {
             capabilities,
             up: false,
             ready: false,
+            is_drained: false,
             gate: EventGate::default(),
             look_at: None,
             is_overdue: false,
@@ -147,7 +150,7 @@ impl Link {
             self.channel.notify();
         }
         // An event that was asked for before these requests may come too soon.
-        if pushed && self.limit.is_alone() {
+        if pushed && self.limit.is_alone() && !self.is_drained {
             self.ready |= self.arm_tx(now) != Ok(false);
         }
         let progress = self.progress();
@@ -207,18 +210,25 @@ impl Link {
         self.ready |= self.is_overdue || ring.unconsumed(page) != Ok(0);
     }
 
-    /// Both rings are drained: asks for the next events. `true`: something arrived meanwhile.
-    pub(super) fn settle(&mut self, now: u64) -> Result<bool, DownReason> {
+    /// The turn ends. If both rings were drained in it, looks once more, and if nothing has come meanwhile asks for the next
+    /// events: while we are at work nobody needs to call us.
+    pub(super) fn settle(&mut self, now: u64) -> Result<(), DownReason> {
+        if !core::mem::take(&mut self.is_drained) {
+            return Ok(());
+        }
+        let (ring, page) = self.rx.parts();
+        if ring.unconsumed(page).map_err(|_| DownReason::RxRing)? > 0 {
+            return Ok(());
+        }
         // Sent pages may come back in batches; a received frame should not wait.
         let has_answers = self.arm_tx(now)?;
         let (ring, page) = self.rx.parts();
         let rx = ring.arm_after(page, 1).map_err(|_| DownReason::RxRing)?;
-        if has_answers || rx > 0 {
-            return Ok(true);
+        if !has_answers && rx == 0 {
+            self.ready = false;
+            self.gate.settle(&self.channel, now);
         }
-        self.ready = false;
-        self.gate.settle(&self.channel, now);
-        Ok(false)
+        Ok(())
     }
 }
 

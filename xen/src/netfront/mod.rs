@@ -197,13 +197,17 @@ impl Frontend {
         self.frames.pop_front()
     }
 
-    /// Posts fresh receive buffers, publishes requests, notifies where asked.
+    /// Posts fresh receive buffers, publishes requests, notifies where asked, and asks for the next events.
     pub fn flush(&mut self, now: u64) {
         self.now = now;
         let target = self.config.rx_buffers;
         if let Some(link) = self.link_mut().filter(|link| link.up) {
             from_backend::refill(link, target);
             link.push(now);
+            // What arrives meanwhile leaves the link ready for the next turn.
+            if let Err(reason) = link.settle(now) {
+                self.break_link(reason);
+            }
         }
     }
 
@@ -295,11 +299,7 @@ fn serve(
     let left = link.tx.ring().in_flight();
     link.limit.note(before.saturating_sub(left), left, now);
     link.slot_time.note(before.saturating_sub(left), left, now);
-    let more = from_backend::receive(link, budget, frames)?;
-    if !more {
-        // What arrives meanwhile leaves the link ready for the next turn.
-        link.settle(now)?;
-    }
+    link.is_drained = !from_backend::receive(link, budget, frames)?;
     Ok(())
 }
 
