@@ -135,13 +135,12 @@ impl CopyBatch {
     ) -> Result<(), CopyRejected> {
         let (job, places) = self.checked_job(peer_offset, page_offset, len)?;
         let place = if page_offset == 0 { places.take(len) } else { None };
-        let source = match place.and_then(|place| Some((place, places.side(place)?))) {
-            Some((place, side)) => {
-                places.put(place, job.page.bytes());
-                side
-            }
-            None => local_side(&job.page, page_offset),
-        };
+        // A place is used when the bytes are in it, and no sooner.
+        let filled = place.and_then(|place| {
+            places.put(place, job.page.bytes())?;
+            places.side(place)
+        });
+        let source = filled.unwrap_or_else(|| local_side(&job.page, page_offset));
         self.push(source, peer_side(peer, gref, peer_offset), len, COPY_DEST_GREF);
         Ok(())
     }
@@ -164,10 +163,16 @@ impl CopyBatch {
             let ops = self.ops.get(first..job.ops_end).unwrap_or_default();
             first = job.ops_end;
             let failed = ops.iter().map(|op| op.status).find(|status| *status != GrantStatus::OKAY);
-            if let Some(place) = job.arrives.filter(|_| failed.is_none()) {
-                let bytes = self.places.bytes(place);
-                job.page.prefix_mut(bytes.len()).copy_from_slice(bytes);
-            }
+            let failed = match job.arrives.filter(|_| failed.is_none()) {
+                None => failed,
+                Some(place) => match self.places.bytes(place) {
+                    Some(bytes) => {
+                        job.page.prefix_mut(bytes.len()).copy_from_slice(bytes);
+                        None
+                    }
+                    None => Some(GrantStatus::GENERAL_ERROR),
+                },
+            };
             done(job.page, job.tag, failed.map_or(CopyStatus::Ok, CopyStatus::Failed));
         }
         self.ops.clear();

@@ -52,22 +52,20 @@ impl Places {
         self.pages.get(place.page).map(|page| local_side(page, offset))
     }
 
-    /// What is in a place.
-    pub(super) fn bytes(&self, place: Place) -> &[u8] {
+    /// What is in a place; `None`: there is no such place.
+    pub(super) fn bytes(&self, place: Place) -> Option<&[u8]> {
         let end = place.offset.saturating_add(place.len);
-        let page = self.pages.get(place.page);
-        page.and_then(|page| page.bytes().get(place.offset..end)).unwrap_or_default()
+        self.pages.get(place.page)?.bytes().get(place.offset..end)
     }
 
-    /// Fills a place with as many of `bytes` as it was taken for.
-    pub(super) fn put(&mut self, place: Place, bytes: &[u8]) {
+    /// Fills a place with as many of `bytes` as it was taken for. `None`: there are not so many, and the place holds what others
+    /// left there.
+    pub(super) fn put(&mut self, place: Place, bytes: &[u8]) -> Option<()> {
         let end = place.offset.saturating_add(place.len);
-        if let Some(page) = self.pages.get_mut(place.page)
-            && let Some(to) = page.prefix_mut(end).get_mut(place.offset..)
-            && let Some(from) = bytes.get(..place.len)
-        {
-            to.copy_from_slice(from);
-        }
+        let from = bytes.get(..place.len)?;
+        let page = self.pages.get_mut(place.page)?;
+        page.prefix_mut(end).get_mut(place.offset..)?.copy_from_slice(from);
+        Some(())
     }
 
     /// All are free again.
@@ -86,11 +84,15 @@ mod tests {
         let taken: Vec<Place> = core::iter::from_fn(|| places.take(256)).collect();
         assert_eq!(taken.len(), 2 * PLACES_OF_A_PAGE);
         for (at, place) in taken.iter().enumerate() {
-            places.put(*place, &[at as u8; 300]);
+            assert_eq!(places.put(*place, &[at as u8; 300]), Some(()));
         }
         for (at, place) in taken.iter().enumerate() {
-            assert_eq!(places.bytes(*place), [at as u8; 256]);
+            assert_eq!(places.bytes(*place), Some([at as u8; 256].as_slice()));
         }
+        let (first, nowhere) = (taken[0], Place { page: MAX_PAGES, ..taken[0] });
+        assert_eq!(places.put(first, &[9; 255]), None, "too few for it");
+        assert_eq!(places.bytes(first), Some([0; 256].as_slice()), "nor are some of them there");
+        assert_eq!((places.put(nowhere, &[9; 256]), places.bytes(nowhere)), (None, None));
         places.free();
         assert_eq!(places.take(257), None);
         assert_eq!(places.take(1).map(|place| (place.page, place.offset)), Some((0, 0)));

@@ -74,7 +74,7 @@ unsafe extern "C" fn memset(dest: *mut u8, value: c_int, len: usize) -> *mut u8 
                     dest.add(at).cast::<u128>().write_unaligned(value);
                 }
             }
-            _ if len <= MEDIUM => {
+            _ if len <= PAGE => {
                 asm!(
                     "movq {one}, {eight}",
                     "punpcklqdq {one}, {one}",
@@ -156,8 +156,10 @@ unsafe extern "C" fn strlen(text: *const c_char) -> usize {
 
 /// Longest block that two loads and two stores move.
 const SHORT: usize = 32;
-/// Longest block without a string instruction.
+/// Longest block that is copied without a string instruction.
 const MEDIUM: usize = 1024;
+/// Longest block that is set without one.
+const PAGE: usize = 4096;
 
 /// # Safety
 /// As `memmove`; `len` at most [`SHORT`].

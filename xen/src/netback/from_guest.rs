@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 
 use super::connect::Vifs;
 use super::link::Link;
-use super::stream::Moment;
+use super::lone::Moment;
 use super::{CloseReason, Frame, Tag};
 use crate::grant::{CopyBatch, CopyStatus};
 use crate::mem::{PAGE_SIZE, Page};

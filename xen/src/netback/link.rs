@@ -3,8 +3,9 @@
 use alloc::collections::VecDeque;
 
 use super::identity::{RxNotify, Settings};
+use super::lone::Moment;
 use super::pace::Pace;
-use super::stream::{MOST_GATHER_NS, Moment};
+use super::stream::MOST_GATHER_NS;
 use super::{CloseReason, FRAME_COST, VifCounters, VifId};
 use crate::abi::DomId;
 use crate::event::Channel;
@@ -46,6 +47,8 @@ pub(super) struct Link {
     pub(super) pace: Pace,
     /// When a stream is looked at without an event, in ns.
     look_at: Option<u64>,
+    /// Super-frames on their way to the client since the last wait for requests.
+    fed: u32,
     gate: EventGate,
     /// RX requests that were there at the last event.
     rx_seen: u32,
@@ -87,6 +90,7 @@ impl Link {
             ready: true,
             is_drained: false,
             look_at: None,
+            fed: 0,
             credit: 0,
             pace: Pace::default(),
             gate: EventGate::default(),
@@ -141,7 +145,8 @@ impl Link {
     /// The TX ring seems to be drained: asks for an event at the next request, or, of a stream, when it has some more. `false`: so
     /// many are there meanwhile.
     pub(super) fn wait_for_requests(&mut self, when: Moment) -> Result<bool, CloseReason> {
-        let gather = self.pace.gather(when);
+        let fed = core::mem::take(&mut self.fed);
+        let gather = self.pace.gather(when).or_else(|| self.pace.answers(fed, when));
         let (ring, page) = self.tx();
         let (count, wanted) = match gather {
             None => (ring.final_check(page), 1),
@@ -159,6 +164,12 @@ impl Link {
             self.ready |= !self.wait_for_requests(when)?;
         }
         Ok(())
+    }
+
+    /// A super-frame is on its way to the client.
+    pub(super) fn note_fed(&mut self) {
+        self.fed = self.fed.saturating_add(1);
+        self.ready |= self.look_at.is_some();
     }
 
     /// When a stream is looked at without an event.

@@ -8,8 +8,8 @@
 //!   (`xenbus::backend_action`) and deed
 //! * `link`: the mapped rings and the event channel of one connection
 //! * `from_guest`, `to_guest`: the two directions, which share a batch of grant copies
-//! * `turn`: whose frames are taken, in rounds; `pace`: what single frames owe to others; `stream`: how many of them
-//!   come together when nobody else has any
+//! * `turn`: whose frames are taken, in rounds; `pace`: what single frames owe to others; `lone`: whether anybody else
+//!   has any; `stream`: how many come together if not
 //!
 //! # In the event loop
 //! Nothing here waits. One turn of the loop is:
@@ -46,6 +46,7 @@ mod from_guest;
 mod identity;
 mod lifecycle;
 mod link;
+mod lone;
 mod pace;
 mod stream;
 mod to_guest;
@@ -68,8 +69,8 @@ pub use identity::{Identity, IdentityError, Setting};
 pub(crate) use identity::{parse_mac, parse_mtu};
 use lifecycle::{Scan, Target};
 use link::{Link, Queued};
+use lone::{Lone, Moment};
 use pace::Ageing;
-use stream::{Lone, Moment};
 use to_guest::ToGuest;
 pub use types::{
     CloseReason, Config, Event, Frame, SendError, Totals, VifCounters, VifId, VifStatus,
@@ -216,6 +217,9 @@ impl Backend {
         let quota = share.max(LEAST_QUOTA).min(self.config.queue_per_vif);
         let link = self.vifs.link_mut(vif).ok_or(SendError::Gone)?;
         link.pace.note(chain.len() as u64);
+        if offload.gso.is_some() {
+            link.note_fed();
+        }
         self.to.enqueue(link, quota, self.config.queue_total, Queued { chain, offload })
     }
 

@@ -3,7 +3,11 @@
 //! Each turn costs as much as some frames: a sleep, a hypercall that copies, and events. While one client has had all frames for
 //! a while, nobody else waits behind them; so instead of an event for the next frame one is asked for when there are some
 //! dozens. A client that sends fewer at a time has an event for each: a lone frame does not wait.
+//!
+//! While a transfer goes to such a client, what it answers to some super-frames waits for the next ones, which begin a turn anyway.
 #![forbid(unsafe_code)]
+
+use super::lone::Moment;
 
 /// So many single frames in one turn are a stream of them, if the last turn was not longer ago than so many nanoseconds. Each
 /// turn costs as much as some frames, so it is worth while to let more of them come together.
@@ -16,11 +20,21 @@ const MOST_GATHERED: u32 = 112;
 /// Longest time to wait for them, in nanoseconds.
 pub(super) const MOST_GATHER_NS: u64 = 8_000_000;
 
-/// A time, in nanoseconds, and whether one client alone has had frames for a while.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Moment {
-    pub(super) now: u64,
-    pub(super) is_one_alone: bool,
+/// Super-frames to a client that follow each other closer, in nanoseconds, are a transfer.
+const APART_NS: u64 = 4_000_000;
+/// Answers of which an event tells while there is one: more than two super-frames call for.
+const ANSWERS: u32 = 24;
+/// Longest time that they wait for the next super-frames, in nanoseconds.
+const MOST_ANSWER_NS: u64 = 5_000_000;
+
+/// Whether what a client answers to `fed` super-frames waits for more of these, `passed` ns after its last frames were taken.
+pub(super) fn answers(fed: u32, passed: u64, when: Moment) -> Option<Gather> {
+    let apart = passed.checked_div(fed.into())?;
+    if !when.is_one_alone || apart > APART_NS {
+        return None;
+    }
+    let until = when.now.saturating_add(apart.saturating_mul(2).min(MOST_ANSWER_NS));
+    Some(Gather { frames: ANSWERS, until })
 }
 
 /// What a client that streams single frames is left to do before it is looked at again.
@@ -63,29 +77,6 @@ impl Stream {
     /// They did not come in time.
     pub(super) fn note_late(&mut self) {
         self.is_late = true;
-    }
-}
-
-/// A client is alone when no other one has had a frame for so long, in nanoseconds.
-const ALONE_NS: u64 = 1_000_000_000;
-
-/// Which client had frames last, and since when no other one had.
-#[derive(Debug, Default)]
-pub(super) struct Lone {
-    slot: usize,
-    since: u64,
-}
-
-impl Lone {
-    /// The client in `slot` has frames.
-    pub(super) fn note(&mut self, slot: usize, now: u64) {
-        if slot != self.slot {
-            *self = Self { slot, since: now };
-        }
-    }
-
-    pub(super) fn is_alone(&self, now: u64) -> bool {
-        now.saturating_sub(self.since) >= ALONE_NS
     }
 }
 
@@ -139,13 +130,14 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_alone_when_no_other_one_had_a_frame_for_a_second() {
-        let mut lone = Lone::default();
-        for slot in [3, 4, 3] {
-            lone.note(slot, 10);
-            assert!(!lone.is_alone(9 + ALONE_NS));
-        }
-        lone.note(3, 9 + ALONE_NS);
-        assert!(lone.is_alone(10 + ALONE_NS));
+    fn answers_wait_for_the_next_super_frames_of_a_transfer_to_one_client_alone() {
+        let alone = Moment { now: 7, is_one_alone: true };
+        let gather = |until| Some(Gather { frames: ANSWERS, until });
+        assert_eq!(answers(0, 1000, alone), None, "no transfer");
+        assert_eq!(answers(2, 2_000_000, alone), gather(7 + 2_000_000));
+        assert_eq!(answers(2, 2 * APART_NS, alone), gather(7 + MOST_ANSWER_NS));
+        assert_eq!(answers(1, APART_NS + 1, alone), None, "a slow one");
+        let beside = Moment { is_one_alone: false, ..alone };
+        assert_eq!(answers(2, 2_000_000, beside), None);
     }
 }

@@ -1,4 +1,4 @@
-use super::stream::Moment;
+use super::lone::Moment;
 use super::*;
 use crate::abi::grant_table::GrantStatus;
 use crate::abi::{DomId, GrantRef};
@@ -1161,4 +1161,62 @@ fn r13_a_hundred_connects_and_disconnects_leave_everything_as_it_was() {
     assert_eq!(rig.back.totals().connected, 100);
     drop(rig);
     fake::assert_no_leaks();
+}
+
+/// What a client alone answers to a transfer waits for the next super-frames, or a moment.
+#[test]
+fn answers_to_a_transfer_are_taken_with_its_next_super_frames() {
+    let mut rig = Rig::with(Config { offloads: true, ..Config::for_pages(mem::total_pages()) });
+    let (mut a, vif) = rig.connect(A);
+    let feed = |rig: &mut Rig| {
+        let chain = Chain::new(Page::alloc().unwrap(), 1500);
+        rig.back.send(vif, chain, Offload::NONE).unwrap();
+        rig.back.vifs.link_mut(vif).unwrap().note_fed();
+    };
+    a.post(8);
+    fake::advance_ns(1000 * MS);
+    a.send(&frame(60), TxFlags(0));
+    assert_eq!(taken_at_once(&mut rig), 1, "nothing goes to it yet");
+    for _ in 0..3 {
+        fake::advance_ns(MS);
+        feed(&mut rig);
+        a.send(&frame(60), TxFlags(0));
+        assert_eq!(turn_with_rest(&mut rig, 1000), 1, "with a super-frame");
+        a.send(&frame(60), TxFlags(0));
+        assert_eq!(taken_at_once(&mut rig), 0, "an answer that waits");
+        fake::advance_ns(MS);
+        feed(&mut rig);
+        assert_eq!(turn_with_rest(&mut rig, 1000), 1);
+        a.responses();
+    }
+    // No further one comes.
+    a.send(&frame(60), TxFlags(0));
+    assert_eq!(taken_at_once(&mut rig), 0);
+    let due = rig.back.next_deadline().unwrap() - fake::now_ns();
+    assert!(due <= 2 * MS, "{due}");
+    fake::advance_ns(due);
+    assert_eq!(taken_at_once(&mut rig), 1);
+    a.send(&frame(60), TxFlags(0));
+    assert_eq!(taken_at_once(&mut rig), 1, "over");
+}
+
+/// While we are at work nobody needs to call us: the next event is asked for at the end of the turn, after another look.
+#[test]
+fn no_event_is_asked_for_in_the_middle_of_a_turn() {
+    let mut rig = Rig::new();
+    let (mut a, _) = rig.connect(A);
+    let now = fake::now_ns();
+    a.send(&frame(60), TxFlags(0));
+    let mut events = 0;
+    event::take_pending(|port| events += usize::from(rig.back.on_event(port)));
+    rig.back.receive(rig.budget, now);
+    a.send(&frame(60), TxFlags(0));
+    event::take_pending(|_| panic!("an event that nobody asked for"));
+    rig.back.flush(now);
+    assert_eq!((events, rig.back.frames(), rig.back.has_work()), (1, 1, true));
+    rig.settle();
+    assert!(!rig.back.has_work());
+    a.send(&frame(60), TxFlags(0));
+    event::take_pending(|port| events += usize::from(rig.back.on_event(port)));
+    assert_eq!(events, 2, "asked for before a sleep");
 }

@@ -1,7 +1,7 @@
 //! Whose frames are taken in a turn: all clients' in rounds, from another one on each time, and who rests.
 
 use super::from_guest::{Budget, Drained};
-use super::stream::Moment;
+use super::lone::Moment;
 use super::{Backend, NO_PAGE_PAUSE_NS};
 
 impl Backend {

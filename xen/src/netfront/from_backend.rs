@@ -116,6 +116,9 @@ fn assemble(link: &mut Link, first: RxResponse, page: Page) -> Result<Option<Fra
         return Ok(None);
     };
     count_received(link, chain.len());
+    if offload.gso.is_some() {
+        link.transfer.note();
+    }
     Ok(Some(Frame { uplink: link.id, chain, offload }))
 }
 

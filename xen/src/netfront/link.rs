@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use super::limit::QueueLimit;
 use super::slot_time::SlotTime;
+use super::transfer::Transfer;
 use super::unheard::{Progress, Remedy, Unheard};
 use super::{Config, Counters, DownReason, UplinkId};
 use crate::abi::{DomId, EventPort, GrantRef};
@@ -80,6 +81,7 @@ pub(super) struct Link {
     /// That time has passed: from now on an event tells.
     is_overdue: bool,
     unheard: Unheard,
+    pub(super) transfer: Transfer,
     pub(super) counters: Counters,
 }
 
@@ -116,6 +118,7 @@ impl Link {
             look_at: None,
             is_overdue: false,
             unheard: Unheard::default(),
+            transfer: Transfer::default(),
             counters: Counters::default(),
         })
     }
@@ -199,11 +202,12 @@ impl Link {
 
     /// When [`Link::look`] is due, in ns.
     pub(super) fn look_deadline(&self) -> Option<u64> {
-        self.look_at
+        [self.look_at, self.transfer.look_deadline()].into_iter().flatten().min()
     }
 
     /// Whether there is something on the rings that no event tells of.
     pub(super) fn look(&mut self, now: u64) {
+        self.ready |= self.transfer.is_due(now);
         let Some(due) = self.look_at else { return };
         self.is_overdue = due <= now;
         let (ring, page) = self.tx.parts();
@@ -216,15 +220,16 @@ impl Link {
         if !core::mem::take(&mut self.is_drained) {
             return Ok(());
         }
+        let wanted = self.transfer.wanted(now, self.limit.is_alone());
         let (ring, page) = self.rx.parts();
-        if ring.unconsumed(page).map_err(|_| DownReason::RxRing)? > 0 {
+        if ring.unconsumed(page).map_err(|_| DownReason::RxRing)? >= wanted {
             return Ok(());
         }
         // Sent pages may come back in batches; a received frame should not wait.
         let has_answers = self.arm_tx(now)?;
         let (ring, page) = self.rx.parts();
-        let rx = ring.arm_after(page, 1).map_err(|_| DownReason::RxRing)?;
-        if !has_answers && rx == 0 {
+        let rx = ring.arm_after(page, wanted).map_err(|_| DownReason::RxRing)?;
+        if !has_answers && rx < wanted {
             self.ready = false;
             self.gate.settle(&self.channel, now);
         }
