@@ -23,10 +23,10 @@ pub(super) struct Workload {
 
 /// All, in running order.
 pub(super) const WORKLOADS: &[Workload] = &[
-    tcp("tcp4_up", "iperf3 -f k -n 48M -c SERVER"),
-    tcp("tcp4_down", "iperf3 -f k -n 48M -R -c SERVER"),
-    tcp("tcp6_up", "iperf3 -f k -n 48M -c SERVER6"),
-    tcp("tcp6_down", "iperf3 -f k -n 48M -R -c SERVER6"),
+    tcp("tcp4_up", "iperf3 -f k -n 96M -c SERVER"),
+    tcp("tcp4_down", "iperf3 -f k -n 96M -R -c SERVER"),
+    tcp("tcp6_up", "iperf3 -f k -n 96M -c SERVER6"),
+    tcp("tcp6_down", "iperf3 -f k -n 96M -R -c SERVER6"),
     udp("udp64", "iperf3 -f k -u -l 64 -b 0 -t 5 -c SERVER"),
     Workload { is_judged: true, ..ping("rtt_idle", "ping -c 50 -i 0.2 SERVER", round_trip) },
     Workload { is_judged: false, ..tcp("tcp4_up_8", "iperf3 -f k -P 8 -n 6M -c SERVER") },
