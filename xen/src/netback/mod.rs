@@ -213,14 +213,17 @@ impl Backend {
     /// Queues a frame for a client; [`Backend::flush`] copies it. The newest frame is the one that is dropped when the
     /// queue is full.
     pub fn send(&mut self, vif: VifId, chain: Chain, offload: Offload) -> Result<(), SendError> {
-        let share = self.config.queue_total / self.ports.len().max(1);
-        let quota = share.max(LEAST_QUOTA).min(self.config.queue_per_vif);
+        let total = self.config.queue_total;
+        let share = (total / self.ports.len().max(1)).max(LEAST_QUOTA);
+        // Who has more than its share leaves as much to others as it has itself, however few have anything waiting.
+        let free = total.saturating_sub(self.to.queued());
+        let quota = share.max(free).min(self.config.queue_per_vif);
         let link = self.vifs.link_mut(vif).ok_or(SendError::Gone)?;
         link.pace.note(chain.len() as u64);
         if offload.gso.is_some() {
             link.note_fed();
         }
-        self.to.enqueue(link, quota, self.config.queue_total, Queued { chain, offload })
+        self.to.enqueue(link, quota, total, Queued { chain, offload })
     }
 
     /// Copies waiting frames to the clients that have buffers, answers requests, notifies where asked, and asks for the next

@@ -753,6 +753,23 @@ fn slow_clients_share_the_memory_for_waiting_frames() {
         core::iter::repeat_with(send).take_while(Result::is_ok).count()
     };
     assert_eq!((fill(&mut rig, vif_a), fill(&mut rig, vif_b)), (20, 20));
+    // Two more: what was free was for whoever came first, and a share is left for each.
+    let (_c, vif_c) = rig.connect(DomId(10));
+    let (_d, vif_d) = rig.connect(DomId(12));
+    assert_eq!((fill(&mut rig, vif_c), fill(&mut rig, vif_d)), (10, 10));
+}
+
+#[test]
+fn one_slow_client_among_many_may_use_half_of_that_memory() {
+    let mut rig = Rig::new();
+    rig.back.config = Config { queue_per_vif: 100, queue_total: 80, ..rig.back.config };
+    let vifs: Vec<_> = (20..28).map(|dom| rig.connect(DomId(dom))).collect();
+    let fill = |rig: &mut Rig, vif| {
+        let send = || rig.back.send(vif, Rig::chain(&frame(60), 60), Offload::NONE);
+        core::iter::repeat_with(send).take_while(Result::is_ok).count()
+    };
+    let filled: Vec<usize> = vifs.iter().map(|(_, vif)| fill(&mut rig, *vif)).collect();
+    assert_eq!(filled, [40, 20, 10, 10, 10, 10, 10, 10]);
 }
 
 #[test]

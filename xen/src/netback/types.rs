@@ -15,7 +15,8 @@ pub struct Config {
     pub max_vifs: usize,
     /// Most pages of frames that wait for one client.
     pub queue_per_vif: usize,
-    /// Pages of frames that wait for all clients together, shared evenly.
+    /// Pages of frames that wait for all clients together. Each may have its even share; beyond it one may have as many as are left,
+    /// so that a few with long queues leave a part for the others, whose shares may go beyond the total.
     pub queue_total: usize,
     /// Whether scatter-gather and TCP segmentation are offered to clients and used where they offer them.
     pub offloads: bool,
