@@ -31,11 +31,11 @@ const FIREWALL_MIB: u32 = 16;
 const FLOWS: u32 = 16_384;
 /// Flows that each client opens: all of them, but for some that are left to the transfers beside them.
 const FLOWS_OF_A_VIF: u32 = FLOWS / VIFS as u32 - 24;
-/// Bytes of a run, over all transfers.
-const BYTES: usize = 64 << 20;
+/// Seconds of a run.
+const SECONDS: u32 = 4;
 /// How many clients are at work in each kind of run, and the transfers of each.
 const KINDS: [(usize, usize); 3] = [(1, VIFS), (VIFS, 1), (1, 1)];
-/// Ports of the servers, one for each transfer.
+/// Ports of the servers, one for each client.
 const FIRST_PORT: usize = 5300;
 /// Runs of each kind.
 const TURNS: usize = 3;
@@ -119,43 +119,54 @@ fn measure(world: &mut World, report: &mut Report) -> Result<()> {
 /// Has the first clients do so many transfers each at the same time; the firewall's processor seconds for a GB.
 fn transfer(world: &World, (clients, each): (usize, usize), reverse: &str) -> Result<f64> {
     let server = &world.plan.internet;
-    let all = clients * each;
-    let ports: Vec<String> = (0..all).map(|index| (FIRST_PORT + index).to_string()).collect();
+    let ports: Vec<String> = (0..clients).map(|index| (FIRST_PORT + index).to_string()).collect();
     let serve = format!(
-        "killall iperf3 2>/dev/null; for port in {}; do iperf3 -s -B {server} -p $port -D; done; sleep 1",
+        "killall iperf3 2>/dev/null && sleep 1; for port in {}; do iperf3 -s -B {server} -p $port -D; done; \
+         for i in $(seq 100); do [ $(grep -c ' 0A ' /proc/net/tcp) -ge {clients} ] && break; sleep 0.1; done; sleep 1",
         ports.join(" ")
     );
     world.netvm(0)?.exec_for(&world.lab, &serve, PATIENCE)?;
-    let bytes = BYTES / all;
     let name = &world.plan.firewall.name;
     let before = world.lab.cpu_seconds(name)?;
     let mut running = Vec::new();
     for vm in 0..clients.div_ceil(VIFS_OF_A_VM) {
         let first = vm * VIFS_OF_A_VM;
         let mut line = String::from("rm -f /tmp/o.*; ");
-        for index in first * each..clients.min(first + VIFS_OF_A_VM) * each {
+        for index in first..clients.min(first + VIFS_OF_A_VM) {
             line.push_str(&format!(
-                "iperf3 -f k -n {bytes} -c {server} -B {} -p {}{reverse} >/tmp/o.{index} 2>&1 & ",
-                world.client_ip(index / each)?,
+                "iperf3 -f k -t {SECONDS} -P {each} -c {server} -B {} -p {}{reverse} >/tmp/o.{index} 2>&1 & ",
+                world.client_ip(index)?,
                 FIRST_PORT + index
             ));
         }
-        line.push_str("wait; grep -h receiver /tmp/o.* || cat /tmp/o.*");
+        line.push_str("wait; for each in /tmp/o.*; do grep receiver $each | tail -n 1 | grep . || cat $each; done");
         running.push((first, world.client(first)?.spawn(&world.lab, &line)?));
     }
-    let mut ended = 0;
+    let (mut ended, mut bytes) = (0, 0.0);
     for (first, transfers) in running {
         let out = transfers.finish(&world.lab, world.client(first)?, PATIENCE)?.ok("iperf3")?;
-        ended += out.lines().filter(|line| line.contains("receiver")).count();
-        if !out.contains("receiver") {
-            fail!("{}: {out}", world.client(first)?.name);
+        for line in out.lines() {
+            // The last line is that of all transfers of a client.
+            match received(line) {
+                Some(amount) => (ended, bytes) = (ended + 1, bytes + amount),
+                None => progress::say(format!("{}: {line}", world.client(first)?.name)),
+            }
         }
     }
-    if ended != all {
-        fail!("{ended} of {all} transfers ended");
+    if ended != clients {
+        fail!("{ended} of {clients} clients ended");
     }
     let used = world.lab.cpu_seconds(name)? - before;
-    Ok(f64::from(used) * 1e9 / BYTES as f64)
+    Ok(f64::from(used) * 1e9 / bytes)
+}
+
+/// The bytes of a receiver's line of iperf3.
+fn received(line: &str) -> Option<f64> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let before = |unit: &str| words.iter().position(|word| *word == unit)?.checked_sub(1);
+    let kilobits: f64 = words.get(before("Kbits/sec")?)?.parse().ok()?;
+    let seconds: f64 = words.get(before("sec")?)?.split_once('-')?.1.parse().ok()?;
+    line.contains("receiver").then_some(kilobits * 1000.0 / 8.0 * seconds)
 }
 
 /// Each vif sends one datagram from each of so many ports.
