@@ -63,6 +63,9 @@ fn plan() -> Plan {
     let mut plan = many::plan(VMS, VIFS_OF_A_VM);
     plan.firewall.memory_mib = FIREWALL_MIB;
     plan.netvms.iter_mut().for_each(|netvm| netvm.memory_mib = 512);
+    // One with all transfers: with 128 MiB Linux has too little for so many sockets, and what arrives for the one that is read is
+    // thrown away.
+    plan.clients.iter_mut().take(1).for_each(|client| client.memory_mib = 640);
     plan
 }
 
