@@ -1,9 +1,10 @@
 //! The C functions that the precompiled core library and the compiler call, in the image only.
 //!
 //! Long blocks use string instructions, eight bytes a step: microcode moves those as fast as single bytes, an emulator eight
-//! times as fast. These take their time to begin, so blocks of up to 1,024 bytes (most that is moved here are values) go
-//! through registers of 16 bytes, four in a step: each step is a jump, which an emulator has to follow. The shortest are a few loads and then a few stores. A loop written in Rust would be
-//! recognised as `memcpy` and call itself.
+//! times as fast. These take their time to begin, so blocks of up to 1,024 bytes (most that is moved here are values), and all
+//! that is set up to a page, go through registers of 16 bytes, four in a step: each step is a jump, which an emulator has to
+//! follow. The shortest are a few loads and then a few stores. A loop written in Rust would be recognised as `memcpy` and call
+//! itself.
 
 use core::arch::asm;
 use core::ffi::{c_char, c_int};

@@ -29,7 +29,7 @@
 //! while let Some(frame) = back.next_frame() {          // verdict, then
 //!     ... uplink.send(frame.chain, offload) ...        // or back.send(other, ...)
 //! }
-//! back.flush(now);                                     // copies to guests, push, notify
+//! back.flush(now);                                     // copies to guests, push, notify, ask for events
 //! back.rest(now, frame_ns);                            // whose frames take the others' time
 //! store.flush();
 //! if !back.has_work() { event::wait(back.next_deadline()) }

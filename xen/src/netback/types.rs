@@ -23,7 +23,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Bounds for a pool of `pages` pages: an eighth of it may wait for slow clients. Without offloads.
+    /// Bounds for a pool of `pages` pages: an eighth of it may wait for slow clients, beside the even shares of those that come
+    /// when it is used up. Without offloads.
     pub fn for_pages(pages: usize) -> Config {
         let queue_total = (pages / 8).max(64);
         Config { max_vifs: 256, queue_per_vif: 128, queue_total, offloads: false }
