@@ -68,6 +68,13 @@ impl Calibration {
         Some((now, error))
     }
 
+    /// System time at the call that gave `state`, nanoseconds: as [`Calibration::now_ns`], or without an upper bound what it
+    /// is at least.
+    pub fn estimate_ns(&self, state: &RunState) -> Option<u64> {
+        let least = || u64::try_from(state.sum_ns() + self.lower?).ok();
+        self.now_ns(state).map(|(now_ns, _)| now_ns).or_else(least)
+    }
+
     /// The constant itself, nanoseconds: the same for every calibration with one vCPU, within their errors.
     pub fn constant_ns(&self) -> Option<i128> {
         Some((self.lower? + self.upper?) / 2)

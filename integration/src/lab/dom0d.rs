@@ -25,7 +25,7 @@ const PROGRAM: &str = "/usr/sbin/dom0d";
 
 /// The built program on the host, without what debuggers want.
 pub fn binary() -> PathBuf {
-    paths::target().join("debug/dom0d-stripped")
+    paths::target().join("sim/dom0d-stripped")
 }
 
 /// Puts the program into dom0.
@@ -126,13 +126,25 @@ impl Dom0d {
     ) -> Result<Self> {
         let this = Self { domid: domain.domid, extra: extra.to_vec() };
         this.write_state(lab, plan, gateway, clients)?;
-        let (socket, domid) = (this.db_socket(), this.domid);
-        lab.sh(&format!(
-            "{PROGRAM} qubesdb --domid {domid} --socket {socket} --log /host/qubesdb-{domid}.log --detach && \
-             {PROGRAM} qubes-up --socket {socket} {}",
-            this.state_file()
-        ))?;
+        lab.sh(&format!("{} --vm {}", this.qubesdb_line(), this.state_file()))?;
         Ok(this)
+    }
+
+    /// Starts the QubesDB server of another domain that is still paused: each VM of Qubes has one.
+    ///
+    /// # Errors
+    /// When the server does not start.
+    pub fn start_empty(lab: &Lab, domain: &Domain) -> Result<Self> {
+        let this = Self { domid: domain.domid, extra: Vec::new() };
+        lab.sh(&this.qubesdb_line())?;
+        Ok(this)
+    }
+
+    fn qubesdb_line(&self) -> String {
+        let (socket, domid) = (self.db_socket(), self.domid);
+        format!(
+            "{PROGRAM} qubesdb --domid {domid} --socket {socket} --log /host/qubesdb-{domid}.log --detach"
+        )
     }
 
     /// Starts the qrexec daemon and waits for the firewall's hello.

@@ -211,6 +211,7 @@ fn command_line(
         "4",
         "-m",
         &options.memory_mib.to_string(),
+        "-mem-prealloc",
     ]);
     // Pages of 1 GiB, as every processor has them that Qubes runs on.
     command.args(["-cpu", "qemu64,+svm,+npt,+pdpe1gb,+rdrand,+popcnt,+ssse3,+sse4.1,+sse4.2"]);

@@ -12,14 +12,13 @@ use alloc::vec::Vec;
 
 use super::connect::Vifs;
 use super::link::Link;
-use super::lone::Moment;
 use super::{CloseReason, Frame, Tag};
 use crate::grant::{CopyBatch, CopyStatus};
 use crate::mem::{PAGE_SIZE, Page};
 use crate::netif::{
     Assembled, Assembler, Chain, DropReason, Fragment, HEAD_BYTES, Limits, MAX_CHAIN_PAGES,
-    MAX_FRAGMENTS, MAX_FRAME_BYTES, Piece, STATUS_ERROR, STATUS_NULL, STATUS_OKAY, TxPacket,
-    TxRequest, TxResponse,
+    MAX_FRAGMENTS, MAX_FRAME_BYTES, Moment, Piece, STATUS_ERROR, STATUS_NULL, STATUS_OKAY,
+    TxPacket, TxRequest, TxResponse,
 };
 use crate::planted::{Defect, is_planted};
 

@@ -3,14 +3,15 @@
 use alloc::collections::VecDeque;
 
 use super::identity::{RxNotify, Settings};
-use super::lone::Moment;
 use super::pace::Pace;
 use super::stream::MOST_GATHER_NS;
 use super::{CloseReason, FRAME_COST, VifCounters, VifId};
 use crate::abi::DomId;
 use crate::event::Channel;
 use crate::grant::{self, Access, Mapping};
-use crate::netif::{Capabilities, Chain, EventGate, Offload, RX_SLOT_BYTES, TX_SLOT_BYTES};
+use crate::netif::{
+    Capabilities, Chain, EventGate, Moment, Offload, RX_SLOT_BYTES, TX_SLOT_BYTES, Transfer,
+};
 use crate::planted::{Defect, is_planted};
 use crate::ring::{BackRing, Notify};
 use crate::shared::SharedPage;
@@ -47,8 +48,8 @@ pub(super) struct Link {
     pub(super) pace: Pace,
     /// When a stream is looked at without an event, in ns.
     look_at: Option<u64>,
-    /// Super-frames on their way to the client since the last wait for requests.
-    fed: u32,
+    /// The super-frames that are on their way to the client.
+    transfer: Transfer,
     gate: EventGate,
     /// RX requests that were there at the last event.
     rx_seen: u32,
@@ -90,7 +91,7 @@ impl Link {
             ready: true,
             is_drained: false,
             look_at: None,
-            fed: 0,
+            transfer: Transfer::default(),
             credit: 0,
             pace: Pace::default(),
             gate: EventGate::default(),
@@ -145,12 +146,13 @@ impl Link {
     /// The TX ring seems to be drained: asks for an event at the next request, or, of a stream, when it has some more. `false`: so
     /// many are there meanwhile.
     pub(super) fn wait_for_requests(&mut self, when: Moment) -> Result<bool, CloseReason> {
-        let fed = core::mem::take(&mut self.fed);
-        let gather = self.pace.gather(when).or_else(|| self.pace.answers(fed, when));
+        // What the client answers to some super-frames waits for the next ones, which begin a turn anyway.
+        let transfer = self.transfer.gather(when);
+        let gather = self.pace.gather(when).or(transfer);
         let (ring, page) = self.tx();
         let (count, wanted) = match gather {
             None => (ring.final_check(page), 1),
-            Some(gather) => (ring.arm_after(page, gather.frames), gather.frames),
+            Some(gather) => (ring.arm_after(page, gather.slots), gather.slots),
         };
         let waits = count.map_err(|_| CloseReason::TxRing)? < wanted;
         self.look_at = gather.filter(|_| waits).map(|gather| gather.until);
@@ -167,8 +169,8 @@ impl Link {
     }
 
     /// A super-frame is on its way to the client.
-    pub(super) fn note_fed(&mut self) {
-        self.fed = self.fed.saturating_add(1);
+    pub(super) fn note_super_frame(&mut self) {
+        self.transfer.note();
         self.ready |= self.look_at.is_some();
     }
 

@@ -1,13 +1,6 @@
 //! Whether one client alone has frames: then nobody waits behind it, and more of its frames may come together.
 #![forbid(unsafe_code)]
 
-/// A time, in nanoseconds, and whether one client alone has had frames for a while.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Moment {
-    pub(super) now: u64,
-    pub(super) is_one_alone: bool,
-}
-
 /// A client is alone when no other one has had a frame for so long, in nanoseconds.
 const ALONE_NS: u64 = 1_000_000_000;
 

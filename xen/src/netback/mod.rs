@@ -58,7 +58,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use crate::abi::EventPort;
 use crate::grant::CopyBatch;
 use crate::mem::ledger;
-use crate::netif::{Chain, Offload};
+use crate::netif::{Chain, Moment, Offload};
 use crate::planted::{Defect, is_planted};
 use crate::postmortem::{self, What};
 use crate::xenstore::{DirtySet, ReqId};
@@ -69,7 +69,7 @@ pub use identity::{Identity, IdentityError, Setting};
 pub(crate) use identity::{parse_mac, parse_mtu};
 use lifecycle::{Scan, Target};
 use link::{Link, Queued};
-use lone::{Lone, Moment};
+use lone::Lone;
 use pace::Ageing;
 use to_guest::ToGuest;
 pub use types::{
@@ -221,7 +221,7 @@ impl Backend {
         let link = self.vifs.link_mut(vif).ok_or(SendError::Gone)?;
         link.pace.note(chain.len() as u64);
         if offload.gso.is_some() {
-            link.note_fed();
+            link.note_super_frame();
         }
         self.to.enqueue(link, quota, total, Queued { chain, offload })
     }

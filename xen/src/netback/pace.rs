@@ -8,8 +8,8 @@
 #![forbid(unsafe_code)]
 
 use super::FRAME_COST;
-use super::lone::Moment;
-use super::stream::{self, Gather, Stream};
+use super::stream::Stream;
+use crate::netif::{Gather, Moment};
 
 /// Single frames that may be taken at once beside others, and for which nobody rests: a call, a game or acknowledgements
 /// need no more.
@@ -73,11 +73,6 @@ impl Pace {
     /// Whether more frames of a stream are waited for.
     pub(super) fn gather(&mut self, when: Moment) -> Option<Gather> {
         self.stream.gather(self.burst, when.now.saturating_sub(self.looked), when)
-    }
-
-    /// Whether what the client answers to `fed` super-frames waits for the next ones.
-    pub(super) fn answers(&self, fed: u32, when: Moment) -> Option<Gather> {
-        stream::answers(fed, when.now.saturating_sub(self.looked), when)
     }
 
     /// They did not come in time.

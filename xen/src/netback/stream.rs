@@ -3,11 +3,9 @@
 //! Each turn costs as much as some frames: a sleep, a hypercall that copies, and events. While one client has had all frames for
 //! a while, nobody else waits behind them; so instead of an event for the next frame one is asked for when there are some
 //! dozens. A client that sends fewer at a time has an event for each: a lone frame does not wait.
-//!
-//! While a transfer goes to such a client, what it answers to some super-frames waits for the next ones, which begin a turn anyway.
 #![forbid(unsafe_code)]
 
-use super::lone::Moment;
+use crate::netif::{Gather, Moment};
 
 /// So many single frames in one turn are a stream of them, if the last turn was not longer ago than so many nanoseconds. Each
 /// turn costs as much as some frames, so it is worth while to let more of them come together.
@@ -19,32 +17,6 @@ const FIRST_GATHERED: u32 = 64;
 const MOST_GATHERED: u32 = 112;
 /// Longest time to wait for them, in nanoseconds.
 pub(super) const MOST_GATHER_NS: u64 = 8_000_000;
-
-/// Super-frames to a client that follow each other closer, in nanoseconds, are a transfer.
-const APART_NS: u64 = 4_000_000;
-/// Answers of which an event tells while there is one: more than two super-frames call for.
-const ANSWERS: u32 = 24;
-/// Longest time that they wait for the next super-frames, in nanoseconds.
-const MOST_ANSWER_NS: u64 = 5_000_000;
-
-/// Whether what a client answers to `fed` super-frames waits for more of these, `passed` ns after its last frames were taken.
-pub(super) fn answers(fed: u32, passed: u64, when: Moment) -> Option<Gather> {
-    let apart = passed.checked_div(fed.into())?;
-    if !when.is_one_alone || apart > APART_NS {
-        return None;
-    }
-    let until = when.now.saturating_add(apart.saturating_mul(2).min(MOST_ANSWER_NS));
-    Some(Gather { frames: ANSWERS, until })
-}
-
-/// What a client that streams single frames is left to do before it is looked at again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Gather {
-    /// Frames of which an event tells.
-    pub(super) frames: u32,
-    /// When it is looked at without one, in nanoseconds.
-    pub(super) until: u64,
-}
 
 /// How many frames of a client's stream are waited for.
 #[derive(Debug, Default)]
@@ -71,7 +43,7 @@ impl Stream {
             return None;
         }
         let until = when.now.saturating_add(passed.saturating_mul(2).min(MOST_GATHER_NS));
-        Some(Gather { frames: self.gathered, until })
+        Some(Gather { slots: self.gathered, until })
     }
 
     /// They did not come in time.
@@ -94,7 +66,7 @@ mod tests {
         let each = bursts.iter().map(|burst| {
             let gather = stream.gather(*burst, TURN_NS, when);
             assert!(gather.is_none_or(|gather| gather.until == 7 + 2 * TURN_NS));
-            gather.map(|gather| gather.frames)
+            gather.map(|gather| gather.slots)
         });
         each.collect()
     }
@@ -127,17 +99,5 @@ mod tests {
         assert_eq!(stream.gather(100, STREAM_NS + 1, when), None);
         let most = stream.gather(100, STREAM_NS, when).map(|gather| gather.until);
         assert_eq!(most, Some(7 + MOST_GATHER_NS));
-    }
-
-    #[test]
-    fn answers_wait_for_the_next_super_frames_of_a_transfer_to_one_client_alone() {
-        let alone = Moment { now: 7, is_one_alone: true };
-        let gather = |until| Some(Gather { frames: ANSWERS, until });
-        assert_eq!(answers(0, 1000, alone), None, "no transfer");
-        assert_eq!(answers(2, 2_000_000, alone), gather(7 + 2_000_000));
-        assert_eq!(answers(2, 2 * APART_NS, alone), gather(7 + MOST_ANSWER_NS));
-        assert_eq!(answers(1, APART_NS + 1, alone), None, "a slow one");
-        let beside = Moment { is_one_alone: false, ..alone };
-        assert_eq!(answers(2, 2_000_000, beside), None);
     }
 }

@@ -1,8 +1,8 @@
 //! Whose frames are taken in a turn: all clients' in rounds, from another one on each time, and who rests.
 
 use super::from_guest::{Budget, Drained};
-use super::lone::Moment;
 use super::{Backend, NO_PAGE_PAUSE_NS};
+use crate::netif::Moment;
 
 impl Backend {
     /// Takes frames from the clients' rings, in turns, within the budget; they wait for [`Backend::next_frame`]. What waits

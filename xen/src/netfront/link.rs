@@ -4,14 +4,16 @@ use alloc::vec::Vec;
 
 use super::limit::QueueLimit;
 use super::slot_time::SlotTime;
-use super::transfer::Transfer;
 use super::unheard::{Progress, Remedy, Unheard};
 use super::{Config, Counters, DownReason, UplinkId};
 use crate::abi::{DomId, EventPort, GrantRef};
 use crate::event::Channel;
 use crate::grant::{self, Access, Granted};
 use crate::mem::Page;
-use crate::netif::{Capabilities, EventGate, MAX_CHAIN_PAGES, RX_SLOT_BYTES, TX_SLOT_BYTES};
+use crate::netif::{
+    Capabilities, EventGate, MAX_CHAIN_PAGES, Moment, RX_SLOT_BYTES, TX_SLOT_BYTES, Transfer,
+    is_ahead,
+};
 use crate::ring::{FrontRing, Notify, RING_SLOTS};
 use crate::shared::SharedPage;
 
@@ -82,6 +84,8 @@ pub(super) struct Link {
     is_overdue: bool,
     unheard: Unheard,
     pub(super) transfer: Transfer,
+    /// When more of it are looked for without an event, in ns.
+    transfer_at: Option<u64>,
     pub(super) counters: Counters,
 }
 
@@ -119,6 +123,7 @@ impl Link {
             is_overdue: false,
             unheard: Unheard::default(),
             transfer: Transfer::default(),
+            transfer_at: None,
             counters: Counters::default(),
         })
     }
@@ -202,12 +207,12 @@ impl Link {
 
     /// When [`Link::look`] is due, in ns.
     pub(super) fn look_deadline(&self) -> Option<u64> {
-        [self.look_at, self.transfer.look_deadline()].into_iter().flatten().min()
+        [self.look_at, self.transfer_at].into_iter().flatten().min()
     }
 
     /// Whether there is something on the rings that no event tells of.
     pub(super) fn look(&mut self, now: u64) {
-        self.ready |= self.transfer.is_due(now);
+        self.ready |= self.transfer_at.take_if(|until| !is_ahead(*until, now)).is_some();
         let Some(due) = self.look_at else { return };
         self.is_overdue = due <= now;
         let (ring, page) = self.tx.parts();
@@ -220,7 +225,10 @@ impl Link {
         if !core::mem::take(&mut self.is_drained) {
             return Ok(());
         }
-        let wanted = self.transfer.wanted(now, self.limit.is_alone());
+        let when = Moment { now, is_one_alone: self.limit.is_alone() };
+        let gather = self.transfer.gather(when);
+        self.transfer_at = gather.map(|gather| gather.until);
+        let wanted = gather.map_or(1, |gather| gather.slots);
         let (ring, page) = self.rx.parts();
         if ring.unconsumed(page).map_err(|_| DownReason::RxRing)? >= wanted {
             return Ok(());

@@ -8,7 +8,6 @@
 //! * `link`: rings, event channel and every page that the backend may access
 //! * `to_backend`, `from_backend`: the two directions
 //! * `limit`: how many slots the backend may have; `slot_time`: how long it takes for one
-//! * `transfer`: how many of its super-frames come together when one client alone has any
 //! * `unheard`: what is done about a backend that does not look at what it was told of
 //!
 //! The backend is not trusted. It sees a frame only between [`Frontend::send`] and its response, and a receive buffer
@@ -36,7 +35,6 @@ mod limit;
 mod link;
 mod slot_time;
 mod to_backend;
-mod transfer;
 mod types;
 mod unheard;
 

@@ -12,6 +12,7 @@ mod chain;
 mod gate;
 mod slot;
 mod tail;
+mod transfer;
 
 pub use assemble::{
     Assembled, Assembler, DropReason, Fragment, Limits, MAX_FRAGMENTS, TxPacket, Violation,
@@ -25,6 +26,7 @@ pub use slot::{
     STATUS_NULL, STATUS_OKAY, TX_SLOT_BYTES, TxFlags, TxRequest, TxResponse,
 };
 pub use tail::{Tail, prepare as prepare_tails};
+pub(crate) use transfer::{Gather, Moment, Transfer, is_ahead};
 
 /// Shortest frame that has an Ethernet header, in bytes.
 pub const MIN_FRAME_BYTES: u16 = 14;

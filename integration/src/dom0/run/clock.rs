@@ -24,23 +24,64 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// The hypervisor, shared by the clock and the link.
 pub(crate) type SharedHypervisor = Rc<RefCell<Hypervisor>>;
 
-/// A calibrated clock.
+/// A pause between two looks at the vCPU, which are to be in different times of its running.
+pub(crate) const STEP: Duration = Duration::from_micros(500);
+
+/// Xen's clock, with bounds for its error.
 pub(crate) struct XenClock {
     hypervisor: SharedHypervisor,
     calibration: Calibration,
+    begun: Instant,
+    /// Where the process may run once the bounds are found; until then it is on vCPU 0, whose calls they come from.
+    places: Option<CpuSet>,
     last_ns: u64,
 }
 
 impl XenClock {
+    /// A calibrated clock.
     pub(crate) fn new(hypervisor: SharedHypervisor) -> Result<Self> {
-        // vCPU 0 must be the one that makes the calls while the bounds are found.
+        let mut clock = Self::begin(hypervisor)?;
+        while !clock.improve()? {
+            std::thread::sleep(STEP);
+        }
+        Ok(clock)
+    }
+
+    /// A clock that may be slow, by what is not known, until [`XenClock::improve`] has been called often enough.
+    pub(crate) fn begin(hypervisor: SharedHypervisor) -> Result<Self> {
         let before = sched_getaffinity(None).doing("sched_getaffinity")?;
         let mut first = CpuSet::new();
         first.set(0);
         sched_setaffinity(None, &first).doing("sched_setaffinity")?;
-        let calibration = calibrate(&hypervisor);
-        sched_setaffinity(None, &before).doing("sched_setaffinity")?;
-        Ok(Self { hypervisor, calibration: calibration?, last_ns: 0 })
+        let (calibration, begun) = (Calibration::default(), Instant::now());
+        let mut clock = Self { hypervisor, calibration, begun, places: Some(before), last_ns: 0 };
+        clock.improve()?;
+        Ok(clock)
+    }
+
+    /// Looks at the vCPU once more unless the bounds are good enough: `true` then. To be called a [`STEP`] apart.
+    pub(crate) fn improve(&mut self) -> Result<bool> {
+        if self.places.is_none() {
+            return Ok(true);
+        }
+        let state = self.hypervisor.borrow_mut().run_state(0).doing("VCPUOP_get_runstate_info")?;
+        self.calibration.add(state);
+        let passed = self.begun.elapsed();
+        let is_done = match self.calibration.error_ns() {
+            Some(0..=GOAL_NS) => true,
+            Some(0..=FAIR_NS) => passed > PATIENCE,
+            Some(_) => passed > IMPATIENCE,
+            None if passed > LIMIT => {
+                return Err(Failure::Failed(
+                    "the vCPU never slept: no bounds for Xen's clock".into(),
+                ));
+            }
+            None => false,
+        };
+        if is_done && let Some(places) = self.places.take() {
+            sched_setaffinity(None, &places).doing("sched_setaffinity")?;
+        }
+        Ok(is_done)
     }
 
     /// System time, nanoseconds, and the most that it can be wrong by.
@@ -51,30 +92,12 @@ impl XenClock {
 
     /// System time, nanoseconds. A hypercall that fails repeats the last answer.
     pub(crate) fn now_ns(&mut self) -> u64 {
-        if let Ok((now_ns, _)) = self.read() {
+        if let Ok(state) = self.hypervisor.borrow_mut().run_state(0)
+            && let Some(now_ns) = self.calibration.estimate_ns(&state)
+        {
             self.last_ns = now_ns;
         }
         self.last_ns
-    }
-}
-
-fn calibrate(hypervisor: &SharedHypervisor) -> Result<Calibration> {
-    let mut calibration = Calibration::default();
-    let start = Instant::now();
-    loop {
-        let state = hypervisor.borrow_mut().run_state(0).doing("VCPUOP_get_runstate_info")?;
-        calibration.add(state);
-        match calibration.error_ns() {
-            Some(0..=GOAL_NS) => return Ok(calibration),
-            Some(0..=FAIR_NS) if start.elapsed() > PATIENCE => return Ok(calibration),
-            Some(_) if start.elapsed() > IMPATIENCE => return Ok(calibration),
-            None if start.elapsed() > LIMIT => {
-                return Err(Failure::Failed(
-                    "the vCPU never slept: no bounds for Xen's clock".into(),
-                ));
-            }
-            _ => std::thread::sleep(Duration::from_micros(500)),
-        }
     }
 }
 

@@ -186,20 +186,20 @@ fn firewall_reload(socket: &str, ip: &str, policy: &str) -> Result {
     apply(socket, &keys::firewall_tree(ip, policy, &rules))
 }
 
-fn description(args: &Args) -> Result<Vm> {
-    let file = args.at(0, "VM.json")?;
+/// What the file says of the VM.
+pub(crate) fn description(file: &str) -> Result<Vm> {
     let value: Value = serde_json::from_slice(&std::fs::read(file).doing(file)?).doing(file)?;
     Vm::from_json(&value).doing(file)
 }
 
-/// The commands `qubes-up` and `netvm-change`: dom0 writes the same keys in both cases, one by one.
-pub(crate) fn start_keys(args: &Args) -> Result {
-    apply(args.needed("socket")?, &description(args)?.start())
+/// The command `netvm-change`: dom0 writes the keys of a start again, one by one.
+pub(crate) fn netvm_change(args: &Args) -> Result {
+    apply(args.needed("socket")?, &description(args.at(0, "VM.json")?)?.start())
 }
 
 /// The command `client-start`.
 pub(crate) fn client_start(args: &Args) -> Result {
-    let (vm, ip) = (description(args)?, args.at(1, "IP")?);
+    let (vm, ip) = (description(args.at(0, "VM.json")?)?, args.at(1, "IP")?);
     let ops = if args.has("after") { vm.client_started(ip) } else { vm.client_start(ip) };
     apply(
         args.needed("socket")?,
@@ -209,10 +209,11 @@ pub(crate) fn client_start(args: &Args) -> Result {
 
 /// The command `keys`.
 pub(crate) fn print_keys(args: &Args) -> Result {
-    let writes = description(args)?.start().into_iter().filter_map(|op| match op {
-        Op::Write(key, value) => Some((key, Value::String(value))),
-        Op::Remove(_) => None,
-    });
+    let writes =
+        description(args.at(0, "VM.json")?)?.start().into_iter().filter_map(|op| match op {
+            Op::Write(key, value) => Some((key, Value::String(value))),
+            Op::Remove(_) => None,
+        });
     println!("{}", Value::Object(writes.collect()));
     Ok(())
 }

@@ -21,11 +21,11 @@ use std::process::ExitCode;
 use self::args::Args;
 
 const USAGE: &str = "\
-usage: dom0d qubesdb --domid N --socket PATH [--load KEYS.json] [--log FILE] [--detach]
+usage: dom0d qubesdb --domid N --socket PATH [--load KEYS.json] [--vm VM.json] [--log FILE] [--detach]
        dom0d db --socket PATH write KEY VALUE | rm KEY | read KEY | list PREFIX | multi | stats | log [AFTER] | quit
        dom0d db --socket PATH firewall-reload IP [--policy drop]          (rules on standard input)
        dom0d db --socket PATH wait-synced [S] | wait-handled IP COUNT S | wait-key KEY S [VALUE]
-       dom0d qubes-up | netvm-change --socket PATH VM.json
+       dom0d netvm-change --socket PATH VM.json
        dom0d client-start --socket PATH [--after] VM.json IP
        dom0d keys VM.json
        dom0d xentime [--json]
@@ -97,7 +97,7 @@ fn run(words: &[String]) -> Result {
     match command.as_str() {
         "qubesdb" => qubesdb::run(&args, words),
         "db" => db::run(&args),
-        "qubes-up" | "netvm-change" => db::start_keys(&args),
+        "netvm-change" => db::netvm_change(&args),
         "client-start" => db::client_start(&args),
         "keys" => db::print_keys(&args),
         "xentime" => clock::print(&args),

@@ -70,6 +70,6 @@ pub(crate) fn detach(words: &[String], socket: &str, patience: Duration) -> Resu
             let _ = child.kill();
             return Err(Failure::Code(3, "nothing was ready in time".into()));
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

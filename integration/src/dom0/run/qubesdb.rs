@@ -1,19 +1,22 @@
 //! The process of a QubesDB server: link, xenstore nodes, local socket, log.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::Write;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 
 use super::args::Args;
-use super::clock::{self, SharedHypervisor, XenClock};
+use super::clock::{self, STEP, SharedHypervisor, XenClock};
 use super::lines::Lines;
 use super::link::VchanLink;
 use super::xenstore::Xenstore;
-use super::{Attempt, Failure, Result, process};
+use super::{Attempt, Failure, Result, db, process};
 use crate::dom0::exit::Exit;
+use crate::dom0::keys::Op;
 use crate::dom0::qdb::control::{self, Condition, Outcome};
 use crate::dom0::qdb::event::Event;
 use crate::dom0::qdb::server::{Next, Server};
@@ -40,6 +43,7 @@ struct Daemon {
     domid: u32,
     socket: String,
     hypervisor: SharedHypervisor,
+    clock: Rc<RefCell<XenClock>>,
     xenstore: Xenstore,
     server: Server,
     /// `None` only between the close of a link and the announcement of the next.
@@ -62,10 +66,20 @@ pub(crate) fn run(args: &Args, words: &[String]) -> Result {
     }
     process::forget_end(&socket);
     let hypervisor = clock::open()?;
-    let mut clock = XenClock::new(hypervisor.clone())?;
-    let mut server = Server::new(Box::new(move || clock.now_ns()));
+    // Its calibration, which takes a third of a second, goes on while the firewall starts.
+    let clock = Rc::new(RefCell::new(XenClock::begin(hypervisor.clone())?));
+    let teller = clock.clone();
+    let mut server = Server::new(Box::new(move || teller.borrow_mut().now_ns()));
     if let Some(file) = args.get("load") {
         load(&mut server, file)?;
+    }
+    if let Some(file) = args.get("vm") {
+        for op in db::description(file)?.start() {
+            // There is nothing yet that could be removed.
+            if let Op::Write(key, value) = op {
+                server.local_write(None, key.as_bytes(), value.as_bytes()).doing(&key)?;
+            }
+        }
     }
     let log = args.get("log").map_or_else(|| format!("{socket}.log"), str::to_owned);
     let log = File::create(&log).doing(&log)?;
@@ -77,6 +91,7 @@ pub(crate) fn run(args: &Args, words: &[String]) -> Result {
         domid,
         socket,
         hypervisor,
+        clock,
         xenstore,
         server,
         link,
@@ -127,7 +142,8 @@ impl Daemon {
         }
         self.answer_waiters();
         self.write_log();
-        self.wait();
+        let is_exact = self.clock.borrow_mut().improve()?;
+        self.wait(is_exact);
         for (id, line) in self.lines.service() {
             self.serve(id, &line);
         }
@@ -138,11 +154,12 @@ impl Daemon {
         Ok(())
     }
 
-    fn wait(&mut self) {
+    fn wait(&mut self, is_exact: bool) {
         let deadlines = self.waiters.iter().map(|waiter| waiter.deadline).chain([self.next_tick]);
         let deadline = deadlines.min().unwrap_or(self.next_tick);
         let timeout = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(timeout + Duration::from_millis(1)).ok();
+        let timeout = if is_exact { timeout + Duration::from_millis(1) } else { STEP };
+        let timeout = Timespec::try_from(timeout).ok();
         let Some(link) = &mut self.link else { return };
         let has_event = {
             let mut fds = vec![PollFd::new(&*link, PollFlags::IN)];

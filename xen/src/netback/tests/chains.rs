@@ -19,7 +19,7 @@ fn rig() -> Rig {
     rig
 }
 
-fn connect(rig: &mut Rig, dom: DomId) -> (Guest, VifId) {
+pub(super) fn connect(rig: &mut Rig, dom: DomId) -> (Guest, VifId) {
     attach_client(&mut rig.store, dom, 0, "10.137.0.11");
     rig.settle();
     let guest = Guest::new(dom, 0);

@@ -14,6 +14,8 @@ use crate::{fail, progress};
 
 /// A restart may take so long on a busy host.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// What the end of the old firewall leaves to do in dom0 and in the NetVM is over by then.
+const QUIET: Duration = Duration::from_secs(3);
 
 pub(super) fn measure(
     world: &mut World,
@@ -96,13 +98,14 @@ fn restart_linux(world: &World, linux: &mut LinuxSide) -> Result<Again> {
     let (firewall, gateway, gateway6) = LINUX_FIREWALL;
     let [place, _] = LINUX_CLIENTS;
     world.lab.destroy(firewall)?;
+    linux.database.db(&world.lab, "quit")?;
     world.lab.detach_vif(&linux.client.name, 0)?;
     wait_until_gone(world, &linux.client)?;
     let (_, ip, ip6) = place;
     let configure = format!("/lab/uplink {ip} {gateway} 3000 {ip6} {gateway6}");
     let (begun, waits) = wait(world, &linux.client, &configure)?;
     let start = Instant::now();
-    linux.firewall = LinuxSide::start_firewall(world)?;
+    (linux.firewall, linux.database) = LinuxSide::start_firewall(world)?;
     let (made, ready) = (linux.firewall.create_seconds, start.elapsed().as_secs_f32());
     world.lab.attach_vif(&linux.client.name, &vif(place, firewall))?;
     let attached = start.elapsed().as_secs_f32() - ready;
@@ -120,6 +123,7 @@ fn wait_until_gone(world: &World, client: &Domain) -> Result<()> {
 
 /// Has the client wait for its device and for an answer; the moment before, on the client's clock.
 fn wait(world: &World, client: &Domain, configure: &str) -> Result<(f64, Background)> {
+    std::thread::sleep(QUIET);
     let line = format!(
         "{configure}; until ping -q -c 1 -W 0.2 {} >/dev/null 2>&1; do usleep 20000; done; {UPTIME}",
         world.plan.internet
