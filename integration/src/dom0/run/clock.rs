@@ -25,12 +25,13 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub(crate) type SharedHypervisor = Rc<RefCell<Hypervisor>>;
 
 /// A pause between two looks at the vCPU, which are to be in different times of its running.
-pub(crate) const STEP: Duration = Duration::from_micros(500);
+const STEP: Duration = Duration::from_micros(500);
 
 /// Xen's clock, with bounds for its error.
 pub(crate) struct XenClock {
     hypervisor: SharedHypervisor,
     calibration: Calibration,
+    /// When the first look is due.
     begun: Instant,
     /// Where the process may run once the bounds are found; until then it is on vCPU 0, whose calls they come from.
     places: Option<CpuSet>,
@@ -40,33 +41,40 @@ pub(crate) struct XenClock {
 impl XenClock {
     /// A calibrated clock.
     pub(crate) fn new(hypervisor: SharedHypervisor) -> Result<Self> {
-        let mut clock = Self::begin(hypervisor)?;
-        while !clock.improve()? {
-            std::thread::sleep(STEP);
+        let mut clock = Self::later(hypervisor, Duration::ZERO)?;
+        while let Some(due) = clock.improve()? {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }
         Ok(clock)
     }
 
-    /// A clock that may be slow, by what is not known, until [`XenClock::improve`] has been called often enough.
-    pub(crate) fn begin(hypervisor: SharedHypervisor) -> Result<Self> {
+    /// A clock that is calibrated by calls of [`XenClock::improve`] after some time. Until then it may be slow by as long as
+    /// the vCPU had run without a pause.
+    pub(crate) fn later(hypervisor: SharedHypervisor, wait: Duration) -> Result<Self> {
         let before = sched_getaffinity(None).doing("sched_getaffinity")?;
         let mut first = CpuSet::new();
         first.set(0);
         sched_setaffinity(None, &first).doing("sched_setaffinity")?;
-        let (calibration, begun) = (Calibration::default(), Instant::now());
+        let (calibration, begun) = (Calibration::default(), Instant::now() + wait);
         let mut clock = Self { hypervisor, calibration, begun, places: Some(before), last_ns: 0 };
-        clock.improve()?;
+        clock.look()?;
         Ok(clock)
     }
 
-    /// Looks at the vCPU once more unless the bounds are good enough: `true` then. To be called a [`STEP`] apart.
-    pub(crate) fn improve(&mut self) -> Result<bool> {
-        if self.places.is_none() {
-            return Ok(true);
-        }
+    fn look(&mut self) -> Result {
         let state = self.hypervisor.borrow_mut().run_state(0).doing("VCPUOP_get_runstate_info")?;
         self.calibration.add(state);
-        let passed = self.begun.elapsed();
+        Ok(())
+    }
+
+    /// Looks at the vCPU once more if it is time and the bounds are not good enough; when the next look is due.
+    pub(crate) fn improve(&mut self) -> Result<Option<Instant>> {
+        let now = Instant::now();
+        if self.places.is_none() || now < self.begun {
+            return Ok(self.places.as_ref().map(|_| self.begun));
+        }
+        self.look()?;
+        let passed = now - self.begun;
         let is_done = match self.calibration.error_ns() {
             Some(0..=GOAL_NS) => true,
             Some(0..=FAIR_NS) => passed > PATIENCE,
@@ -81,7 +89,7 @@ impl XenClock {
         if is_done && let Some(places) = self.places.take() {
             sched_setaffinity(None, &places).doing("sched_setaffinity")?;
         }
-        Ok(is_done)
+        Ok((!is_done).then(|| Instant::now() + STEP))
     }
 
     /// System time, nanoseconds, and the most that it can be wrong by.

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 
 use super::args::Args;
-use super::clock::{self, STEP, SharedHypervisor, XenClock};
+use super::clock::{self, SharedHypervisor, XenClock};
 use super::lines::Lines;
 use super::link::VchanLink;
 use super::xenstore::Xenstore;
@@ -25,6 +25,8 @@ use crate::dom0::ring::{Link, Ring};
 /// Port and smallest ring size (bytes) of a QubesDB link.
 pub(crate) const PORT: u32 = 111;
 pub(crate) const RING_LEN: usize = 4096;
+/// When the clock is calibrated: the domain has started by then, as a rule.
+const CALIBRATED_AFTER: Duration = Duration::from_secs(3);
 /// How often a quiet link is looked at.
 const TICK: Duration = Duration::from_secs(10);
 /// How long the server of a dead domain waits for a client before it ends.
@@ -66,8 +68,8 @@ pub(crate) fn run(args: &Args, words: &[String]) -> Result {
     }
     process::forget_end(&socket);
     let hypervisor = clock::open()?;
-    // Its calibration, which takes a third of a second, goes on while the firewall starts.
-    let clock = Rc::new(RefCell::new(XenClock::begin(hypervisor.clone())?));
+    // Its calibration takes a third of a second, which the start of a firewall would wait for.
+    let clock = Rc::new(RefCell::new(XenClock::later(hypervisor.clone(), CALIBRATED_AFTER)?));
     let teller = clock.clone();
     let mut server = Server::new(Box::new(move || teller.borrow_mut().now_ns()));
     if let Some(file) = args.get("load") {
@@ -142,8 +144,8 @@ impl Daemon {
         }
         self.answer_waiters();
         self.write_log();
-        let is_exact = self.clock.borrow_mut().improve()?;
-        self.wait(is_exact);
+        let due = self.clock.borrow_mut().improve()?;
+        self.wait(due);
         for (id, line) in self.lines.service() {
             self.serve(id, &line);
         }
@@ -154,11 +156,13 @@ impl Daemon {
         Ok(())
     }
 
-    fn wait(&mut self, is_exact: bool) {
+    fn wait(&mut self, clock_due: Option<Instant>) {
         let deadlines = self.waiters.iter().map(|waiter| waiter.deadline).chain([self.next_tick]);
         let deadline = deadlines.min().unwrap_or(self.next_tick);
         let timeout = deadline.saturating_duration_since(Instant::now());
-        let timeout = if is_exact { timeout + Duration::from_millis(1) } else { STEP };
+        let timeout = timeout + Duration::from_millis(1);
+        let to_look = clock_due.map(|due| due.saturating_duration_since(Instant::now()));
+        let timeout = to_look.map_or(timeout, |to_look| timeout.min(to_look));
         let timeout = Timespec::try_from(timeout).ok();
         let Some(link) = &mut self.link else { return };
         let has_event = {

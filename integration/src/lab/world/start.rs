@@ -112,9 +112,11 @@ impl World {
         part("QubesDB");
         self.lab.unpause(&domain)?;
         part("xl unpause");
+        // As Qubes does, which attaches clients to a VM that has started; before that dom0 has enough to do for it.
+        domain.wait_console(&self.lab, "fw: ready", START)?;
+        part("until it is up");
         self.lab.sh(&attach)?;
         part("xl network-attach");
-        domain.wait_console(&self.lab, "fw: ready", START)?;
         server.start_qrexec(&self.lab)?;
         self.dom0d = Some(server);
         self.domains.insert(domain.name.clone(), domain);

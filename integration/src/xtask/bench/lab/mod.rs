@@ -38,8 +38,9 @@ const QUICK_TURNS: usize = 2;
 const BOOTS: usize = 4;
 /// A run may take so long on a busy host.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// Memory of a client in MiB: what Qubes starts a VM with. With much less the windows of its connections stay small.
-const CLIENT_MIB: u32 = 400;
+/// Memory of a client and of the Linux firewall VM in MiB: what Qubes starts a VM with. With much less the windows of a
+/// client's connections stay small.
+const LINUX_MIB: u32 = 400;
 
 /// Names and addresses.
 type Place = (&'static str, &'static str, &'static str);
@@ -84,7 +85,7 @@ pub(super) fn run(report: &mut Report, is_quick: bool, only: Option<&str>) -> Re
             MachineOptions { name: "bench".into(), memory_mib: 4096, ..Default::default() };
         let lab = Lab::boot(&images, &machine)?;
         let mut plan = Plan::usual();
-        plan.clients.iter_mut().for_each(|client| client.memory_mib = CLIENT_MIB);
+        plan.clients.iter_mut().for_each(|client| client.memory_mib = LINUX_MIB);
         let mut world = World::new(lab, plan, Kind::Image(image.path.clone()))?;
         let mut linux = None;
         let Err(error) = measure(&mut world, &mut linux, report, &chosen, &mut done) else { break };
@@ -322,7 +323,7 @@ impl LinuxSide {
         let client = |place: Place| -> Result<Domain> {
             let (backend, gateway, gateway6) = LINUX_FIREWALL;
             let mut client = linux_spec(world, place, Role::Client, (gateway, gateway6), backend);
-            client.memory_mib = CLIENT_MIB;
+            client.memory_mib = LINUX_MIB;
             let client = world.lab.create(&client)?;
             client.wait_ready(&world.lab)?;
             Ok(client)
@@ -336,6 +337,7 @@ impl LinuxSide {
         let mut firewall =
             linux_spec(world, LINUX_FIREWALL, Role::LinuxFirewall, gateways, &netvm.name);
         firewall.cpu = FIREWALL_CPU;
+        firewall.memory_mib = LINUX_MIB;
         firewall.paused = true;
         let firewall = world.lab.create(&firewall)?;
         let database = Dom0d::start_empty(&world.lab, &firewall)?;
