@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::workloads::Workload;
+use super::workloads::{Beside, Workload};
 use super::{PATIENCE, effort};
 use crate::error::{Error, Result};
-use crate::fail;
 use crate::lab::domain::Domain;
 use crate::lab::world::World;
 use crate::xtask::bench::report::median;
+use crate::{fail, progress};
 
-/// What goes on beside a workload has ended so long after it.
-const BESIDE_ENDS: Duration = Duration::from_secs(6);
+/// After what goes on beside a workload: its server is ready again.
+const BESIDE_ENDS: Duration = Duration::from_secs(2);
+/// So often a workload is tried if what should go on beside it does not: a server of iperf3 may still be busy with the last one.
+const TRIES: usize = 3;
 
 /// One run.
 pub(super) struct Sample {
@@ -57,8 +59,35 @@ impl Side<'_> {
     /// Runs it once.
     ///
     /// # Errors
-    /// When the client's command fails, or says what cannot be read.
+    /// When the client's command fails, or says what cannot be read, or what should go on beside it does not.
     pub(super) fn run(&self, world: &World, workload: &Workload) -> Result<Sample> {
+        let mut said = String::new();
+        for _ in 0..TRIES {
+            let sample = self.run_once(world, workload)?;
+            let Some(beside) = workload.beside else { return Ok(sample) };
+            said = self.end_of(world, beside)?;
+            std::thread::sleep(BESIDE_ENDS);
+            // The last line of a run that iperf3 is content with.
+            if said.contains("receiver") {
+                return Ok(sample);
+            }
+            progress::say(format!("{}: {}: beside it: {said}", self.name, workload.key));
+        }
+        fail!("{}: {}: nothing went on beside it: {said}", self.name, workload.key)
+    }
+
+    /// Waits for the end of what goes on beside; what it printed.
+    fn end_of(&self, world: &World, beside: Beside) -> Result<String> {
+        let line = "n=0; while ! grep -q ^ended /tmp/beside && [ $n -lt 150 ]; do usleep 200000; n=$((n + 1)); done; \
+                    cat /tmp/beside";
+        self.place(beside).exec_for(&world.lab, line, PATIENCE)?.ok("what goes on beside")
+    }
+
+    fn place(&self, beside: Beside) -> &Domain {
+        if beside.is_others { self.other } else { self.client }
+    }
+
+    fn run_once(&self, world: &World, workload: &Workload) -> Result<Sample> {
         let server6 = world.plan.internet6.as_deref().unwrap_or_default();
         let named = |line: &str| {
             line.replace("SERVER6", server6)
@@ -67,7 +96,10 @@ impl Side<'_> {
         };
         let line = named(workload.line);
         if let Some(beside) = workload.beside {
-            self.other.exec_for(&world.lab, &named(beside), PATIENCE)?.ok(workload.key)?;
+            let line = named(beside.line);
+            let line =
+                format!("({line} >/tmp/beside 2>&1; echo ended >>/tmp/beside) >/dev/null 2>&1 &");
+            self.place(beside).exec_for(&world.lab, &line, PATIENCE)?.ok(workload.key)?;
         }
         let faults_before = self.faults(world)?;
         let forwarded_before = self.forwarded(world)?;
@@ -85,10 +117,6 @@ impl Side<'_> {
         if workload.counts_packets() && forwarded > 0.0 {
             arrived = Some(amount / forwarded);
             amount = forwarded;
-        }
-        if workload.line.contains("5202") || workload.beside.is_some() {
-            // What goes on beside has to end before the next turn.
-            std::thread::sleep(BESIDE_ENDS);
         }
         Ok(Sample {
             rate,

@@ -9,8 +9,8 @@ pub(super) struct Workload {
     /// The client's command; SERVER and SERVER6 stand for the server's addresses, OTHER for that of the other client. Port 5202
     /// is for what goes on beside.
     pub(super) line: &'static str,
-    /// What the other client begins before, if anything.
-    pub(super) beside: Option<&'static str>,
+    /// What goes on meanwhile, if anything.
+    pub(super) beside: Option<Beside>,
     /// Whether a bound is set for it: it gets more turns.
     pub(super) is_judged: bool,
     /// Rate, and the amount that was transferred, from what the command printed.
@@ -21,6 +21,14 @@ pub(super) struct Workload {
     pub(super) unit: (f64, &'static str),
 }
 
+/// A command of iperf3 that begins before the client's own and outlasts it.
+#[derive(Clone, Copy)]
+pub(super) struct Beside {
+    /// Whether the other client runs it.
+    pub(super) is_others: bool,
+    pub(super) line: &'static str,
+}
+
 /// All, in running order.
 pub(super) const WORKLOADS: &[Workload] = &[
     tcp("tcp4_up", "iperf3 -f k -n 96M -c SERVER"),
@@ -29,18 +37,21 @@ pub(super) const WORKLOADS: &[Workload] = &[
     tcp("tcp6_down", "iperf3 -f k -n 96M -R -c SERVER6"),
     udp("udp64", "iperf3 -f k -u -l 64 -b 0 -t 5 -c SERVER"),
     Workload { is_judged: true, ..ping("rtt_idle", "ping -c 50 -i 0.2 SERVER", round_trip) },
-    Workload { is_judged: false, ..tcp("tcp4_up_8", "iperf3 -f k -P 8 -n 6M -c SERVER") },
-    Workload { is_judged: false, ..tcp("tcp4_down_8", "iperf3 -f k -P 8 -n 6M -R -c SERVER") },
+    Workload { is_judged: false, ..tcp("tcp4_up_8", "iperf3 -f k -P 8 -n 48M -c SERVER") },
+    Workload { is_judged: false, ..tcp("tcp4_down_8", "iperf3 -f k -P 8 -n 48M -R -c SERVER") },
     Workload { is_judged: false, ..udp("udp1400", "iperf3 -f k -u -l 1400 -b 0 -t 5 -c SERVER") },
     Workload { is_judged: false, ..tcp("between_clients", "iperf3 -f k -n 24M -c OTHER") },
-    ping(
-        "rtt_load",
-        "(iperf3 -R -t 13 -p 5202 -c SERVER >/dev/null 2>&1 &); sleep 1; ping -c 100 -i 0.1 SERVER",
-        worst,
-    ),
     Workload {
-        beside: Some("(iperf3 -u -l 64 -b 0 -t 13 -p 5202 -c SERVER >/dev/null 2>&1 &)"),
-        ..ping("flooded_p99", "sleep 1; ping -c 100 -i 0.1 SERVER", worst)
+        beside: Some(Beside { is_others: false, line: "iperf3 -R -t 13 -p 5202 -c SERVER" }),
+        ..ping("rtt_load", "sleep 1; ping -c 100 -i 0.1 SERVER", worst)
+    },
+    Workload {
+        beside: Some(Beside {
+            is_others: true,
+            line: "iperf3 -u -l 64 -b 0 -t 13 -p 5202 -c SERVER",
+        }),
+        is_judged: true,
+        ..ping("flooded_p99", "sleep 1; ping -c 200 -i 0.05 SERVER", worst)
     },
 ];
 
