@@ -59,8 +59,8 @@ impl Held {
         true
     }
 
-    /// The port is no longer ours.
-    fn forget(&self, port: EventPort) {
+    /// Lets go of the port. Whether its event was held.
+    fn take(&self, port: EventPort) -> bool {
         let last = self.count.get().saturating_sub(1);
         let known = self.ports.get(..self.count.get()).unwrap_or_default();
         if let Some(place) = known.iter().find(|held| held.get() == port)
@@ -68,7 +68,9 @@ impl Held {
         {
             place.set(moved.get());
             self.count.set(last);
+            return true;
         }
+        false
     }
 
     /// Ends it: the ports, and how many they are.
@@ -238,7 +240,11 @@ impl Channel {
 impl Drop for Channel {
     fn drop(&mut self) {
         OPEN.with(|open| open.set(open.get().saturating_sub(1)));
-        HELD.with(|held| held.forget(self.port));
+        // The last event goes with the port: afterwards the peer would never hear of what was written for it.
+        if HELD.with(|held| held.take(self.port)) {
+            counts::call(Call::Notify);
+            hypercall::event_send(self.port);
+        }
         let shared = hypercall::shared_info();
         mask(&shared, self.port);
         counts::call(Call::Port);
@@ -466,6 +472,7 @@ mod tests {
         }
         assert_eq!(peer.take_notifications(), []);
         drop(channels.remove(1));
+        assert_eq!(peer.take_notifications(), [theirs[1]], "the last one goes with its port");
         let before = counts::counts();
         send_held();
         let after = counts::counts();
