@@ -88,8 +88,8 @@ impl World {
         Ok(())
     }
 
-    /// Starts our firewall with its uplink at NetVM `uplink`, and gives a client that runs its device as soon as the domain
-    /// runs: what Qubes does where it does not wait for qrexec. Seconds that dom0 took for the parts.
+    /// Starts our firewall with its uplink at NetVM `uplink`, and gives a client that has been running its device as soon as
+    /// the firewall is up, as Qubes does. Seconds that dom0 took for the parts.
     ///
     /// # Errors
     /// When it does not start, or `xl` refuses.
