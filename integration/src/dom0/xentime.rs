@@ -115,6 +115,17 @@ mod tests {
     }
 
     #[test]
+    fn before_both_bounds_it_is_slow_by_what_the_vcpu_had_run_at_most() {
+        let mut calibration = Calibration::default();
+        let mut model = Model::new(5_000);
+        assert_eq!(calibration.estimate_ns(&model.state), None);
+        model.run(300);
+        calibration.add(model.state);
+        assert_eq!(calibration.now_ns(&model.state), None);
+        assert_eq!(calibration.estimate_ns(&model.state), Some(model.now - 300));
+    }
+
+    #[test]
     fn constant_is_found_within_the_stated_error() {
         let mut model = Model::new(1_000_000_007);
         model.run(5_000_000);

@@ -37,7 +37,7 @@ pub(crate) struct Transfer {
     burst: u32,
     /// The last turn that had some, in ns.
     since: u64,
-    /// How long more of them are waited for, in ns.
+    /// When the wait for more of them is over, in ns.
     until: Option<u64>,
 }
 

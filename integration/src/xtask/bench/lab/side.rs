@@ -65,15 +65,24 @@ impl Side<'_> {
         for _ in 0..TRIES {
             let sample = self.run_once(world, workload)?;
             let Some(beside) = workload.beside else { return Ok(sample) };
+            let outlasts = self.place(beside).exec_for(
+                &world.lab,
+                "! grep -q ^ended /tmp/beside",
+                PATIENCE,
+            )?;
             said = self.end_of(world, beside)?;
             std::thread::sleep(BESIDE_ENDS);
-            // The last line of a run that iperf3 is content with.
-            if said.contains("receiver") {
+            // It was still at it when the workload was over, and ended as iperf3 wants it.
+            if outlasts.status == 0 && said.contains("receiver") {
                 return Ok(sample);
             }
             progress::say(format!("{}: {}: beside it: {said}", self.name, workload.key));
         }
-        fail!("{}: {}: nothing went on beside it: {said}", self.name, workload.key)
+        fail!(
+            "{}: {}: what should go on beside it did not, or not to its end: {said}",
+            self.name,
+            workload.key
+        )
     }
 
     /// Waits for the end of what goes on beside; what it printed.

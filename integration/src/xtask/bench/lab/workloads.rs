@@ -42,13 +42,13 @@ pub(super) const WORKLOADS: &[Workload] = &[
     Workload { is_judged: false, ..udp("udp1400", "iperf3 -f k -u -l 1400 -b 0 -t 5 -c SERVER") },
     Workload { is_judged: false, ..tcp("between_clients", "iperf3 -f k -n 24M -c OTHER") },
     Workload {
-        beside: Some(Beside { is_others: false, line: "iperf3 -R -t 13 -p 5202 -c SERVER" }),
+        beside: Some(Beside { is_others: false, line: "iperf3 -R -t 20 -p 5202 -c SERVER" }),
         ..ping("rtt_load", "sleep 1; ping -c 100 -i 0.1 SERVER", worst)
     },
     Workload {
         beside: Some(Beside {
             is_others: true,
-            line: "iperf3 -u -l 64 -b 0 -t 13 -p 5202 -c SERVER",
+            line: "iperf3 -u -l 64 -b 0 -t 20 -p 5202 -c SERVER",
         }),
         is_judged: true,
         ..ping("flooded_p99", "sleep 1; ping -c 200 -i 0.05 SERVER", worst)
