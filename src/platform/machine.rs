@@ -243,10 +243,13 @@ impl Machine for XenMachine {
         // What a client's frame takes: its part of our time in this turn, or the NetVM's.
         let (taken, brought) =
             (core::mem::take(&mut self.taken), core::mem::take(&mut self.brought));
-        if let Some(taken) = NonZero::new(taken as u64) {
+        let frame_ns = NonZero::new(taken as u64).map(|taken| {
             let frames = taken.saturating_add(brought as u64);
             let own_ns = time::system_time_ns().saturating_sub(now) / frames;
-            self.back.rest(now, own_ns.max(self.front.slot_ns()));
+            own_ns.max(self.front.slot_ns())
+        });
+        self.back.end_turn(now, frame_ns);
+        if frame_ns.is_some() {
             self.front.alone(self.back.is_one_alone(now));
         }
         if let Some(_operation) = self.operation(Part::Links) {

@@ -234,6 +234,11 @@ impl Vif {
         later.is_none()
     }
 
+    /// Whether the store or time will have something to say about it.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.work, Work::Idle) && self.deadline().is_none()
+    }
+
     /// Earliest time at which another look is due without an event; none while one is under way.
     pub(super) fn deadline(&self) -> Option<u64> {
         if !matches!(self.work, Work::Idle) {

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::Backend;
 use super::connect::{Look, Node, RECHECK_NS, Watch, Work};
 use super::identity::{Setting, parse_domain};
+use super::to_guest::ToGuest;
 use crate::abi::DomId;
 use crate::xenstore::{
     Client, Owner, Reply, Request, StoreError, Token, WatchEvent, children, decimal_u32,
@@ -142,13 +143,19 @@ impl Backend {
         self.store_full = !store.has_room(REQUESTS_PER_STEP);
     }
 
+    /// Looks whose time has come.
     fn mark_due(&mut self, now: u64) {
-        for slot in 0..self.vifs.bound() {
+        let mut at = 0;
+        while let Some(slot) = self.next_awaited(at) {
+            at = slot.saturating_add(1);
             let Some(vif) = self.vifs.get_mut(slot) else { continue };
             if let Some(link) = &mut vif.link {
                 link.open_if_due(now);
                 link.pace.wake_if_due(now);
                 link.look_if_due(now);
+                if link.has_work() || ToGuest::deadline(link, now).is_some_and(|due| due <= now) {
+                    self.busy.mark(slot);
+                }
             }
             if vif.deadline().is_some_and(|due| due <= now) {
                 vif.look_at = None;
@@ -188,6 +195,7 @@ impl Backend {
 
     /// Starts reading everything that the next decision needs.
     fn look(&mut self, slot: usize, store: &mut Client) {
+        self.timed.mark(slot);
         let Some(vif) = self.vifs.get_mut(slot) else { return };
         if !matches!(vif.work, Work::Idle) {
             vif.again = true;
@@ -228,6 +236,7 @@ impl Backend {
             Some(Target::Vif { slot, generation, what }) => {
                 let current = |vif: &super::connect::Vif| vif.token.generation == generation;
                 if self.vifs.get(slot).is_some_and(current) {
+                    self.timed.mark(slot);
                     self.take_reply(slot, what, reply.result, store);
                 }
             }
@@ -274,6 +283,7 @@ impl Backend {
     }
 
     pub(super) fn recheck(&mut self, slot: usize) {
+        self.timed.mark(slot);
         if let Some(vif) = self.vifs.get_mut(slot) {
             vif.look_at.get_or_insert(self.now.saturating_add(RECHECK_NS));
         }

@@ -5,6 +5,7 @@ use alloc::collections::VecDeque;
 use super::identity::{RxNotify, Settings};
 use super::pace::Pace;
 use super::stream::MOST_GATHER_NS;
+use super::to_guest::ToGuest;
 use super::{CloseReason, FRAME_COST, VifCounters, VifId};
 use crate::abi::DomId;
 use crate::event::Channel;
@@ -174,9 +175,23 @@ impl Link {
         self.ready |= self.look_at.is_some();
     }
 
-    /// When a stream is looked at without an event.
-    pub(super) fn look_deadline(&self) -> Option<u64> {
-        self.look_at
+    /// Whether requests may wait that could be taken now.
+    pub(super) fn has_work(&self) -> bool {
+        self.ready && !self.pace.rests()
+    }
+
+    /// Whether frames wait for buffers that the client does not tell of.
+    pub(super) fn is_looked_at(&self) -> bool {
+        self.rx_notify == RxNotify::No && (self.stalled || !self.queue.is_empty())
+    }
+
+    /// When something has to be done about it without an event.
+    pub(super) fn deadline(&self, now: u64) -> Option<u64> {
+        let queue = ToGuest::deadline(self, now);
+        [self.gate.deadline(), queue, self.pace.deadline(), self.look_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Looks at a stream if it is time, or at once if the clock was set back.
@@ -203,11 +218,6 @@ impl Link {
     /// Ends the pause of a frontend that was slowed down, when it is over.
     pub(super) fn open_if_due(&mut self, now: u64) {
         self.ready |= self.gate.open_if_due(&self.channel, now);
-    }
-
-    /// End of such a pause.
-    pub(super) fn gate_deadline(&self) -> Option<u64> {
-        self.gate.deadline()
     }
 
     /// Writes one TX response.

@@ -10,6 +10,7 @@
 //! * `from_guest`, `to_guest`: the two directions, which share a batch of grant copies
 //! * `turn`: whose frames are taken, in rounds; `pace`: what single frames owe to others; `lone`: whether anybody else
 //!   has any; `stream`: how many come together if not
+//! * `slot_set`: which vifs a turn has to do with, so that it costs nothing for all others
 //!
 //! # In the event loop
 //! Nothing here waits. One turn of the loop is:
@@ -30,7 +31,7 @@
 //!     ... uplink.send(frame.chain, offload) ...        // or back.send(other, ...)
 //! }
 //! back.flush(now);                                     // copies to guests, push, notify, ask for events
-//! back.rest(now, frame_ns);                            // whose frames take the others' time
+//! back.end_turn(now, frame_ns);                        // whose frames take the others' time; who is done
 //! store.flush();
 //! if !back.has_work() { event::wait(back.next_deadline()) }
 //! ```
@@ -48,6 +49,7 @@ mod lifecycle;
 mod link;
 mod lone;
 mod pace;
+mod slot_set;
 mod stream;
 mod to_guest;
 mod turn;
@@ -61,7 +63,7 @@ use crate::mem::ledger;
 use crate::netif::{Chain, Moment, Offload};
 use crate::planted::{Defect, is_planted};
 use crate::postmortem::{self, What};
-use crate::xenstore::{DirtySet, ReqId};
+use crate::xenstore::ReqId;
 use connect::Vifs;
 use from_guest::FromGuest;
 pub use from_guest::{Budget, FRAME_COST};
@@ -71,6 +73,7 @@ use lifecycle::{Scan, Target};
 use link::{Link, Queued};
 use lone::Lone;
 use pace::Ageing;
+use slot_set::SlotSet;
 use to_guest::ToGuest;
 pub use types::{
     CloseReason, Config, Event, Frame, SendError, Totals, VifCounters, VifId, VifStatus,
@@ -113,7 +116,12 @@ pub struct Backend {
     config: Config,
     vifs: Vifs,
     ports: BTreeMap<EventPort, usize>,
-    dirty: DirtySet,
+    /// Those whose nodes have changed.
+    dirty: SlotSet,
+    /// Those that a turn has to do with: had an event, may have requests, or frames on their way.
+    busy: SlotSet,
+    /// Those that wait for a time, or for the store.
+    timed: SlotSet,
     asked: BTreeMap<ReqId, Target>,
     scan: Scan,
     generation: u32,
@@ -145,7 +153,9 @@ impl Backend {
             config,
             vifs: Vifs::new(config.max_vifs),
             ports: BTreeMap::new(),
-            dirty: DirtySet::new(config.max_vifs),
+            dirty: SlotSet::new(config.max_vifs),
+            busy: SlotSet::new(config.max_vifs),
+            timed: SlotSet::new(config.max_vifs),
             asked: BTreeMap::new(),
             scan: Scan::default(),
             generation: 0,
@@ -171,6 +181,9 @@ impl Backend {
         let Some(slot) = self.ports.get(&port) else { return false };
         if let Some(link) = self.vifs.get_mut(*slot).and_then(|vif| vif.link.as_mut()) {
             link.note_event();
+            // Of who was not at work it is not known how much others were meanwhile.
+            link.pace.look_beside(self.ageing.all());
+            self.busy.mark(*slot);
         }
         true
     }
@@ -219,7 +232,11 @@ impl Backend {
         let free = total.saturating_sub(self.to.queued());
         let quota = share.max(free).min(self.config.queue_per_vif);
         let link = self.vifs.link_mut(vif).ok_or(SendError::Gone)?;
+        self.busy.mark(vif.slot());
+        self.lone.note(vif.slot(), self.now);
+        let recent = link.pace.recent();
         link.pace.note(chain.len() as u64);
+        self.ageing.note(link.pace.recent().saturating_sub(recent));
         if offload.gso.is_some() {
             link.note_super_frame();
         }
@@ -233,7 +250,9 @@ impl Backend {
         self.pump_all(now);
         self.complete();
         let when = Moment { now, is_one_alone: self.is_one_alone(now) };
-        for slot in 0..self.vifs.bound() {
+        let mut at = 0;
+        while let Some(slot) = self.busy.next_in(at, usize::MAX) {
+            at = slot.saturating_add(1);
             if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) {
                 link.push();
                 if let Err(reason) = link.end_turn(when) {
@@ -245,7 +264,9 @@ impl Backend {
 
     /// Gathers the copies of what waits for clients that have buffers.
     fn pump_all(&mut self, now: u64) {
-        for slot in 0..self.vifs.bound() {
+        let mut at = 0;
+        while let Some(slot) = self.busy.next_in(at, usize::MAX) {
+            at = slot.saturating_add(1);
             self.pump(slot, now);
         }
     }
@@ -262,11 +283,17 @@ impl Backend {
 
     /// Whether requests of clients wait that could be taken now.
     pub fn has_work(&self) -> bool {
-        let waits = |vif: &connect::Vif| {
-            let link = vif.link.as_ref();
-            link.is_some_and(|link| link.ready && !link.pace.rests())
+        let has_work = |slot: usize| {
+            let link = self.vifs.get(slot).and_then(|vif| vif.link.as_ref());
+            link.is_some_and(Link::has_work)
         };
-        self.starved.is_none() && self.vifs.iter().any(|(_, vif)| waits(vif))
+        debug_assert!(
+            (0..self.vifs.bound()).all(|slot| !has_work(slot) || self.busy.contains(slot)),
+            "a vif with work is not among those that have some"
+        );
+        let busy = |from: usize| self.busy.next_in(from, usize::MAX);
+        let mut all = core::iter::successors(busy(0), |slot| busy(slot.saturating_add(1)));
+        self.starved.is_none() && all.any(has_work)
     }
 
     /// When [`Backend::advance`] has to be called at the latest, in ns.
@@ -274,16 +301,21 @@ impl Backend {
         let marked = self.scan.is_pending() || !self.dirty.is_empty();
         // Without room in the store's queue its next reply is what we wait for.
         let at_once = (marked && !self.store_full).then_some(self.now);
-        let vifs = self.vifs.iter().filter_map(|(slot, vif)| {
+        let of_vif = |slot: usize| {
+            let vif = self.vifs.get(slot)?;
             let look = vif.deadline().filter(|_| !self.dirty.contains(slot));
-            let link = vif.link.as_ref();
-            let unmask = link.and_then(Link::gate_deadline);
-            let queue = link.and_then(|link| ToGuest::deadline(link, self.now));
-            let rest = link.and_then(|link| link.pace.deadline());
-            let stream = link.and_then(Link::look_deadline);
-            [look, unmask, queue, rest, stream].into_iter().flatten().min()
-        });
-        [vifs.min(), self.starved, at_once].into_iter().flatten().min()
+            let link = vif.link.as_ref().and_then(|link| link.deadline(self.now));
+            [look, link].into_iter().flatten().min()
+        };
+        let next = |from: usize| self.next_awaited(from);
+        let all = core::iter::successors(next(0), |slot| next(slot.saturating_add(1)));
+        let vifs = all.filter_map(of_vif).min();
+        debug_assert_eq!(
+            vifs,
+            (0..self.vifs.bound()).filter_map(of_vif).min(),
+            "a vif with a deadline is not among those that have one"
+        );
+        [vifs, self.starved, at_once].into_iter().flatten().min()
     }
 
     /// Counters of one connection.
@@ -325,6 +357,7 @@ impl Backend {
     fn detach(&mut self, slot: usize, reason: CloseReason) {
         let Some(vif) = self.vifs.get_mut(slot) else { return };
         let Some(mut link) = vif.link.take() else { return };
+        self.timed.mark(slot);
         vif.reason = Some(reason);
         self.to.drop_queue(&mut link);
         self.ports.remove(&link.port());
@@ -356,6 +389,7 @@ impl Backend {
         self.ports.insert(link.port(), slot);
         vif.link = Some(link);
         vif.reason = None;
+        self.busy.mark(slot);
         self.totals.connected = self.totals.connected.saturating_add(1);
         self.events.push_back(Event::Connected { vif: id, identity, capabilities });
         Ok(())

@@ -32,11 +32,9 @@ pub(super) struct Pace {
     /// Single frames taken in this turn.
     burst: u32,
     stream: Stream,
-    /// Frames were taken or sent since the last look.
-    at_work: bool,
     /// Bytes in both directions, each frame for some more.
     recent: u64,
-    /// Others were at work in the last turn with frames.
+    /// Others are at work, too.
     is_beside: bool,
     /// What is owed to others, in nanoseconds, at the time `looked`.
     owed: u64,
@@ -48,17 +46,11 @@ impl Pace {
     /// A frame of so many bytes was taken from the client, or is on its way to it.
     pub(super) fn note(&mut self, bytes: u64) {
         self.recent = self.recent.saturating_add(bytes).saturating_add(FRAME_COST.into());
-        self.at_work = true;
     }
 
     /// The frame that was taken is a single one.
     pub(super) fn note_single(&mut self) {
         self.burst = self.burst.saturating_add(1);
-    }
-
-    /// Whether frames were taken or sent since the last look.
-    pub(super) fn take_at_work(&mut self) -> bool {
-        core::mem::take(&mut self.at_work)
     }
 
     pub(super) fn recent(&self) -> u64 {
@@ -91,13 +83,19 @@ impl Pace {
         self.rests_until
     }
 
-    /// At the end of a turn that began at `begun`, in which a frame took `frame_ns`: what the client sent is owed if `others`
-    /// have work, too.
-    pub(super) fn end_turn(&mut self, begun: u64, frame_ns: u64, others: u64) {
+    /// Whether others, which had `all` of the recent work together with this one, are at work, too.
+    pub(super) fn look_beside(&mut self, all: u64) {
+        let others = all.saturating_sub(self.recent);
+        self.is_beside = others > 0 && others >= self.recent / OTHERS_SHARE;
+    }
+
+    /// At the end of a turn that began at `begun`, in which a frame took `frame_ns`: what the client sent is owed if others have
+    /// work, too; `all` is everybody's recent work.
+    pub(super) fn end_turn(&mut self, begun: u64, frame_ns: u64, all: u64) {
         let burst = core::mem::take(&mut self.burst);
         let passed = begun.saturating_sub(core::mem::replace(&mut self.looked, begun));
         self.owed = self.owed.saturating_sub(passed);
-        self.is_beside = others > 0 && others >= self.recent / OTHERS_SHARE;
+        self.look_beside(all);
         if !self.is_beside {
             self.owed = 0;
             return;
@@ -119,18 +117,33 @@ impl Pace {
     }
 }
 
-/// When work was counted half last.
+/// The recent work of all clients together.
 #[derive(Debug, Default)]
 pub(super) struct Ageing {
+    /// When it was counted half last.
     since: u64,
+    all: u64,
 }
 
 impl Ageing {
-    /// Lets the work of all clients age if it is time.
-    pub(super) fn apply<'a>(&mut self, now: u64, all: impl Iterator<Item = &'a mut Pace>) {
-        if now.saturating_sub(self.since) >= HALF_LIFE_NS {
-            self.since = now;
-            all.for_each(Pace::age);
+    /// So much more of it.
+    pub(super) fn note(&mut self, work: u64) {
+        self.all = self.all.saturating_add(work);
+    }
+
+    pub(super) fn all(&self) -> u64 {
+        self.all
+    }
+
+    /// Lets the work of all clients age if it is time, and forgets that of those who are gone.
+    pub(super) fn apply<'a>(&mut self, now: u64, paces: impl Iterator<Item = &'a mut Pace>) {
+        if now.saturating_sub(self.since) < HALF_LIFE_NS {
+            return;
+        }
+        (self.since, self.all) = (now, 0);
+        for pace in paces {
+            pace.age();
+            self.all = self.all.saturating_add(pace.recent);
         }
     }
 }
@@ -153,8 +166,8 @@ mod tests {
     #[test]
     fn a_burst_beside_others_is_followed_by_a_rest() {
         let mut pace = burst(40);
-        let others = pace.recent();
-        pace.end_turn(1_000, FRAME_NS, others);
+        let all = 2 * pace.recent();
+        pace.end_turn(1_000, FRAME_NS, all);
         let end = 1_000 + 40 * FRAME_NS * PART;
         assert_eq!(pace.deadline(), Some(end));
         pace.wake_if_due(end - 1);
@@ -169,7 +182,8 @@ mod tests {
             [(40, 0), (40, 40 * (60 + 1024) / 16 - 1), (15, 1 << 40), (0, 1 << 40)]
         {
             let mut pace = burst(frames);
-            pace.end_turn(0, FRAME_NS, others);
+            let all = others + pace.recent();
+            pace.end_turn(0, FRAME_NS, all);
             assert!(!pace.rests(), "{frames} beside {others}");
         }
     }
@@ -241,12 +255,16 @@ mod tests {
 
     #[test]
     fn work_is_forgotten() {
-        let mut all = [burst(40)];
+        let mut paces = [burst(40), burst(20)];
         let mut ageing = Ageing::default();
+        ageing.note(paces.iter().map(Pace::recent).sum());
         for turn in 1..=40 {
-            ageing.apply(turn * HALF_LIFE_NS, all.iter_mut());
+            let before = ageing.all();
+            ageing.apply(turn * HALF_LIFE_NS, paces.iter_mut());
+            ageing.apply(turn * HALF_LIFE_NS + 1, paces.iter_mut());
+            assert_eq!(ageing.all(), paces.iter().map(Pace::recent).sum());
+            assert!(before / 2 - ageing.all() <= 1);
         }
-        assert_eq!(all[0].recent(), 0);
-        ageing.apply(40 * HALF_LIFE_NS + 1, all.iter_mut());
+        assert_eq!(ageing.all(), 0);
     }
 }

@@ -1,6 +1,7 @@
 //! Whose frames are taken in a turn: all clients' in rounds, from another one on each time, and who rests.
 
 use super::from_guest::{Budget, Drained};
+use super::slot_set::SlotSet;
 use super::{Backend, NO_PAGE_PAUSE_NS};
 use crate::netif::Moment;
 
@@ -23,13 +24,17 @@ impl Backend {
     /// Serves each vif once, from `first` on. Says whether one still has frames and may get another round.
     fn serve_round(&mut self, first: usize, quantum: u32, total: &mut usize, now: u64) -> bool {
         let mut is_waiting = false;
-        for slot in (first..self.vifs.bound()).chain(0..first) {
-            if *total < self.least_budget() || self.from.room() == 0 {
-                // Whoever is cut off starts the next call.
-                self.turn = self.cut_off.unwrap_or(slot);
-                return false;
+        for (from, to) in [(first, usize::MAX), (0, first)] {
+            let mut at = from;
+            while let Some(slot) = self.busy.next_in(at, to) {
+                at = slot.saturating_add(1);
+                if *total < self.least_budget() || self.from.room() == 0 {
+                    // Whoever is cut off starts the next call.
+                    self.turn = self.cut_off.unwrap_or(slot);
+                    return false;
+                }
+                is_waiting |= self.receive_from(slot, quantum, total, now);
             }
-            is_waiting |= self.receive_from(slot, quantum, total, now);
         }
         is_waiting
     }
@@ -38,12 +43,14 @@ impl Backend {
     fn receive_from(&mut self, slot: usize, quantum: u32, total: &mut usize, now: u64) -> bool {
         let when = Moment { now, is_one_alone: self.is_one_alone(now) };
         let mut left = Budget { quantum, total: *total };
+        let taken = self.from.taken();
         let goes_on = self.cut_off.take_if(|cut_off| *cut_off == slot).is_some();
         if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut())
             && !goes_on
         {
             link.begin_round(quantum);
         }
+        let recent = self.recent(slot);
         let ended = loop {
             let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) else {
                 return false;
@@ -73,6 +80,10 @@ impl Backend {
             }
         };
         *total = left.total;
+        self.ageing.note(self.recent(slot).saturating_sub(recent));
+        if self.from.taken() != taken {
+            self.lone.note(slot, now);
+        }
         ended.unwrap_or_else(|reason| {
             self.break_link(slot, reason);
             false
@@ -84,22 +95,60 @@ impl Backend {
         self.from.taken()
     }
 
-    /// At the end of a turn that began at `begun` (ns), took packets and in which a client's frame took `frame_ns` of whatever
-    /// is busiest: clients that sent many rest for a while if others have work, too.
-    pub fn rest(&mut self, begun: u64, frame_ns: u64) {
-        let links = || self.vifs.iter().filter_map(|(_, vif)| vif.link.as_ref());
-        let all = links().map(|link| link.pace.recent()).fold(0, u64::saturating_add);
-        for slot in 0..self.vifs.bound() {
+    /// A client's recent work.
+    fn recent(&self, slot: usize) -> u64 {
+        let link = self.vifs.get(slot).and_then(|vif| vif.link.as_ref());
+        link.map_or(0, |link| link.pace.recent())
+    }
+
+    /// At the end of a turn that began at `begun` (ns). If it took packets, and a client's frame took `frame_ns` of whatever is
+    /// busiest, clients that sent many rest for a while if others have work, too. From now on nobody is looked at before
+    /// something happens to it, or its time has come.
+    pub fn end_turn(&mut self, begun: u64, frame_ns: Option<u64>) {
+        let all = self.ageing.all();
+        let mut at = 0;
+        while let Some(slot) = self.busy.next_in(at, usize::MAX) {
+            at = slot.saturating_add(1);
+            let mut stays = false;
             if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) {
-                if link.pace.take_at_work() {
-                    self.lone.note(slot, begun);
+                if let Some(frame_ns) = frame_ns {
+                    link.pace.end_turn(begun, frame_ns, all);
                 }
-                let others = all.saturating_sub(link.pace.recent());
-                link.pace.end_turn(begun, frame_ns, others);
+                stays = link.has_work() || link.is_looked_at();
+                if link.deadline(begun).is_some() {
+                    self.timed.mark(slot);
+                }
+            }
+            if !stays {
+                self.busy.clear(slot);
             }
         }
-        let paces = self.vifs.iter_mut().filter_map(|vif| vif.link.as_mut());
-        self.ageing.apply(begun, paces.map(|link| &mut link.pace));
+        self.forget_times(begun);
+        if frame_ns.is_some() {
+            let paces = self.vifs.iter_mut().filter_map(|vif| vif.link.as_mut());
+            self.ageing.apply(begun, paces.map(|link| &mut link.pace));
+        }
+    }
+
+    /// Those that wait for no time and no answer of the store any more are not looked at for it.
+    fn forget_times(&mut self, now: u64) {
+        let mut at = 0;
+        while let Some(slot) = self.timed.next_in(at, usize::MAX) {
+            at = slot.saturating_add(1);
+            let waits = self.vifs.get(slot).is_some_and(|vif| {
+                let link = vif.link.as_ref();
+                !vif.is_idle() || link.is_some_and(|link| link.deadline(now).is_some())
+            });
+            if !waits {
+                self.timed.clear(slot);
+            }
+        }
+    }
+
+    /// The next vif from `from` on that time may have something for, or that is at work.
+    pub(super) fn next_awaited(&self, from: usize) -> Option<usize> {
+        let next = |set: &SlotSet| set.next_in(from, usize::MAX);
+        [next(&self.busy), next(&self.timed)].into_iter().flatten().min()
     }
 
     /// Whether one client alone has had frames for a while, at `now` (ns).

@@ -6,7 +6,7 @@
 //! [`MAX_QUEUED`] wait behind them; a caller that makes many first asks [`Client::has_room`].
 //!
 //! Watch events are not stored: `poll` takes one message off the ring at a time, and the owners turn an event into a
-//! mark (see [`DirtySet`]), then read the state anew. A flood therefore costs time within the caller's budget for
+//! mark, then read the state anew. A flood therefore costs time within the caller's budget for
 //! `poll` and no memory.
 #![forbid(unsafe_code)]
 
@@ -23,7 +23,7 @@ use crate::event::Channel;
 use crate::shared::SharedPage;
 
 use patience::Patience;
-pub use token::{DirtySet, Owner, Token};
+pub use token::{Owner, Token};
 use transport::{Corrupt, Transport};
 pub use wire::{
     ABSOLUTE_PATH_MAX, EncodeError, HEADER_BYTES, Header, Op, PAYLOAD_MAX, Permission,

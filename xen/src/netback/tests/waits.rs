@@ -9,7 +9,7 @@ use crate::netif::GsoKind;
 fn turn_with_rest(rig: &mut Rig, frame_ns: u64) -> usize {
     rig.turn();
     if rig.back.taken() > 0 {
-        rig.back.rest(fake::now_ns(), frame_ns);
+        rig.back.end_turn(fake::now_ns(), Some(frame_ns));
     }
     core::mem::take(&mut rig.frames).len()
 }
@@ -122,7 +122,7 @@ fn who_floods_rests_while_others_have_work_and_they_do_not() {
     assert!(rig.frames.iter().all(|frame| frame.vif == vif_a));
     assert_eq!(rig.frames.len(), 16, "no more at once than a burst");
     rig.frames.clear();
-    rig.back.rest(fake::now_ns(), 0);
+    rig.back.end_turn(fake::now_ns(), Some(0));
     assert_eq!(turn_with_rest(&mut rig, 0), 4, "and nothing is lost");
 }
 

@@ -46,11 +46,11 @@ pub(super) fn measure(
     let mut shares = Vec::new();
     progress::step("udp64 dropped at first look", || -> Result<()> {
         for _ in 0..TURNS {
-            let counted = effort::counters(ours, world)?;
+            let counted = effort::counters(world)?;
             let (before, begun) = (world.lab.all_cpu_seconds()?, std::time::Instant::now());
             ours.client.exec_for(&world.lab, &line, PATIENCE)?.ok("pktgen")?;
             let (after, seconds) = (world.lab.all_cpu_seconds()?, begun.elapsed().as_secs_f64());
-            let counted = difference(&counted, effort::counters(ours, world)?);
+            let counted = difference(&counted, effort::counters(world)?);
             let taken = counted.get("client received-frames").copied().unwrap_or_default();
             if taken < FEWEST {
                 fail!("pktgen: {taken} frames reached the firewall");

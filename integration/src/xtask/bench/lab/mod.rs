@@ -7,10 +7,10 @@
 
 mod again;
 mod capture;
-mod effort;
+pub(super) mod effort;
 mod floor;
 mod lost;
-mod side;
+pub(super) mod side;
 mod workloads;
 
 use std::collections::BTreeSet;

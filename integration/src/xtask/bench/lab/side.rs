@@ -112,11 +112,11 @@ impl Side<'_> {
         }
         let faults_before = self.faults(world)?;
         let forwarded_before = self.forwarded(world)?;
-        let effort_before = effort::counters(self, world)?;
+        let effort_before = self.counters(world)?;
         let (before, begun) = (world.lab.all_cpu_seconds()?, Instant::now());
         let out = self.client.exec_for(&world.lab, &line, PATIENCE)?.ok(workload.key)?;
         let (after, seconds) = (world.lab.all_cpu_seconds()?, begun.elapsed().as_secs_f64());
-        let effort = difference(&effort_before, effort::counters(self, world)?);
+        let effort = difference(&effort_before, self.counters(world)?);
         let forwarded = self.forwarded(world)? - forwarded_before;
         let faults = difference(&faults_before, self.faults(world)?);
         let Some((rate, mut amount)) = (workload.read)(&out) else {
@@ -143,6 +143,11 @@ impl Side<'_> {
         let device = format!("/sys/class/net/vif{}.0/statistics/rx_packets", self.firewall.domid);
         let text = world.sh(world.netvm(0)?, &format!("cat {device}"))?;
         text.trim().parse().map_err(|_| Error::Failed(format!("{device}: {text:?}")))
+    }
+
+    /// What our firewall counts; nothing of the other.
+    fn counters(&self, world: &World) -> Result<BTreeMap<String, f64>> {
+        if self.is_ours { effort::counters(world) } else { Ok(BTreeMap::new()) }
     }
 
     /// The sums over both ends. A NetVM serves both sides, one after the other.
@@ -182,7 +187,7 @@ impl Side<'_> {
 }
 
 /// What changed.
-pub(super) fn difference(
+pub(in crate::xtask::bench) fn difference(
     before: &BTreeMap<String, f64>,
     after: BTreeMap<String, f64>,
 ) -> BTreeMap<String, f64> {
