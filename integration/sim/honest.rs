@@ -19,6 +19,9 @@ const FIRST: u16 = 5;
 const BUFFERS: usize = 64;
 /// Turns in which a frame has to get through.
 const PATIENCE: usize = 12;
+/// A client is told so soon that its slots are answered, whatever it sent.
+const TOLD_WITHIN_MS: u64 = 11;
+pub(crate) const NOT_TOLD: &str = "an honest client was not told that its slots are answered";
 /// For so long what a client sent keeps its mapping, in ns: less than RFC 4787's two minutes.
 const MAPPING_NS: u64 = 100_000 * MS;
 /// Most offset of data in a receive buffer, in bytes: netif.h lets a backend choose it.
@@ -88,16 +91,18 @@ impl Honest {
         self.guest.send(&frame, TxFlags(flags));
     }
 
-    /// That so many requests were answered since the last look, that all are done, and that somebody said so.
+    /// That so many requests were answered since the last look, and that all are done.
     pub(crate) fn expect_answers(&mut self, count: usize) -> Result<(), String> {
         let answers = self.guest.responses();
         if answers.len() != count || answers.iter().any(|answer| answer.status != 0) {
             return Err(format!("slots of an honest client, {count} in number: {answers:?}"));
         }
-        if !self.guest.peer.take_notifications().contains(&self.guest.port) {
-            return Err("an honest client was not told that its slots are answered".into());
-        }
         Ok(())
+    }
+
+    /// Whether somebody said so since the last look.
+    pub(crate) fn is_told(&mut self) -> bool {
+        self.guest.peer.take_notifications().contains(&self.guest.port)
     }
 
     /// Payloads that have arrived from the server; anything else is an error.
@@ -219,6 +224,12 @@ impl World {
         client.outside = Some((ends.source.1, fake::now_ns()));
         client.expect_answers(1)?;
         self.honest_sent += 1;
+        if !client.is_told() {
+            self.pass(TOLD_WITHIN_MS)?;
+            if !self.honest[which].is_told() {
+                return Err(NOT_TOLD.into());
+            }
+        }
         Ok(())
     }
 

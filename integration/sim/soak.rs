@@ -103,7 +103,12 @@ impl Soaked {
             let count = sent.iter().filter(|(of, _)| *of == which).count();
             world.honest[which].expect_answers(count)?;
         }
-        self.answers(world, &sent)
+        self.answers(world, &sent)?;
+        // With what they got at the latest.
+        match (0..clients).all(|which| world.honest[which].is_told()) {
+            true => Ok(()),
+            false => Err(honest::NOT_TOLD.into()),
+        }
     }
 
     /// The server sends back what came.

@@ -21,6 +21,12 @@ global! {
     static LATEST: Cell<u64> = Cell::new(0);
 }
 
+/// Whether `until` is still to come at `now`, both in ns. If it is further away than `most`, for which nobody waits, the clock was set
+/// back, and the wait is over.
+pub(crate) fn is_ahead(until: u64, now: u64, most: u64) -> bool {
+    (1..=most).contains(&until.saturating_sub(now))
+}
+
 /// Nanoseconds of Xen's system time (since the host booted). Never goes backwards.
 pub fn system_time_ns() -> u64 {
     LATEST.with(|latest| {

@@ -333,6 +333,7 @@ fn answer(link: &mut Link, packet: &TxPacket, status: i16) {
     if status == STATUS_ERROR && is_planted(Defect::TxErrorUnanswered) {
         return;
     }
+    link.note_answer(packet.len());
     packet.for_each_slot(|id| {
         let response = match id {
             Some(id) => TxResponse { id, status },

@@ -6,7 +6,6 @@ use alloc::vec::Vec;
 use super::Backend;
 use super::connect::{Look, Node, RECHECK_NS, Watch, Work};
 use super::identity::{Setting, parse_domain};
-use super::to_guest::ToGuest;
 use crate::abi::DomId;
 use crate::xenstore::{
     Client, Owner, Reply, Request, StoreError, Token, WatchEvent, children, decimal_u32,
@@ -153,7 +152,7 @@ impl Backend {
                 link.open_if_due(now);
                 link.pace.wake_if_due(now);
                 link.look_if_due(now);
-                if link.has_work() || ToGuest::deadline(link, now).is_some_and(|due| due <= now) {
+                if link.has_work() || link.is_due(now) {
                     self.busy.mark(slot);
                 }
             }

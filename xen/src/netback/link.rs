@@ -3,19 +3,21 @@
 use alloc::collections::VecDeque;
 
 use super::identity::{RxNotify, Settings};
+use super::owed::Owed;
 use super::pace::Pace;
-use super::stream::MOST_GATHER_NS;
 use super::to_guest::ToGuest;
 use super::{CloseReason, FRAME_COST, VifCounters, VifId};
 use crate::abi::DomId;
 use crate::event::Channel;
 use crate::grant::{self, Access, Mapping};
 use crate::netif::{
-    Capabilities, Chain, EventGate, Moment, Offload, RX_SLOT_BYTES, TX_SLOT_BYTES, Transfer,
+    Capabilities, Chain, EventGate, MOST_WAIT_NS, Moment, Offload, RX_SLOT_BYTES, TX_SLOT_BYTES,
+    Transfer,
 };
 use crate::planted::{Defect, is_planted};
 use crate::ring::{BackRing, Notify};
 use crate::shared::SharedPage;
+use crate::time::is_ahead;
 
 const TX: usize = 0;
 const RX: usize = 1;
@@ -56,6 +58,7 @@ pub(super) struct Link {
     rx_seen: u32,
     /// Responses were written that are not pushed yet.
     touched: bool,
+    owed: Owed,
     pub(super) queue: VecDeque<Queued>,
     /// Pages of the frames in the queue.
     pub(super) queued: usize,
@@ -98,6 +101,7 @@ impl Link {
             gate: EventGate::default(),
             rx_seen: 0,
             touched: false,
+            owed: Owed::default(),
             queue: waiting,
             queued: 0,
             blocked_since: None,
@@ -188,16 +192,18 @@ impl Link {
     /// When something has to be done about it without an event.
     pub(super) fn deadline(&self, now: u64) -> Option<u64> {
         let queue = ToGuest::deadline(self, now);
-        [self.gate.deadline(), queue, self.pace.deadline(), self.look_at]
-            .into_iter()
-            .flatten()
-            .min()
+        let (rest, event) = (self.pace.deadline(), self.owed.deadline());
+        [self.gate.deadline(), queue, rest, self.look_at, event].into_iter().flatten().min()
+    }
+
+    /// Whether frames that wait for it, or the event that it is owed, have waited long enough.
+    pub(super) fn is_due(&self, now: u64) -> bool {
+        self.owed.is_due(now) || ToGuest::deadline(self, now).is_some_and(|due| due <= now)
     }
 
     /// Looks at a stream if it is time, or at once if the clock was set back.
     pub(super) fn look_if_due(&mut self, now: u64) {
-        let is_due = |until: u64| !(1..=MOST_GATHER_NS).contains(&until.saturating_sub(now));
-        if self.look_at.take_if(|until| is_due(*until)).is_some() {
+        if self.look_at.take_if(|until| !is_ahead(*until, now, MOST_WAIT_NS)).is_some() {
             self.ready = true;
             self.pace.note_late();
         }
@@ -232,15 +238,19 @@ impl Link {
         self.touched = true;
     }
 
+    /// All slots of a frame of so many bytes are answered.
+    pub(super) fn note_answer(&mut self, len: u16) {
+        self.owed.note_answer(len);
+    }
+
     /// Publishes what was written since the last push, and tells the frontend if it asked for it.
-    pub(super) fn push(&mut self) {
-        if !core::mem::take(&mut self.touched) {
+    pub(super) fn push(&mut self, now: u64) {
+        if !core::mem::take(&mut self.touched) && !self.owed.is_due(now) {
             return;
         }
-        let tx = self.tx.push(self.mapping.page(TX));
-        let rx = self.rx.push(self.mapping.page(RX));
-        let is_wanted = tx == Notify::Needed || rx == Notify::Needed;
-        if is_wanted && !is_planted(Defect::NotifyForgotten) {
+        let is_sent = self.tx.push(self.mapping.page(TX)) == Notify::Needed;
+        let is_received = self.rx.push(self.mapping.page(RX)) == Notify::Needed;
+        if self.owed.settle(is_sent, is_received, now) && !is_planted(Defect::NotifyForgotten) {
             self.channel.notify();
         }
     }

@@ -10,6 +10,7 @@
 //! * `from_guest`, `to_guest`: the two directions, which share a batch of grant copies
 //! * `turn`: whose frames are taken, in rounds; `pace`: what single frames owe to others; `lone`: whether anybody else
 //!   has any; `stream`: how many come together if not
+//! * `owed`: when a client is told that its frames were taken
 //! * `slot_set`: which vifs a turn has to do with, so that it costs nothing for all others
 //!
 //! # In the event loop
@@ -48,6 +49,7 @@ mod identity;
 mod lifecycle;
 mod link;
 mod lone;
+mod owed;
 mod pace;
 mod slot_set;
 mod stream;
@@ -254,7 +256,7 @@ impl Backend {
         while let Some(slot) = self.busy.next_in(at, usize::MAX) {
             at = slot.saturating_add(1);
             if let Some(link) = self.vifs.get_mut(slot).and_then(|vif| vif.link.as_mut()) {
-                link.push();
+                link.push(now);
                 if let Err(reason) = link.end_turn(when) {
                     self.break_link(slot, reason);
                 }

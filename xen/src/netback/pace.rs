@@ -10,6 +10,7 @@
 use super::FRAME_COST;
 use super::stream::Stream;
 use crate::netif::{Gather, Moment};
+use crate::time::is_ahead;
 
 /// Single frames that may be taken at once beside others, and for which nobody rests: a call, a game or acknowledgements
 /// need no more.
@@ -74,8 +75,7 @@ impl Pace {
 
     /// Ends a rest that is over at `now`, or that is too long for one: then the clock was set back.
     pub(super) fn wake_if_due(&mut self, now: u64) {
-        let is_on = |until: &u64| (1..=MOST_REST_NS).contains(&until.saturating_sub(now));
-        self.rests_until = self.rests_until.filter(is_on);
+        self.rests_until = self.rests_until.filter(|until| is_ahead(*until, now, MOST_REST_NS));
     }
 
     /// End of its rest.

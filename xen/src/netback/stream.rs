@@ -5,7 +5,7 @@
 //! dozens. A client that sends fewer at a time has an event for each: a lone frame does not wait.
 #![forbid(unsafe_code)]
 
-use crate::netif::{Gather, Moment};
+use crate::netif::{Gather, MOST_WAIT_NS, Moment};
 
 /// So many single frames in one turn are a stream of them, if the last turn was not longer ago than so many nanoseconds. Each
 /// turn costs as much as some frames, so it is worth while to let more of them come together.
@@ -15,8 +15,6 @@ const STREAM_NS: u64 = 20_000_000;
 const FIRST_GATHERED: u32 = 64;
 /// Most frames that are waited for: less than half of what the ring holds, so that the sender never has to wait for room.
 const MOST_GATHERED: u32 = 112;
-/// Longest time to wait for them, in nanoseconds.
-pub(super) const MOST_GATHER_NS: u64 = 8_000_000;
 
 /// How many frames of a client's stream are waited for.
 #[derive(Debug, Default)]
@@ -42,7 +40,7 @@ impl Stream {
             self.gathered = 0;
             return None;
         }
-        let until = when.now.saturating_add(passed.saturating_mul(2).min(MOST_GATHER_NS));
+        let until = when.now.saturating_add(passed.saturating_mul(2).min(MOST_WAIT_NS));
         Some(Gather { slots: self.gathered, until })
     }
 
@@ -98,6 +96,6 @@ mod tests {
         let when = Moment { now: 7, is_one_alone: true };
         assert_eq!(stream.gather(100, STREAM_NS + 1, when), None);
         let most = stream.gather(100, STREAM_NS, when).map(|gather| gather.until);
-        assert_eq!(most, Some(7 + MOST_GATHER_NS));
+        assert_eq!(most, Some(7 + MOST_WAIT_NS));
     }
 }

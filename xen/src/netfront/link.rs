@@ -11,11 +11,12 @@ use crate::event::Channel;
 use crate::grant::{self, Access, Granted};
 use crate::mem::Page;
 use crate::netif::{
-    Capabilities, EventGate, MAX_CHAIN_PAGES, Moment, RX_SLOT_BYTES, TX_SLOT_BYTES, Transfer,
-    is_ahead,
+    Capabilities, EventGate, MAX_CHAIN_PAGES, MOST_WAIT_NS, Moment, RX_SLOT_BYTES, TX_SLOT_BYTES,
+    Transfer,
 };
 use crate::ring::{FrontRing, Notify, RING_SLOTS};
 use crate::shared::SharedPage;
+use crate::time::is_ahead;
 
 /// Sent pages of which nobody waits for the return are looked for after so long, in nanoseconds.
 const LOOK_AFTER_NS: u64 = 20_000_000;
@@ -83,6 +84,7 @@ pub(super) struct Link {
     /// That time has passed: from now on an event tells.
     is_overdue: bool,
     unheard: Unheard,
+    /// Super-frames from the backend that are under way.
     pub(super) transfer: Transfer,
     /// When more of it are looked for without an event, in ns.
     transfer_at: Option<u64>,
@@ -212,7 +214,8 @@ impl Link {
 
     /// Whether there is something on the rings that no event tells of.
     pub(super) fn look(&mut self, now: u64) {
-        self.ready |= self.transfer_at.take_if(|until| !is_ahead(*until, now)).is_some();
+        self.ready |=
+            self.transfer_at.take_if(|until| !is_ahead(*until, now, MOST_WAIT_NS)).is_some();
         let Some(due) = self.look_at else { return };
         self.is_overdue = due <= now;
         let (ring, page) = self.tx.parts();

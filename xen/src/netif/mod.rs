@@ -26,7 +26,7 @@ pub use slot::{
     STATUS_NULL, STATUS_OKAY, TX_SLOT_BYTES, TxFlags, TxRequest, TxResponse,
 };
 pub use tail::{Tail, prepare as prepare_tails};
-pub(crate) use transfer::{Gather, Moment, Transfer, is_ahead};
+pub(crate) use transfer::{Gather, MOST_WAIT_NS, Moment, Transfer};
 
 /// Shortest frame that has an Ethernet header, in bytes.
 pub const MIN_FRAME_BYTES: u16 = 14;

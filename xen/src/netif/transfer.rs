@@ -5,14 +5,16 @@
 //! should have come. Single frames without a transfer, the first super-frames of one, and those of a slow one are told of at once.
 #![forbid(unsafe_code)]
 
+use crate::time::is_ahead;
+
 /// Slots of which an event tells: two super-frames of 48 KiB, or more than the answers that two call for.
 const GATHERED: u32 = 24;
 /// Super-frames that follow each other closer, in nanoseconds, are a transfer: of 48 KiB, 12 MB in a second.
 const APART_NS: u64 = 4_000_000;
 /// Two more are waited for as long as so many took.
 const PATIENCE: u64 = 3;
-/// Longest time to wait for more of them, in nanoseconds.
-const MOST_WAIT_NS: u64 = 8_000_000;
+/// Longest time to wait for more frames, in nanoseconds.
+pub(crate) const MOST_WAIT_NS: u64 = 8_000_000;
 
 /// A time, in nanoseconds, and whether one client alone has had frames for a while.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,14 +62,9 @@ impl Transfer {
             self.until = None;
         }
         // What a turn without any waits for is the same as before it.
-        self.until = self.until.filter(|until| is_ahead(*until, when.now));
+        self.until = self.until.filter(|until| is_ahead(*until, when.now, MOST_WAIT_NS));
         self.until.map(|until| Gather { slots: GATHERED, until })
     }
-}
-
-/// Whether `until` is still to come at `now`, both in ns; if it is too far away, the clock was set back.
-pub(crate) fn is_ahead(until: u64, now: u64) -> bool {
-    (1..=MOST_WAIT_NS).contains(&until.saturating_sub(now))
 }
 
 #[cfg(test)]

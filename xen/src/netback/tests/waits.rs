@@ -109,7 +109,7 @@ fn who_floods_rests_while_others_have_work_and_they_do_not() {
     assert_eq!(turn_with_rest(&mut rig, MS / 4), 20);
     flood(20);
     for _ in 0..3 {
-        b.send(&frame(60), TxFlags(0));
+        b.send(&frame(200), TxFlags(0));
     }
     rig.turn();
     let vifs: Vec<VifId> = rig.frames.drain(..).map(|frame| frame.vif).collect();
@@ -186,4 +186,37 @@ fn no_event_is_asked_for_in_the_middle_of_a_turn() {
     a.send(&frame(60), TxFlags(0));
     event::take_pending(|port| events += usize::from(rig.back.on_event(port)));
     assert_eq!(events, 2, "asked for before a sleep");
+}
+
+#[test]
+fn who_sends_small_frames_is_told_with_the_next_frame_for_it_or_after_a_moment() {
+    let mut rig = Rig::new();
+    let (mut a, vif) = rig.connect(A);
+    a.post(8);
+    rig.settle();
+    let told = |a: &mut Guest| a.peer.take_notifications() == [a.port];
+    told(&mut a);
+    a.send(&frame(66), TxFlags(0));
+    rig.settle();
+    assert_eq!((a.responses().len(), told(&mut a)), (1, false), "taken, answered, not told of");
+    rig.back.send(vif, Chain::new(Page::alloc().unwrap(), 1500), Offload::NONE).unwrap();
+    rig.settle();
+    assert!(told(&mut a), "for the frame");
+    rig.pass(100);
+    assert!(!told(&mut a), "once");
+
+    a.send(&frame(66), TxFlags(0));
+    rig.settle();
+    let begun = fake::now_ns();
+    a.responses();
+    assert_eq!(rig.back.next_deadline(), Some(begun + 10 * MS));
+    rig.pass(9);
+    assert!(!told(&mut a));
+    rig.pass(1);
+    assert!(told(&mut a), "by itself");
+    assert_eq!(rig.back.next_deadline(), None);
+
+    a.send(&frame(1514), TxFlags(0));
+    rig.settle();
+    assert!(told(&mut a), "it may wait for it");
 }
