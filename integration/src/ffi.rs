@@ -1,7 +1,7 @@
 //! Foreign functions and system calls that no safe interface covers.
 //!
 //! The one module outside the image with unsafe code, with its child. [`tap`] and [`own_network`] are for every test on the host's
-//! network stack. `xen` is dom0's side of the lab: libxenvchan for links, libxencall for two hypercalls. `frontend` is for a frontend that
+//! network stack. `xen` is dom0's side of the lab: libxenvchan for links, libxencall for three hypercalls. `frontend` is for a frontend that
 //! breaks the rules.
 #![expect(
     unsafe_code,
@@ -234,6 +234,7 @@ mod xen {
         fn xencall_close(handle: *mut c_void) -> c_int;
         fn xencall_alloc_buffer(handle: *mut c_void, size: usize) -> *mut c_void;
         fn xencall_free_buffer(handle: *mut c_void, buffer: *mut c_void);
+        fn xencall1(handle: *mut c_void, op: c_uint, arg: u64) -> c_int;
         fn xencall2(handle: *mut c_void, op: c_uint, arg1: u64, arg2: u64) -> c_int;
         fn xencall3(handle: *mut c_void, op: c_uint, arg1: u64, arg2: u64, arg3: u64) -> c_int;
     }
@@ -247,6 +248,24 @@ mod xen {
     const STATUS: u64 = 5;
     const INTERDOMAIN: u32 = 2;
     const DOMID_SELF: u16 = 0x7ff0;
+
+    /// `__HYPERVISOR_domctl`, `XEN_DOMCTL_unpausedomain`, `XEN_DOMCTL_INTERFACE_VERSION` of Xen 4.17 (Xen public/xen.h, domctl.h). Xen
+    /// refuses any other version.
+    const DOMCTL: c_uint = 36;
+    const UNPAUSE_DOMAIN: u32 = 4;
+    const DOMCTL_VERSION: u32 = 0x15;
+
+    /// `struct xen_domctl` (Xen public/domctl.h) of a command without arguments.
+    #[repr(C)]
+    struct RawDomctl {
+        cmd: u32,
+        interface_version: u32,
+        domain: u16,
+        pad: [u16; 3],
+        arguments: [u64; 16],
+    }
+
+    const _: () = assert!(size_of::<RawDomctl>() == 144);
 
     /// `struct vcpu_runstate_info` (Xen public/vcpu.h).
     #[repr(C)]
@@ -282,9 +301,12 @@ mod xen {
     }
 
     /// Size of the buffer for arguments, bytes.
-    const BUFFER_LEN: usize = 64;
-    const _: () =
-        assert!(size_of::<RawRunState>() <= BUFFER_LEN && size_of::<RawStatus>() <= BUFFER_LEN);
+    const BUFFER_LEN: usize = 256;
+    const _: () = assert!(
+        size_of::<RawRunState>() <= BUFFER_LEN
+            && size_of::<RawStatus>() <= BUFFER_LEN
+            && size_of::<RawDomctl>() <= BUFFER_LEN
+    );
 
     impl Hypervisor {
         /// Opens the device.
@@ -339,6 +361,29 @@ mod xen {
             let raw = unsafe { argument.read() };
             // Bit 63 would mark an update in progress of a registered area; it is never set in a copy.
             Ok(RunState { entry_ns: raw.state_entry_time & (u64::MAX >> 1), spent_ns: raw.time })
+        }
+
+        /// Lets a paused domain run.
+        ///
+        /// # Errors
+        /// When the hypervisor refuses: no such domain, or another version of Xen.
+        pub fn unpause(&mut self, domain: u32) -> io::Result<()> {
+            let domain = u16::try_from(domain).map_err(|_| io::ErrorKind::InvalidInput)?;
+            let argument = self.buffer.cast::<RawDomctl>();
+            let command = RawDomctl {
+                cmd: UNPAUSE_DOMAIN,
+                interface_version: DOMCTL_VERSION,
+                domain,
+                pad: [0; 3],
+                arguments: [0; 16],
+            };
+            // SAFETY: the buffer is page aligned and large enough (asserted above), and only we use it.
+            unsafe { argument.write(command) };
+            // SAFETY: the handle is open; the hypervisor reads and may write one `xen_domctl` in the buffer.
+            let result = unsafe {
+                xencall1(self.handle.as_ptr(), DOMCTL, argument.as_ptr().expose_provenance() as u64)
+            };
+            if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
         }
 
         /// Whether a local event channel still leads to another domain: it does not once that domain has died.

@@ -112,7 +112,7 @@ pub struct Reloaded {
 }
 
 impl Dom0d {
-    /// Starts the QubesDB server of a domain that is still paused and writes every key.
+    /// Starts the QubesDB server of a domain that is still paused, writes every key, and lets it run.
     ///
     /// # Errors
     /// When the server does not start.
@@ -126,18 +126,38 @@ impl Dom0d {
     ) -> Result<Self> {
         let this = Self { domid: domain.domid, extra: extra.to_vec() };
         this.write_state(lab, plan, gateway, clients)?;
-        lab.sh(&format!("{} --vm {}", this.qubesdb_line(), this.state_file()))?;
+        this.start_qubesdb(lab, &format!("--vm {} --unpause", this.state_file()))?;
         Ok(this)
     }
 
-    /// Starts the QubesDB server of another domain that is still paused: each VM of Qubes has one.
+    /// Starts it once more, for a domain that runs.
+    ///
+    /// # Errors
+    /// When the server does not start.
+    pub fn start_again(
+        &self,
+        lab: &Lab,
+        plan: &Plan,
+        gateway: Option<&NetVm>,
+        clients: &[ClientState],
+    ) -> Result<()> {
+        self.write_state(lab, plan, gateway, clients)?;
+        self.start_qubesdb(lab, &format!("--vm {}", self.state_file()))
+    }
+
+    /// Starts that of another domain that is still paused, without keys, and lets it run: each VM of Qubes has one.
     ///
     /// # Errors
     /// When the server does not start.
     pub fn start_empty(lab: &Lab, domain: &Domain) -> Result<Self> {
         let this = Self { domid: domain.domid, extra: Vec::new() };
-        lab.sh(&this.qubesdb_line())?;
+        this.start_qubesdb(lab, "--unpause")?;
         Ok(this)
+    }
+
+    fn start_qubesdb(&self, lab: &Lab, options: &str) -> Result<()> {
+        lab.forget_states();
+        lab.sh(&format!("{} {options}", self.qubesdb_line())).map(drop)
     }
 
     fn qubesdb_line(&self) -> String {

@@ -38,6 +38,8 @@ pub struct Lab {
     shells: Shells,
     machine: RefCell<Machine>,
     tsc_khz: Cell<u64>,
+    /// Number of the domain that was made last.
+    latest: Cell<u32>,
     seen: RefCell<Seen>,
 }
 
@@ -84,7 +86,13 @@ impl Lab {
 
     fn over(machine: Machine) -> Self {
         let shells = Shells::new(&machine.dir.join("key"), machine.port());
-        Self { shells, machine: machine.into(), tsc_khz: Cell::new(0), seen: RefCell::default() }
+        Self {
+            shells,
+            machine: machine.into(),
+            tsc_khz: Cell::new(0),
+            latest: Cell::new(0),
+            seen: RefCell::default(),
+        }
     }
 
     /// Runs a command in dom0; a minute at most.
@@ -168,11 +176,12 @@ impl Lab {
         self.keep_old_log(&spec.name);
         let begun = Instant::now();
         let pause = if spec.paused { "-p" } else { "" };
-        // The last one of the list is ours, as a rule; xl, which takes several times as long to tell, is asked only if it is not.
+        // Xen counts domains; xl, which takes several times as long to tell the number, is asked only if it is not the next one.
         let line = format!(
-            "xl create -q {pause} /host/{file} && set -- $(xenstore-list /local/domain) && id=${{!#}} && \
-             if [ \"$(xenstore-read /local/domain/$id/name)\" = {name} ]; then echo $id; else xl domid {name}; fi",
-            name = spec.name
+            "xl create -q {pause} /host/{file} && \
+             if [ \"$(xenstore-read /local/domain/{next}/name 2>/dev/null)\" = {name} ]; then echo {next}; else xl domid {name}; fi",
+            name = spec.name,
+            next = self.next_domid()
         );
         let out = self
             .exec_for(&line, Duration::from_secs(120))?
@@ -180,7 +189,13 @@ impl Lab {
         let Some(domid) = out.lines().last().and_then(|line| line.trim().parse().ok()) else {
             fail!("xl create {}: no domain number in {out:?}", spec.name);
         };
+        self.latest.set(domid);
         Ok(Domain::new(self, &spec.name, domid, begun.elapsed().as_secs_f32()))
+    }
+
+    /// The number that the next domain gets: Xen counts them.
+    pub fn next_domid(&self) -> u32 {
+        self.latest.get().saturating_add(1)
     }
 
     /// A handle to a domain that exists.

@@ -133,7 +133,8 @@ struct Shell {
 
 impl Shell {
     fn start(mut ssh: Command) -> Result<Self> {
-        let remote = ". /root/.profile; exec bash";
+        // Debian's /usr/sbin/xl is a script that looks for the one of the running Xen each time.
+        let remote = ". /root/.profile; PATH=$(echo /usr/lib/xen-*/bin):$PATH; exec bash";
         let mut child = ssh
             .arg(remote)
             .stdin(Stdio::piped())

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use self::args::Args;
 
 const USAGE: &str = "\
-usage: dom0d qubesdb --domid N --socket PATH [--load KEYS.json] [--vm VM.json] [--log FILE] [--detach]
+usage: dom0d qubesdb --domid N --socket PATH [--load KEYS.json] [--vm VM.json] [--log FILE] [--detach] [--unpause]
        dom0d db --socket PATH write KEY VALUE | rm KEY | read KEY | list PREFIX | multi | stats | log [AFTER] | quit
        dom0d db --socket PATH firewall-reload IP [--policy drop]          (rules on standard input)
        dom0d db --socket PATH wait-synced [S] | wait-handled IP COUNT S | wait-key KEY S [VALUE]

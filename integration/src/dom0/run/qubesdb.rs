@@ -88,6 +88,10 @@ pub(crate) fn run(args: &Args, words: &[String]) -> Result {
     let link = Some(announce(&hypervisor, domid)?);
     server.note(Event::Announced);
     let xenstore = Xenstore::open()?;
+    if args.has("unpause") {
+        // As `xl unpause` does, whose libraries take longer to load than all of this; Qubes has them loaded.
+        hypervisor.borrow_mut().unpause(domid).doing("cannot let the domain run")?;
+    }
     let lines = Lines::bind(&socket)?;
     let mut daemon = Daemon {
         domid,

@@ -200,16 +200,7 @@ impl World {
     /// # Errors
     /// When it does not start.
     pub fn start_qubesdb(&mut self) -> Result<()> {
-        let server = Dom0d::start(
-            &self.lab,
-            self.firewall()?,
-            &self.plan,
-            self.gateway()?,
-            &self.clients,
-            &self.extra_keys,
-        )?;
-        self.dom0d = Some(server);
-        Ok(())
+        self.dom0d()?.start_again(&self.lab, &self.plan, self.gateway()?, &self.clients)
     }
 
     /// Fails if the firewall did what ends dom0's daemons.

@@ -45,7 +45,6 @@ impl World {
         clients.iter_mut().for_each(|client| client.running = true);
         let server =
             Dom0d::start(&self.lab, &domain, &plan, Some(provider), &clients, &self.extra_keys)?;
-        self.lab.unpause(&domain)?;
         domain.wait_console(&self.lab, "fw: ready", START)?;
         server.start_qrexec(&self.lab)?;
         domain.wait_console(&self.lab, "fw: uplink connected", START)?;
@@ -74,9 +73,8 @@ impl World {
         if self.kind == Kind::Linux {
             domain.wait_ready(&self.lab)?;
         } else {
-            // As Qubes does: QubesDB complete before the first instruction, qrexec after it.
+            // As Qubes does: QubesDB is complete before the first instruction, qrexec comes after it.
             let server = self.start_database(&domain)?;
-            self.lab.unpause(&domain)?;
             domain.wait_console(&self.lab, "fw: ready", START)?;
             server.start_qrexec(&self.lab)?;
             self.dom0d = Some(server);
@@ -109,9 +107,7 @@ impl World {
         let domain = self.create_firewall(Some(uplink))?;
         part("xl create");
         let server = self.start_database(&domain)?;
-        part("QubesDB");
-        self.lab.unpause(&domain)?;
-        part("xl unpause");
+        part("QubesDB and unpause");
         // As Qubes does, which attaches clients to a VM that has started; before that dom0 has enough to do for it.
         domain.wait_console(&self.lab, "fw: ready", START)?;
         part("until it is up");

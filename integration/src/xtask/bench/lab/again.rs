@@ -27,58 +27,54 @@ pub(super) fn measure(
     let bob = world.client(BOB)?.name.clone();
     world.destroy(&bob)?;
     world.lab.destroy(&linux.other.name)?;
-    let mut seconds = [Vec::new(), Vec::new()];
+    let (mut seconds, mut since_order) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     let mut parts = [Vec::new(), Vec::new()];
     progress::step("first_packet", || -> Result<()> {
         for _ in 0..turns {
-            for (again, (seconds, parts)) in [restart_ours(world)?, restart_linux(world, linux)?]
-                .into_iter()
-                .zip(seconds.iter_mut().zip(&mut parts))
-            {
+            let both = [restart_ours(world)?, restart_linux(world, linux)?];
+            let places = seconds.iter_mut().zip(&mut since_order).zip(&mut parts);
+            for (again, ((seconds, since_order), parts)) in both.into_iter().zip(places) {
                 seconds.push(again.seconds);
+                since_order.push(again.since_order);
                 *parts = again.parts;
             }
         }
         Ok(())
     })?;
-    let [ours, linux] = seconds.map(|seconds| median(seconds.into_iter()));
-    let told = |name: &str, seconds: f64, parts: &[(&str, f32)]| {
+    let medians = |seconds: [Vec<f64>; 2]| seconds.map(|seconds| median(seconds.into_iter()));
+    let ([ours, linux], [ours_order, linux_order]) = (medians(seconds), medians(since_order));
+    let told = |name: &str, seconds: f64, since_order: f64, parts: &[(&str, f32)]| {
         let parts: Vec<String> =
             parts.iter().map(|(part, seconds)| format!("{part} {seconds:.1}")).collect();
-        format!("{name:<5} {seconds:.2} s; of the last one in dom0: {}", parts.join(", "))
+        format!(
+            "{name:<5} {seconds:.2} s, {since_order:.2} since the order; of the last one in dom0: {}",
+            parts.join(", ")
+        )
     };
     let [of_ours, of_linux] = &parts;
     report.table(
         format!(
-            "From the order to make a firewall to the first packet forwarded, median of {turns}"
+            "From the creation of a firewall's domain to the first packet forwarded, median of {turns}"
         ),
-        vec![told("ours", ours, of_ours), told("Linux", linux, of_linux)],
+        vec![
+            told("ours", ours, ours_order, of_ours),
+            told("Linux", linux, linux_order, of_linux),
+        ],
     );
     report.figure("lab.first_packet.ratio", ours / linux);
-    // The same since the domain is there, which dom0 and Xen make of the same size of work for both.
-    let made = |parts: &[(&str, f32)]| {
-        parts
-            .iter()
-            .find(|(part, _)| *part == CREATE)
-            .map_or(f64::NAN, |(_, seconds)| f64::from(*seconds))
-    };
-    report.figure(
-        "lab.first_packet_since_made.ratio",
-        (ours - made(of_ours)) / (linux - made(of_linux)),
-    );
+    report.figure("lab.first_packet_since_order.ratio", ours_order / linux_order);
     Ok(())
 }
 
 /// One start.
 struct Again {
-    /// From the order to the first answer that the client got.
+    /// From the moment that the domain was there to the first answer that the client got.
     seconds: f64,
+    /// The same from the order to make it, when dom0 had not started `xl` yet.
+    since_order: f64,
     /// What dom0 did, and for how many seconds.
     parts: Vec<(&'static str, f32)>,
 }
-
-/// Dom0's first part.
-const CREATE: &str = "xl create";
 
 fn restart_ours(world: &mut World) -> Result<Again> {
     let name = world.plan.firewall.name.clone();
@@ -88,10 +84,9 @@ fn restart_ours(world: &mut World) -> Result<Again> {
     world.lab.detach_vif(&client.name, client.devid)?;
     wait_until_gone(world, world.client(ALICE)?)?;
     let configure = lifecycle::configure(world, ALICE)?;
-    let (begun, waits) = wait(world, world.client(ALICE)?, &configure)?;
+    let begun = wait(world, world.client(ALICE)?, &configure)?;
     let parts = world.start_firewall_before(0, ALICE)?;
-    let seconds = end(world, world.client(ALICE)?, begun, &waits)?;
-    Ok(Again { seconds, parts })
+    end(world, world.client(ALICE)?, &begun, parts)
 }
 
 fn restart_linux(world: &World, linux: &mut LinuxSide) -> Result<Again> {
@@ -103,15 +98,18 @@ fn restart_linux(world: &World, linux: &mut LinuxSide) -> Result<Again> {
     wait_until_gone(world, &linux.client)?;
     let (_, ip, ip6) = place;
     let configure = format!("/lab/uplink {ip} {gateway} 3000 {ip6} {gateway6}");
-    let (begun, waits) = wait(world, &linux.client, &configure)?;
+    let begun = wait(world, &linux.client, &configure)?;
     let start = Instant::now();
     (linux.firewall, linux.database) = LinuxSide::start_firewall(world)?;
     let (made, ready) = (linux.firewall.create_seconds, start.elapsed().as_secs_f32());
     world.lab.attach_vif(&linux.client.name, &vif(place, firewall))?;
     let attached = start.elapsed().as_secs_f32() - ready;
-    let parts =
-        vec![(CREATE, made), ("until it is up", ready - made), ("xl network-attach", attached)];
-    Ok(Again { seconds: end(world, &linux.client, begun, &waits)?, parts })
+    let parts = vec![
+        ("xl create", made),
+        ("until it is up", ready - made),
+        ("xl network-attach", attached),
+    ];
+    end(world, &linux.client, &begun, parts)
 }
 
 /// Else the client would configure the device that is about to go, and wait for answers without one.
@@ -121,27 +119,61 @@ fn wait_until_gone(world: &World, client: &Domain) -> Result<()> {
     client.exec_for(&world.lab, line, PATIENCE)?.ok("a device that was detached").map(drop)
 }
 
-/// Has the client wait for its device and for an answer; the moment before, on the client's clock.
-fn wait(world: &World, client: &Domain, configure: &str) -> Result<(f64, Background)> {
+/// The moment of the order.
+struct Begun {
+    /// On the client's clock.
+    client: f64,
+    /// On dom0's, a little later.
+    dom0: f64,
+    waits: Background,
+}
+
+/// Has the client wait for its device and for an answer, and dom0 for the next domain; the moment before.
+fn wait(world: &World, client: &Domain, configure: &str) -> Result<Begun> {
+    // The second event is that of the node, which libxl makes when it has the domain's number.
+    let watch = format!(
+        "rm -f {MADE}; (xenstore-watch -n 2 /local/domain/{} >/dev/null; read up rest </proc/uptime; echo $up >{MADE}) \
+         >/dev/null 2>&1 &",
+        world.lab.next_domid()
+    );
+    world.lab.sh(&watch)?;
     std::thread::sleep(QUIET);
     let line = format!(
         "{configure}; until ping -q -c 1 -W 0.2 {} >/dev/null 2>&1; do usleep 20000; done; {UPTIME}",
         world.plan.internet
     );
     let waits = client.spawn(&world.lab, &line)?;
-    let Some(begun) = uptime(&world.sh(client, UPTIME)?) else {
+    let Some(at_client) = uptime(&world.sh(client, UPTIME)?) else {
         fail!("{} does not tell its clock", client.name);
     };
-    Ok((begun, waits))
+    let Some(at_dom0) = uptime(&world.lab.sh(UPTIME)?) else {
+        fail!("dom0 does not tell its clock");
+    };
+    Ok(Begun { client: at_client, dom0: at_dom0, waits })
 }
 
-fn end(world: &World, client: &Domain, begun: f64, waits: &Background) -> Result<f64> {
-    let text = waits.finish(&world.lab, client, PATIENCE)?.ok("ping after a restart")?;
-    match uptime(&text) {
-        Some(ended) if ended > begun => Ok(ended - begun),
+fn end(
+    world: &World,
+    client: &Domain,
+    begun: &Begun,
+    parts: Vec<(&'static str, f32)>,
+) -> Result<Again> {
+    let text = begun.waits.finish(&world.lab, client, PATIENCE)?.ok("ping after a restart")?;
+    let since_order = match uptime(&text) {
+        Some(ended) if ended > begun.client => ended - begun.client,
         _ => fail!("{} does not tell its clock: {text:?}", client.name),
+    };
+    let text = world.lab.sh(&format!("cat {MADE}"))?;
+    match uptime(&text) {
+        Some(made) if made > begun.dom0 => {
+            Ok(Again { seconds: since_order - (made - begun.dom0), since_order, parts })
+        }
+        _ => fail!("dom0 did not see the domain come: {text:?}"),
     }
 }
+
+/// When the domain came, on dom0's clock.
+const MADE: &str = "/run/lab-made";
 
 const UPTIME: &str = "cut -d' ' -f1 /proc/uptime";
 

@@ -157,7 +157,7 @@ fn measure(
         done.once("capture", || capture::measure(world, report))?;
     }
     if chosen.wants("first_packet") {
-        done.once("first_packet", || again::measure(world, linux, report, QUICK_TURNS))?;
+        done.once("first_packet", || again::measure(world, linux, report, chosen.turns))?;
     }
     Ok(())
 }
@@ -341,7 +341,6 @@ impl LinuxSide {
         firewall.paused = true;
         let firewall = world.lab.create(&firewall)?;
         let database = Dom0d::start_empty(&world.lab, &firewall)?;
-        world.lab.unpause(&firewall)?;
         firewall.wait_ready(&world.lab)?;
         Ok((firewall, database))
     }
