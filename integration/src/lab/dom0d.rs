@@ -112,7 +112,7 @@ pub struct Reloaded {
 }
 
 impl Dom0d {
-    /// Starts the QubesDB server of a domain that is still paused, writes every key, and lets it run.
+    /// Starts the QubesDB server of a domain that is still paused, writes every key, and lets it run after a wait.
     ///
     /// # Errors
     /// When the server does not start.
@@ -123,10 +123,14 @@ impl Dom0d {
         gateway: Option<&NetVm>,
         clients: &[ClientState],
         extra: &[(String, String)],
+        wait: Duration,
     ) -> Result<Self> {
         let this = Self { domid: domain.domid, extra: extra.to_vec() };
         this.write_state(lab, plan, gateway, clients)?;
-        this.start_qubesdb(lab, &format!("--vm {} --unpause", this.state_file()))?;
+        this.start_qubesdb(
+            lab,
+            &format!("--vm {} --unpause {}", this.state_file(), wait.as_millis()),
+        )?;
         Ok(this)
     }
 
@@ -151,7 +155,7 @@ impl Dom0d {
     /// When the server does not start.
     pub fn start_empty(lab: &Lab, domain: &Domain) -> Result<Self> {
         let this = Self { domid: domain.domid, extra: Vec::new() };
-        this.start_qubesdb(lab, "--unpause")?;
+        this.start_qubesdb(lab, "--unpause 0")?;
         Ok(this)
     }
 

@@ -15,8 +15,9 @@ use crate::time::is_ahead;
 /// Single frames that may be taken at once beside others, and for which nobody rests: a call, a game or acknowledgements
 /// need no more.
 const BURST: u32 = 16;
-/// Others are at work if they have so much of what the client itself has, as a part.
-const OTHERS_SHARE: u64 = 16;
+/// Others are at work if they have so much of what the client itself has, as a part: a ping beside tiny datagrams without end is
+/// work for as long as it is under way, a ping an hour ago is none.
+const OTHERS_SHARE: u64 = 256;
 /// The part of the time that single frames of one client may take: one of so many. Others pay more for them than the busiest
 /// place shows, as a NetVM is not done with a frame when it has answered it.
 const PART: u64 = 3;
@@ -179,7 +180,7 @@ mod tests {
     #[test]
     fn who_is_alone_or_sends_little_does_not_rest() {
         for (frames, others) in
-            [(40, 0), (40, 40 * (60 + 1024) / 16 - 1), (15, 1 << 40), (0, 1 << 40)]
+            [(40, 0), (40, 40 * (60 + 1024) / OTHERS_SHARE - 1), (15, 1 << 40), (0, 1 << 40)]
         {
             let mut pace = burst(frames);
             let all = others + pace.recent();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{Failure, Result};
 
-const FLAGS: [&str; 7] = ["detach", "unpause", "json", "after", "just-exec", "list", "dump"];
+const FLAGS: [&str; 6] = ["detach", "json", "after", "just-exec", "list", "dump"];
 
 /// Parsed arguments of a command.
 #[derive(Debug, Default)]

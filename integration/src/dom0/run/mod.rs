@@ -21,7 +21,8 @@ use std::process::ExitCode;
 use self::args::Args;
 
 const USAGE: &str = "\
-usage: dom0d qubesdb --domid N --socket PATH [--load KEYS.json] [--vm VM.json] [--log FILE] [--detach] [--unpause]
+usage: dom0d qubesdb --domid N --socket PATH [--load KEYS.json] [--vm VM.json] [--log FILE] [--detach]
+                     [--unpause MS]     (lets the domain run, so many milliseconds after all is there for it)
        dom0d db --socket PATH write KEY VALUE | rm KEY | read KEY | list PREFIX | multi | stats | log [AFTER] | quit
        dom0d db --socket PATH firewall-reload IP [--policy drop]          (rules on standard input)
        dom0d db --socket PATH wait-synced [S] | wait-handled IP COUNT S | wait-key KEY S [VALUE]

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::Write;
 use std::rc::Rc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -88,11 +89,12 @@ pub(crate) fn run(args: &Args, words: &[String]) -> Result {
     let link = Some(announce(&hypervisor, domid)?);
     server.note(Event::Announced);
     let xenstore = Xenstore::open()?;
-    if args.has("unpause") {
+    let lines = Lines::bind(&socket)?;
+    if let Some(wait) = args.number("unpause")? {
+        thread::sleep(Duration::from_millis(wait.into()));
         // As `xl unpause` does, whose libraries take longer to load than all of this; Qubes has them loaded.
         hypervisor.borrow_mut().unpause(domid).doing("cannot let the domain run")?;
     }
-    let lines = Lines::bind(&socket)?;
     let mut daemon = Daemon {
         domid,
         socket,

@@ -1,6 +1,6 @@
 //! Makes sure that domains of the plan run, as Qubes starts them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{ACCEPT_ALL, Kind, START, World};
 use crate::error::Result;
@@ -9,6 +9,10 @@ use crate::lab::dom0d::{ClientState, Dom0d};
 use crate::lab::domain::{Domain, DomainSpec, State};
 use crate::lab::guests::Role;
 use crate::lab::plan::{FIREWALL_CPU, Firewall, Provider, UPLINK_CPU};
+
+/// Before a firewall gets to run, what dom0 started for it is over, unless a user's wait for it is measured: how long the firewall
+/// runs until it is ready depends on who else has the host's processors.
+const QUIET: Duration = Duration::from_millis(300);
 
 impl World {
     /// Makes sure that a NetVM runs.
@@ -43,8 +47,9 @@ impl World {
         let mut clients: Vec<_> =
             plan.clients.iter().map(|client| ClientState::new(client, ACCEPT_ALL)).collect();
         clients.iter_mut().for_each(|client| client.running = true);
+        let keys = &self.extra_keys;
         let server =
-            Dom0d::start(&self.lab, &domain, &plan, Some(provider), &clients, &self.extra_keys)?;
+            Dom0d::start(&self.lab, &domain, &plan, Some(provider), &clients, keys, QUIET)?;
         domain.wait_console(&self.lab, "fw: ready", START)?;
         server.start_qrexec(&self.lab)?;
         domain.wait_console(&self.lab, "fw: uplink connected", START)?;
@@ -74,7 +79,7 @@ impl World {
             domain.wait_ready(&self.lab)?;
         } else {
             // As Qubes does: QubesDB is complete before the first instruction, qrexec comes after it.
-            let server = self.start_database(&domain)?;
+            let server = self.start_database(&domain, QUIET)?;
             domain.wait_console(&self.lab, "fw: ready", START)?;
             server.start_qrexec(&self.lab)?;
             self.dom0d = Some(server);
@@ -106,7 +111,7 @@ impl World {
         };
         let domain = self.create_firewall(Some(uplink))?;
         part("xl create");
-        let server = self.start_database(&domain)?;
+        let server = self.start_database(&domain, Duration::ZERO)?;
         part("QubesDB and unpause");
         // As Qubes does, which attaches clients to a VM that has started; before that dom0 has enough to do for it.
         domain.wait_console(&self.lab, "fw: ready", START)?;
@@ -130,7 +135,7 @@ impl World {
         self.lab.create(&spec)
     }
 
-    fn start_database(&self, domain: &Domain) -> Result<Dom0d> {
+    fn start_database(&self, domain: &Domain, wait: Duration) -> Result<Dom0d> {
         Dom0d::start(
             &self.lab,
             domain,
@@ -138,6 +143,7 @@ impl World {
             self.gateway()?,
             &self.clients,
             &self.extra_keys,
+            wait,
         )
     }
 

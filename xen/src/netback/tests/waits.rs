@@ -33,7 +33,7 @@ fn a_stream_of_one_client_alone_is_taken_in_batches() {
     };
     send(&mut b, 1);
     assert_eq!(taken_at_once(&mut rig), 1);
-    for frames in [1, 1, 1, 1, 1, 1, 1, 1, 40] {
+    for frames in [[1; 12].as_slice(), &[40]].concat() {
         send(&mut a, frames);
         assert_eq!(taken_at_once(&mut rig), frames, "not alone for long: no frame waits");
         fake::advance_ns(16 * MS);
