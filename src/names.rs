@@ -112,6 +112,9 @@ impl Firewall {
 
     /// The resolver's part of [`Firewall::on_timer`]. Also notices that the way to the servers has changed.
     pub(crate) fn resolve_names(&mut self, now: Instant) {
+        if self.names.is_quiet() {
+            return;
+        }
         let (v4, v6) = (&self.network.v4, &self.network.v6);
         let route = Route::default().with(v4.address, &v4.dns).with(v6.address, &v6.dns);
         self.names.set_route(now, self.uplink.map(|_| route), &mut self.nat);

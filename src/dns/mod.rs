@@ -67,6 +67,8 @@ impl Held {
 pub(crate) struct Dns {
     store: Store,
     resolver: Resolver,
+    /// No rule has a name, and no question is on its way: nothing is to be done until a client gets names.
+    is_quiet: bool,
 }
 
 /// What is known about names, for one client at one moment.
@@ -80,7 +82,8 @@ pub(crate) struct View<'a> {
 
 impl Dns {
     pub(crate) fn new(limits: Limits, key: HashKey, random: Random) -> Result<Self, OutOfMemory> {
-        Ok(Self { store: Store::new(limits, key)?, resolver: Resolver::new(random)? })
+        let (store, resolver) = (Store::new(limits, key)?, Resolver::new(random)?);
+        Ok(Self { store, resolver, is_quiet: false })
     }
 
     pub(crate) fn add_entropy(&mut self, seed: &[u8]) {
@@ -94,6 +97,7 @@ impl Dns {
         client: IpAddr,
         names: impl Iterator<Item = &'a HostName>,
     ) -> usize {
+        self.is_quiet = false;
         self.store.set_names(now, client, names)
     }
 
@@ -183,10 +187,19 @@ impl Dns {
     pub(crate) fn on_timer(&mut self, now: Instant, nat: &mut Nat) {
         self.resolver.on_timer(now, nat, &mut self.store);
         self.store.sweep(now);
+        self.is_quiet = self.store.is_empty() && self.resolver.is_idle();
+    }
+
+    /// Whether neither [`Dns::set_route`] nor [`Dns::on_timer`] has anything to do, whatever the time.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.is_quiet
     }
 
     /// When [`Dns::on_timer`] or [`Dns::transmit`] has something to do.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        if self.is_quiet {
+            return None;
+        }
         [self.resolver.next_deadline(&self.store), self.store.next_sweep()]
             .into_iter()
             .flatten()

@@ -232,6 +232,11 @@ impl Resolver {
         self.poll_stream(now, nat, store);
     }
 
+    /// Whether no question is there, nor a connection.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queries.iter().all(Option::is_none) && self.stream.is_idle()
+    }
+
     /// When [`Resolver::on_timer`] or [`Resolver::transmit`] has something to do.
     pub(crate) fn next_deadline(&self, store: &Store) -> Option<Instant> {
         self.route?;

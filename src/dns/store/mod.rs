@@ -338,6 +338,11 @@ impl Store {
         self.sweep_at
     }
 
+    /// Whether no client uses a name, and nothing of one is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.names.len() == 0 && self.sweep_at.is_none()
+    }
+
     /// A number that stands for which names are known.
     pub(crate) fn stamp(&self) -> u64 {
         self.stamp

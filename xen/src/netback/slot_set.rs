@@ -4,36 +4,39 @@
 
 use alloc::vec::Vec;
 
+/// Numbers in one word.
+const BITS: usize = u128::BITS as usize;
+
 /// A set of numbers below a bound, each marked or not.
 #[derive(Debug)]
 pub(super) struct SlotSet {
-    words: Vec<u64>,
+    words: Vec<u128>,
     next: usize,
 }
 
 impl SlotSet {
     /// An empty set for the numbers `0..bound`.
     pub(super) fn new(bound: usize) -> SlotSet {
-        SlotSet { words: alloc::vec![0; bound.div_ceil(64)], next: 0 }
+        SlotSet { words: alloc::vec![0; bound.div_ceil(BITS)], next: 0 }
     }
 
     /// Marks a number; one at or above the bound is ignored.
     pub(super) fn mark(&mut self, number: usize) {
-        if let Some(word) = self.words.get_mut(number / 64) {
-            *word |= 1 << (number % 64);
+        if let Some(word) = self.words.get_mut(number / BITS) {
+            *word |= 1 << (number % BITS);
         }
     }
 
     /// Unmarks a number.
     pub(super) fn clear(&mut self, number: usize) {
-        if let Some(word) = self.words.get_mut(number / 64) {
-            *word &= !(1 << (number % 64));
+        if let Some(word) = self.words.get_mut(number / BITS) {
+            *word &= !(1 << (number % BITS));
         }
     }
 
     /// Whether a number is marked.
     pub(super) fn contains(&self, number: usize) -> bool {
-        self.words.get(number / 64).is_some_and(|word| word & (1 << (number % 64)) != 0)
+        self.words.get(number / BITS).is_some_and(|word| word & (1 << (number % BITS)) != 0)
     }
 
     /// Whether nothing is marked.
@@ -41,32 +44,22 @@ impl SlotSet {
         self.words.iter().all(|word| *word == 0)
     }
 
-    /// The next marked number at or after the one taken last, around the end, without unmarking it: everybody gets
-    /// a turn. The search starts after `self.next`; see [`SlotSet::pop`].
-    fn find(&self) -> Option<usize> {
-        let bits = self.words.len().saturating_mul(64);
-        let start = if self.next < bits { self.next } else { 0 };
-        self.next_in(start, bits).or_else(|| self.next_in(0, start))
-    }
-
     /// The first marked number of `from..to`.
     pub(super) fn next_in(&self, from: usize, to: usize) -> Option<usize> {
-        let to = to.min(self.words.len().saturating_mul(64));
-        let mut at = from;
-        while at < to {
-            let word = self.words.get(at / 64).copied().unwrap_or(0) >> (at % 64);
-            if word != 0 {
-                let found = at.saturating_add(word.trailing_zeros() as usize);
-                return (found < to).then_some(found);
-            }
-            at = (at / 64).saturating_add(1).saturating_mul(64);
+        let mut index = from / BITS;
+        let mut word = self.words.get(index)? & (u128::MAX << (from % BITS));
+        while word == 0 {
+            index = index.saturating_add(1);
+            word = *self.words.get(index)?;
         }
-        None
+        let found = index.saturating_mul(BITS).saturating_add(word.trailing_zeros() as usize);
+        (found < to).then_some(found)
     }
 
     /// Unmarks and returns one number, in round-robin order.
     pub(super) fn pop(&mut self) -> Option<usize> {
-        let found = self.find()?;
+        // From the one after the last on, and around the end: everybody gets a turn.
+        let found = self.next_in(self.next, usize::MAX).or_else(|| self.next_in(0, self.next))?;
         self.clear(found);
         self.next = found.saturating_add(1);
         Some(found)
