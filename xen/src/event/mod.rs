@@ -2,7 +2,13 @@
 //!
 //! A port delivers once and is then masked until its owner has done the work and calls [`Channel::unmask`]: a peer
 //! that floods one port cannot keep the others from being served (Xen Security Advisories 332 and 391).
+//!
+//! * `held`: events that go together at the end of a turn
+//! * `lively`: the ports that a short sleep names
 #![forbid(unsafe_code)]
+
+mod held;
+mod lively;
 
 use core::cell::Cell;
 
@@ -18,6 +24,8 @@ use crate::mem::global;
 use crate::postmortem::{self, What};
 use crate::shared::SharedPage;
 use crate::{hypercall, time};
+use held::Held;
+use lively::Lively;
 
 global! {
     static TIMER: Timer = Timer { port: Cell::new(None), armed: Cell::new(None) };
@@ -28,124 +36,16 @@ global! {
 }
 
 global! {
-    static HELD: Held = Held {
-        is_on: Cell::new(false),
-        count: Cell::new(0),
-        ports: [const { Cell::new(EventPort(0)) }; MAX_HELD],
-    };
+    static HELD: Held = Held::new();
 }
-
-/// Most events that wait for each other.
-const MAX_HELD: usize = 16;
-
-/// Events that wait for each other, each port once.
-struct Held {
-    is_on: Cell<bool>,
-    count: Cell<usize>,
-    ports: [Cell<EventPort>; MAX_HELD],
-}
-
-impl Held {
-    /// Whether the event was taken: it is sent later.
-    fn take_up(&self, port: EventPort) -> bool {
-        let count = self.count.get();
-        let known = self.ports.get(..count).unwrap_or_default();
-        if !self.is_on.get() || known.iter().any(|held| held.get() == port) {
-            return self.is_on.get();
-        }
-        let Some(place) = self.ports.get(count) else { return false };
-        place.set(port);
-        self.count.set(count.saturating_add(1));
-        true
-    }
-
-    /// Lets go of the port. Whether its event was held.
-    fn take(&self, port: EventPort) -> bool {
-        let last = self.count.get().saturating_sub(1);
-        let known = self.ports.get(..self.count.get()).unwrap_or_default();
-        if let Some(place) = known.iter().find(|held| held.get() == port)
-            && let Some(moved) = self.ports.get(last)
-        {
-            place.set(moved.get());
-            self.count.set(last);
-            return true;
-        }
-        false
-    }
-
-    /// Ends it: the ports, and how many they are.
-    fn end(&self) -> ([EventPort; MAX_HELD], usize) {
-        self.is_on.set(false);
-        (
-            core::array::from_fn(|at| self.ports.get(at).map_or(EventPort(0), Cell::get)),
-            self.count.take(),
-        )
-    }
-}
-
 global! {
-    static LIVELY: Lively = Lively {
-        count: Cell::new(0),
-        next: Cell::new(0),
-        ports: [const { Cell::new(EventPort(0)) }; MAX_LIVELY],
-    };
+    static LIVELY: Lively = Lively::new();
 }
 
-/// Most ports that are told of in a nap.
-const MAX_LIVELY: usize = 6;
 /// Longest nap, in nanoseconds.
 const NAP_NS: u64 = 2_000_000;
 /// The same before a deadline: two sleeps cost more than the rest of the time is worth.
 const LONG_NAP_NS: u64 = 12_000_000;
-
-/// Ports that had an event since the last sleep that was not a nap.
-///
-/// Xen reads the numbers of the ports of a sleep one by one, each time through our page tables: on the emulated machine that was
-/// a fifth of what it did for us. It needs them only for events that come between our last look and the sleep; once we
-/// sleep, an event of any port wakes us. So a firewall at work sleeps a moment with those ports alone that are at work, too:
-/// an event of another one that comes in just that instant is heard of when the nap is over.
-struct Lively {
-    count: Cell<usize>,
-    /// Whose place the next one takes when there is none left.
-    next: Cell<usize>,
-    ports: [Cell<EventPort>; MAX_LIVELY],
-}
-
-impl Lively {
-    fn note(&self, port: EventPort) {
-        let count = self.count.get();
-        let known = self.ports.get(..count).unwrap_or_default();
-        if known.iter().any(|one| one.get() == port) {
-            return;
-        }
-        let at = if count < MAX_LIVELY {
-            self.count.set(count.saturating_add(1));
-            count
-        } else {
-            let at = self.next.get();
-            self.next.set(at.saturating_add(1) % MAX_LIVELY);
-            at
-        };
-        if let Some(place) = self.ports.get(at) {
-            place.set(port);
-        }
-    }
-
-    /// Those that are not masked.
-    fn open<'a>(&self, shared: &SharedPage, list: &'a mut [u32; LISTED_PORTS]) -> &'a [u32] {
-        let mut count = 0;
-        for port in self.ports.iter().take(self.count.get()).map(Cell::get) {
-            let (word, bit) = position(port);
-            if shared.load_u64(EVTCHN_MASK + word * 8) & bit == 0
-                && let Some(place) = list.get_mut(count)
-            {
-                *place = port.0;
-                count += 1;
-            }
-        }
-        list.get(..count).unwrap_or_default()
-    }
-}
 
 struct Timer {
     port: Cell<Option<EventPort>>,
@@ -257,7 +157,7 @@ impl Drop for Channel {
 
 /// From now on events wait for each other, until [`send_held`] or the next [`wait`] sends all of them in one hypercall.
 pub fn hold() {
-    HELD.with(|held| held.is_on.set(true));
+    HELD.with(|held| held.begin());
 }
 
 /// Sends the events that were held. From now on they go at once again.
@@ -323,7 +223,7 @@ pub fn wait_from(deadline: Option<u64>, now: u64) {
         if shared.load_u64(PENDING_SEL) != 0 {
             return;
         }
-        LIVELY.with(|lively| lively.count.set(0));
+        LIVELY.with(|lively| lively.forget());
         if deadline.is_some_and(|deadline| time::system_time_ns() >= deadline) {
             return;
         }
@@ -447,7 +347,7 @@ pub(crate) fn reset() {
         timer.armed.set(None);
     });
     HELD.with(|held| held.end());
-    LIVELY.with(|lively| lively.count.set(0));
+    LIVELY.with(|lively| lively.forget());
 }
 
 #[cfg(test)]
@@ -620,22 +520,6 @@ mod tests {
         let deadline = begun + 9 * NAP_NS + 5;
         wait(Some(deadline));
         assert_eq!((time::system_time_ns(), sleeps() - before), (deadline, 4), "masked: no nap");
-    }
-
-    #[test]
-    fn of_many_ports_at_work_some_are_known() {
-        let lively = Lively {
-            count: Cell::new(0),
-            next: Cell::new(0),
-            ports: [const { Cell::new(EventPort(0)) }; MAX_LIVELY],
-        };
-        let shared = host::foreign_page();
-        for port in (0..9).chain([8]) {
-            lively.note(EventPort(port));
-        }
-        mask(&shared, EventPort(4));
-        let mut list = [0; LISTED_PORTS];
-        assert_eq!(lively.open(&shared, &mut list), [6, 7, 8, 3, 5]);
     }
 
     #[test]
