@@ -15,9 +15,9 @@ use crate::time::is_ahead;
 /// Single frames that may be taken at once beside others, and for which nobody rests: a call, a game or acknowledgements
 /// need no more.
 const BURST: u32 = 16;
-/// Others are at work if they have so much of what the client itself has, as a part: a ping beside tiny datagrams without end is
-/// work for as long as it is under way, a ping an hour ago is none.
-const OTHERS_SHARE: u64 = 256;
+/// Others are at work if they have so much of what the client itself has, as a part: beside tiny datagrams without end a ping is
+/// work for some 100 ms. A queue in the NetVM that those fill while nobody is at work is what the next ping waits behind.
+const OTHERS_SHARE: u64 = 4096;
 /// The part of the time that single frames of one client may take: one of so many. Others pay more for them than the busiest
 /// place shows, as a NetVM is not done with a frame when it has answered it.
 const PART: u64 = 3;
@@ -225,6 +225,30 @@ mod tests {
                 "{burst}: {taken} of {most}"
             );
         }
+    }
+
+    #[test]
+    fn who_pings_now_and_then_is_at_work_all_the_time() {
+        let (mut flood, mut other) = (Pace::default(), Pace::default());
+        let mut ageing = Ageing::default();
+        for ms in 0..2000 {
+            // A question and its answer, 20 of each in a second; 5,000 datagrams.
+            if ms % 50 < 2 {
+                other.note(98);
+            }
+            (0..5).for_each(|_| flood.note(64));
+            ageing.all = flood.recent() + other.recent();
+            flood.look_beside(ageing.all());
+            assert!(flood.is_beside, "{ms}");
+            ageing.apply(ms * 1_000_000, [&mut flood, &mut other].into_iter());
+        }
+        for ms in 2000..2500 {
+            (0..5).for_each(|_| flood.note(64));
+            ageing.all = flood.recent() + other.recent();
+            ageing.apply(ms * 1_000_000, [&mut flood, &mut other].into_iter());
+        }
+        flood.look_beside(ageing.all());
+        assert!(!flood.is_beside, "no longer than that");
     }
 
     #[test]

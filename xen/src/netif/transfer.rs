@@ -1,18 +1,18 @@
 //! A transfer to one client alone: its super-frames are taken some at a time, and so are the client's answers to them.
 //!
 //! A turn costs as much as copying some pages, whatever it brings. So while super-frames for one client alone follow each other
-//! closely, an event is asked for when there are two more of them, or answers to two, and they are looked for when these
+//! closely, an event is asked for when there are three more of them, or answers to three, and they are looked for when these
 //! should have come. Single frames without a transfer, the first super-frames of one, and those of a slow one are told of at once.
 #![forbid(unsafe_code)]
 
 use crate::time::is_ahead;
 
-/// Slots of which an event tells: two super-frames of 48 KiB, or more than the answers that two call for.
-const GATHERED: u32 = 24;
+/// Slots of which an event tells: three super-frames of 48 KiB, or more than the answers that they call for.
+const GATHERED: u32 = 30;
 /// Super-frames that follow each other closer, in nanoseconds, are a transfer: of 48 KiB, 12 MB in a second.
 const APART_NS: u64 = 4_000_000;
-/// Two more are waited for as long as so many took.
-const PATIENCE: u64 = 3;
+/// Three more are waited for as long as so many took.
+const PATIENCE: u64 = 4;
 /// Longest time to wait for more frames, in nanoseconds.
 pub(crate) const MOST_WAIT_NS: u64 = 8_000_000;
 
@@ -82,12 +82,12 @@ mod tests {
     }
 
     #[test]
-    fn two_more_super_frames_of_a_transfer_are_waited_for() {
+    fn three_more_super_frames_of_a_transfer_are_waited_for() {
         let mut transfer = Transfer::default();
         let mut now = START;
         assert_eq!(turn(&mut transfer, 3, now), None, "the first ones");
         now += 2_000_000;
-        assert_eq!(turn(&mut transfer, 2, now), Some(now + 3_000_000));
+        assert_eq!(turn(&mut transfer, 2, now), Some(now + 4_000_000));
         now += APART_NS;
         assert_eq!(turn(&mut transfer, 1, now), Some(now + MOST_WAIT_NS));
         now += APART_NS + 1;
@@ -99,7 +99,7 @@ mod tests {
         let mut transfer = Transfer::default();
         turn(&mut transfer, 1, START);
         let now = START + 1_000_000;
-        let until = now + 3_000_000;
+        let until = now + 4_000_000;
         assert_eq!(turn(&mut transfer, 1, now), Some(until));
         assert_eq!(turn(&mut transfer, 0, until - 1), Some(until));
         assert_eq!(turn(&mut transfer, 0, until), None);
