@@ -2,8 +2,8 @@
 //!
 //! An event costs a hypercall here and an interrupt there. A client that receives sends an acknowledgement for every other
 //! frame, and asks to be told of each one's answer. Nobody waits for that: so it goes with the next event for the client, which
-//! its next frame calls for, or with the answers to some more of them. What a sender may wait for, the answer to a frame with
-//! payload, is told at once; and all of it after a moment.
+//! its next frame calls for, or with the answers to some more of them. What a sender may wait for, the answer to a longer frame,
+//! is told at once if it asks; and all of it after a moment.
 #![forbid(unsafe_code)]
 
 use crate::time::is_ahead;
@@ -38,13 +38,10 @@ impl Owed {
         let is_asked = is_sent || self.until.is_some();
         let is_told =
             is_received || (is_asked && (self.has_large || self.small >= MOST || self.is_due(now)));
-        match is_told {
-            true => *self = Self::default(),
-            false if is_asked => {
-                self.until.get_or_insert(now.saturating_add(MOST_WAIT_NS));
-            }
-            // Those that nobody asked about count for nothing.
-            false => *self = Self::default(),
+        if is_told {
+            *self = Self::default();
+        } else if is_asked {
+            self.until.get_or_insert(now.saturating_add(MOST_WAIT_NS));
         }
         is_told
     }
@@ -106,11 +103,13 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_ask_is_not_told() {
+    fn who_does_not_ask_is_not_told_and_who_asks_later_hears_of_all() {
         let mut owed = answered(&[60, 1514]);
         assert!(!owed.settle(false, false, NOW));
         assert_eq!(owed.deadline(), None);
         owed.note_answer(60);
-        assert!(!owed.settle(true, false, NOW), "what was before is no reason");
+        assert!(owed.settle(true, false, NOW), "a ring asks once for several answers");
+        owed.note_answer(60);
+        assert!(!owed.settle(true, false, NOW), "told of them before");
     }
 }
