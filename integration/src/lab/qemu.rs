@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::cache::Images;
 use super::fault;
+use super::plan::FIREWALL_CPU;
 use crate::error::{Attempt, Error, Result};
 use crate::{command, fail};
 
@@ -230,7 +231,8 @@ fn command_line(
         options.dom0_mib
     ));
     command.arg("-initrd").arg(format!(
-        "{} console=hvc0 quiet loglevel=4 mitigations=off nokaslr net.ifnames=0 lab.xenstored={},{}",
+        "{} console=hvc0 quiet loglevel=4 mitigations=off nokaslr net.ifnames=0 lab.xenstored={} \
+         lab.firewall_cpu={FIREWALL_CPU},{}",
         base.dom0_kernel()?.vmlinux.display(),
         options.xenstored,
         images.dir.join("dom0-initrd").display()

@@ -2,6 +2,7 @@
 
 use crate::lab::base::GuestKernel;
 use crate::lab::guests::{self, Role};
+use crate::lab::plan::FIREWALL_CPU;
 
 /// Parts of the guests' kernel that take a second at each boot and that nothing here uses.
 const NEEDLESS: &str = "init_kprobe_trace,crypto_kdf108_init,slab_sysfs_init,init_encrypted";
@@ -141,6 +142,9 @@ impl DomainSpec {
             vifs.join(","),
             m = self.memory_mib,
         );
+        if self.cpu == FIREWALL_CPU {
+            text.push_str("pool=\"firewall\"\n");
+        }
         if let Some(ramdisk) = &self.ramdisk {
             text.push_str(&format!("ramdisk=\"{ramdisk}\"\n"));
         }

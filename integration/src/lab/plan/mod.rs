@@ -11,9 +11,10 @@ use super::base::GuestKernel;
 /// guest was lost to the emulator's fault.
 pub const UPLINK_CPU: u32 = 2;
 
-/// The firewall's CPU, its own. Measured on two cores: 20 MB came at 0.2 MB/s with one CPU for all guests, at 0.6 with the
-/// NetVM's for the firewall, at 1.0 to 1.3 so. On the clients' its answer to a SYN would also come before the client's
-/// `connect` lets go of the socket, and Linux then only notes an ICMP error.
+/// The firewall's CPU, its own, in a pool of its own (`integration/lab/dom0/init`). Measured on two cores: 20 MB came at
+/// 0.2 MB/s with one CPU for all guests, at 0.6 with the NetVM's for the firewall, at 1.0 to 1.3 so. On the clients' its
+/// answer to a SYN would also come before the client's `connect` lets go of the socket, and Linux then only notes an ICMP
+/// error.
 pub const FIREWALL_CPU: u32 = 3;
 
 /// A NetVM.
