@@ -1,11 +1,11 @@
 //! Foreign functions and system calls that no safe interface covers.
 //!
-//! The one module outside the image with unsafe code, with its child. [`tap`] and [`own_network`] are for every test on the host's
+//! The one module outside the image with unsafe code, with its children. [`tap`] and [`own_network`] are for every test on the host's
 //! network stack. `xen` is dom0's side of the lab: libxenvchan for links, libxencall for three hypercalls. `frontend` is for a frontend that
-//! breaks the rules.
+//! breaks the rules, `toolstack` calls libxl.
 #![expect(
     unsafe_code,
-    reason = "calls into libxenvchan and libxencall, the ioctl of TAP devices, unshare"
+    reason = "calls into libxenvchan, libxencall and libxl, the ioctl of TAP devices, unshare, fork"
 )]
 
 use std::fs::File;
@@ -16,9 +16,13 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 #[cfg(feature = "lab")]
 mod frontend;
+#[cfg(feature = "lab")]
+mod toolstack;
 
 #[cfg(feature = "lab")]
 pub use frontend::{EventChannel, SharedPage};
+#[cfg(feature = "lab")]
+pub use toolstack::Toolstack;
 #[cfg(feature = "lab")]
 pub use xen::{Hypervisor, Vchan};
 
@@ -63,6 +67,27 @@ pub fn tap(name: &str) -> io::Result<File> {
 pub fn own_network() -> io::Result<()> {
     // SAFETY: only a new network namespace is asked for: descriptors and memory stay shared with the other threads.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(Into::into)
+}
+
+/// Divides the process: the number of the new one in the old one, `None` in the new one, which has a copy of everything but other
+/// threads.
+///
+/// # Errors
+/// When there are other threads (the copy of a lock that one of them holds would never be released), or too many processes.
+#[cfg(feature = "lab")]
+pub fn fork() -> io::Result<Option<rustix::process::Pid>> {
+    unsafe extern "C" {
+        fn fork() -> std::ffi::c_int;
+    }
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("more than one thread"));
+    }
+    // SAFETY: this is the process' only thread, as was just counted, and only itself could start another: so the new process begins
+    // with no lock held and may go on as an ordinary one.
+    match unsafe { fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        child => Ok(rustix::process::Pid::from_raw(child)),
+    }
 }
 
 #[cfg(feature = "lab")]

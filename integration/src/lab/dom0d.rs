@@ -20,24 +20,32 @@ const PROVOKED: i64 = 20;
 /// How long the ends of many calls are waited for. The firewall lets go of a caller after 10 s.
 const FLOOD: Duration = Duration::from_secs(40);
 
-/// Where the program is in dom0.
+/// Where the program is in dom0, and the one for starts that are measured.
 const PROGRAM: &str = "/usr/sbin/dom0d";
+pub(super) const STARTER: &str = "/usr/sbin/dom0start";
 
-/// The built program on the host, without what debuggers want.
-pub fn binary() -> PathBuf {
-    paths::target().join("sim/dom0d-stripped")
+/// The programs by their names.
+pub const PROGRAMS: [&str; 2] = ["dom0d", "dom0start"];
+
+/// A built program on the host, without what debuggers want.
+pub fn binary(name: &str) -> PathBuf {
+    paths::target().join(format!("sim/{name}-stripped"))
 }
 
-/// Puts the program into dom0.
+/// Puts the programs into dom0.
 ///
 /// # Errors
-/// When it was not built.
+/// When they were not built.
 pub fn install(lab: &Lab) -> Result<()> {
-    let path = lab.put(&binary())?;
-    // A copy: programs do not run well from a file system without cache.
-    // Renamed into place: the servers of a firewall that has just ended may still run from the old one.
-    let new = format!("{PROGRAM}.new");
-    lab.sh(&format!("cp {path} {new} && chmod 755 {new} && mv {new} {PROGRAM}")).map(drop)
+    for (name, place) in PROGRAMS.into_iter().zip([PROGRAM, STARTER]) {
+        let path = lab.put(&binary(name))?;
+        // A copy: programs do not run well from a file system without cache.
+        // Renamed into place: the servers of a firewall that has just ended may still run from the old one.
+        lab.sh(&format!(
+            "cp {path} {place}.new && chmod 755 {place}.new && mv {place}.new {place}"
+        ))?;
+    }
+    Ok(())
 }
 
 /// Xen's system time in dom0, in nanoseconds.
@@ -125,12 +133,43 @@ impl Dom0d {
         extra: &[(String, String)],
         wait: Duration,
     ) -> Result<Self> {
-        let this = Self { domid: domain.domid, extra: extra.to_vec() };
+        let this = Self::prepare(lab, domain.domid, plan, gateway, clients, extra)?;
+        lab.forget_states();
+        let (file, wait) = (this.state_file(), wait.as_millis());
+        lab.sh(&format!("{} --vm {file} --unpause {wait}", this.qubesdb_line()))?;
+        Ok(this)
+    }
+
+    /// The servers of a domain that there may not be yet, with its keys in a file.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn prepare(
+        lab: &Lab,
+        domid: u32,
+        plan: &Plan,
+        gateway: Option<&NetVm>,
+        clients: &[ClientState],
+        extra: &[(String, String)],
+    ) -> Result<Self> {
+        let this = Self { domid, extra: extra.to_vec() };
         this.write_state(lab, plan, gateway, clients)?;
-        this.start_qubesdb(
-            lab,
-            &format!("--vm {} --unpause {}", this.state_file(), wait.as_millis()),
-        )?;
+        Ok(this)
+    }
+
+    /// Those of a domain without keys: each VM of Qubes has one of QubesDB.
+    pub fn without_keys(domid: u32) -> Self {
+        Self { domid, extra: Vec::new() }
+    }
+
+    /// Starts the QubesDB server of another domain that is still paused, without keys, and lets it run.
+    ///
+    /// # Errors
+    /// When the server does not start.
+    pub fn start_empty(lab: &Lab, domain: &Domain) -> Result<Self> {
+        let this = Self::without_keys(domain.domid);
+        lab.forget_states();
+        lab.sh(&format!("{} --unpause 0", this.qubesdb_line()))?;
         Ok(this)
     }
 
@@ -146,22 +185,8 @@ impl Dom0d {
         clients: &[ClientState],
     ) -> Result<()> {
         self.write_state(lab, plan, gateway, clients)?;
-        self.start_qubesdb(lab, &format!("--vm {}", self.state_file()))
-    }
-
-    /// Starts that of another domain that is still paused, without keys, and lets it run: each VM of Qubes has one.
-    ///
-    /// # Errors
-    /// When the server does not start.
-    pub fn start_empty(lab: &Lab, domain: &Domain) -> Result<Self> {
-        let this = Self { domid: domain.domid, extra: Vec::new() };
-        this.start_qubesdb(lab, "--unpause 0")?;
-        Ok(this)
-    }
-
-    fn start_qubesdb(&self, lab: &Lab, options: &str) -> Result<()> {
         lab.forget_states();
-        lab.sh(&format!("{} {options}", self.qubesdb_line())).map(drop)
+        lab.sh(&format!("{} --vm {}", self.qubesdb_line(), self.state_file())).map(drop)
     }
 
     fn qubesdb_line(&self) -> String {
@@ -176,10 +201,9 @@ impl Dom0d {
     /// # Errors
     /// When it does not come in a minute.
     pub fn start_qrexec(&self, lab: &Lab) -> Result<()> {
-        let domid = self.domid;
+        let (socket, domid) = (self.qrexec_socket(), self.domid);
         let line = format!(
-            "{PROGRAM} qrexec --domid {domid} --socket {} --log /host/qrexec-{domid}.log --detach --timeout 60",
-            self.qrexec_socket()
+            "{PROGRAM} qrexec --domid {domid} --socket {socket} --log /host/qrexec-{domid}.log --detach --timeout 60"
         );
         lab.exec_for(&line, Duration::from_secs(90))?.ok("dom0d qrexec").map(drop)
     }
@@ -337,15 +361,20 @@ impl Dom0d {
         Ok(())
     }
 
-    fn db_socket(&self) -> String {
+    /// Its domain.
+    pub(super) fn domid(&self) -> u32 {
+        self.domid
+    }
+
+    pub(super) fn db_socket(&self) -> String {
         format!("/run/lab/qubesdb.{}", self.domid)
     }
 
-    fn qrexec_socket(&self) -> String {
+    pub(super) fn qrexec_socket(&self) -> String {
         format!("/run/lab/qrexec.{}", self.domid)
     }
 
-    fn state_file(&self) -> String {
+    pub(super) fn state_file(&self) -> String {
         format!("/host/cfg/vm-{}.json", self.domid)
     }
 

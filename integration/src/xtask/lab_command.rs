@@ -116,7 +116,7 @@ fn boot(image: &Path) -> Result<()> {
             Lab::attach(NAME)?
         }
     };
-    let kernel = lab.put(image)?;
+    let kernel = lab.put_kernel(image)?;
     let mut spec = DomainSpec::unikernel("boot", &kernel, 32, "");
     spec.driver_domain = false;
     let _ = lab.destroy("boot");

@@ -164,22 +164,16 @@ fn is_chosen(group: &Group, scenario: &Scenario, filter: &str) -> bool {
 pub fn build_dom0d() -> Result<()> {
     progress::step("building dom0d", || {
         // Optimised, as the daemons are that it stands for: each start of a firewall runs it.
-        let args = [
-            "build",
-            "--profile",
-            "sim",
-            "-p",
-            "integration",
-            "--features",
-            "lab",
-            "--bin",
-            "dom0d",
-        ];
+        let args =
+            ["build", "--profile", "sim", "-p", "integration", "--features", "lab", "--bins"];
         command::output(&mut image::cargo(&args))?;
         // dom0 has little room.
-        let mut strip = command::new("strip", &["-o"]);
-        strip.arg(dom0d::binary()).arg(paths::target().join("sim/dom0d"));
-        command::output(&mut strip).map(drop)
+        for name in dom0d::PROGRAMS {
+            let mut strip = command::new("strip", &["-o"]);
+            strip.arg(dom0d::binary(name)).arg(paths::target().join("sim").join(name));
+            command::output(&mut strip)?;
+        }
+        Ok(())
     })
 }
 

@@ -14,6 +14,7 @@ mod probe_qrexec;
 mod process;
 mod qrexec;
 mod qubesdb;
+pub mod start;
 mod xenstore;
 
 use std::process::ExitCode;
@@ -71,10 +72,15 @@ impl<T, E: std::fmt::Display> Attempt<T> for std::result::Result<T, E> {
 /// Entry point of `dom0d`.
 pub fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    match run(&words) {
+    report(run(&words), USAGE)
+}
+
+/// Tells how a command has ended.
+fn report(result: Result, usage: &str) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(text)) => {
-            eprintln!("dom0d: {text}\n{USAGE}");
+            eprintln!("dom0d: {text}\n{usage}");
             ExitCode::from(2)
         }
         Err(Failure::Failed(text)) => {
@@ -96,13 +102,13 @@ fn run(words: &[String]) -> Result {
     };
     let args = Args::parse(rest)?;
     match command.as_str() {
-        "qubesdb" => qubesdb::run(&args, words),
+        "qubesdb" => qubesdb::run(&args),
         "db" => db::run(&args),
         "netvm-change" => db::netvm_change(&args),
         "client-start" => db::client_start(&args),
         "keys" => db::print_keys(&args),
         "xentime" => clock::print(&args),
-        "qrexec" => qrexec::run(&args, words),
+        "qrexec" => qrexec::run(&args),
         "qrexec-stats" => qrexec::print_stats(&args),
         "call" => call::run(&args),
         "hostile" => hostile::run(&args),

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Signal, WaitOptions, kill_process, setpgid, waitpid};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use serde_json::{Value, json};
 
 use super::{Attempt, Failure, Result};
+use crate::ffi;
 
 fn exit_file(socket: &str) -> String {
     format!("{socket}.exit")
@@ -39,37 +41,52 @@ pub(crate) fn reason_of_end(socket: &str) -> Option<Failure> {
     Some(Failure::Code(code.max(1), format!("{socket}: the server has ended: {reason}")))
 }
 
-/// Starts this program again with the same words but `--detach`, and waits until its socket answers.
-pub(crate) fn detach(words: &[String], socket: &str, patience: Duration) -> Result {
+/// Goes on as a process in the background, and ends this one when the socket answers. Not by a start of the same program, whose
+/// libraries would have to be loaded once more while a firewall waits for its start. To be called before there is a second thread.
+pub(crate) fn detach(socket: &str, patience: Duration) -> Result {
     forget_end(socket);
     let _ = fs::remove_file(socket);
-    let program = std::env::current_exe().doing("own program")?;
     let errors = fs::File::create(format!("{socket}.err")).doing(socket)?;
-    let mut child = Command::new(program)
-        .args(words.iter().filter(|word| *word != "--detach"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(errors)
-        .process_group(0)
-        .spawn()
-        .doing("cannot start")?;
+    let Some(child) = ffi::fork().doing("cannot start")? else {
+        return become_daemon(&errors).doing("cannot leave the terminal");
+    };
     let deadline = Instant::now() + patience;
     loop {
         if UnixStream::connect(socket).is_ok() {
-            return Ok(());
+            std::process::exit(0);
         }
-        if let Some(status) = child.try_wait().doing("child")? {
+        if let Some((_, status)) = waitpid(Some(child), WaitOptions::NOHANG).doing("child")? {
             let said = fs::read_to_string(format!("{socket}.err")).unwrap_or_default();
-            let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+            let code = status.exit_status().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
             return Err(Failure::Code(
                 code.max(1),
                 format!("the server ended at once: {}", said.trim()),
             ));
         }
         if Instant::now() > deadline {
-            let _ = child.kill();
+            let _ = kill_process(child, Signal::KILL);
             return Err(Failure::Code(3, "nothing was ready in time".into()));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Divides a daemon: true in the new process, which is to serve `socket`.
+pub(crate) fn divide(socket: &str) -> Result<bool> {
+    forget_end(socket);
+    let _ = fs::remove_file(socket);
+    let errors = fs::File::create(format!("{socket}.err")).doing(socket)?;
+    if ffi::fork().doing("cannot start")?.is_some() {
+        return Ok(false);
+    }
+    become_daemon(&errors).doing("cannot leave the terminal")?;
+    Ok(true)
+}
+
+fn become_daemon(errors: &fs::File) -> rustix::io::Result<()> {
+    setpgid(None, None)?;
+    let nothing = open("/dev/null", OFlags::RDWR, Mode::empty())?;
+    dup2_stdin(&nothing)?;
+    dup2_stdout(&nothing)?;
+    dup2_stderr(errors)
 }

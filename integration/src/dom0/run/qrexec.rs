@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ use crate::dom0::ring::{Link, Ring};
 /// The control channel's port.
 const PORT: u32 = 512;
 /// How often the agent's node is looked for, and a quiet link is looked at.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(20);
 const TICK: Duration = Duration::from_secs(10);
 
 struct Daemon {
@@ -38,24 +38,29 @@ struct Daemon {
 }
 
 /// The command `qrexec`.
-pub(crate) fn run(args: &Args, words: &[String]) -> Result {
+pub(crate) fn run(args: &Args) -> Result {
     let socket = args.needed("socket")?.to_owned();
     let domid = args.needed_number("domid")?;
     if args.has("detach") {
         let patience = args.number("timeout")?.unwrap_or(60);
-        return process::detach(words, &socket, Duration::from_secs(patience.into()));
+        process::detach(&socket, Duration::from_secs(patience.into()))?;
     }
-    process::forget_end(&socket);
     let log = args.get("log").map_or_else(|| format!("{socket}.log"), str::to_owned);
-    let log = File::create(&log).doing(&log)?;
+    serve(domid, socket, &log, args.get("default-user").unwrap_or("user"))
+}
+
+/// Waits for a domain's agent, and serves callers for ever.
+pub(crate) fn serve(domid: u32, socket: String, log: &str, default_user: &str) -> Result {
+    process::forget_end(&socket);
+    let log = File::create(log).doing(log)?;
     let hypervisor = clock::open()?;
     let mut daemon = Daemon {
         domid,
         socket,
         xenstore: Xenstore::open()?,
-        clock: XenClock::new(hypervisor.clone())?,
+        clock: XenClock::of_daemon(hypervisor.clone())?,
         hypervisor,
-        control: Control::new(args.get("default-user").unwrap_or("user")),
+        control: Control::new(default_user),
         link: None,
         lines: None,
         log,
@@ -90,7 +95,8 @@ impl Daemon {
             self.note(json!({"event": "hello", "version": self.control.version()}));
             self.lines = Some(Lines::bind(&self.socket)?);
         }
-        self.wait();
+        let due = self.clock.improve()?;
+        self.wait(due);
         let requests = self.lines.as_mut().map(Lines::service).unwrap_or_default();
         for (id, line) in requests {
             let answer = self.answer(&line);
@@ -115,8 +121,10 @@ impl Daemon {
         }
     }
 
-    fn wait(&mut self) {
-        let timeout = Timespec::try_from(if self.link.is_some() { TICK } else { LOOK }).ok();
+    fn wait(&mut self, clock_due: Option<Instant>) {
+        let timeout = if self.link.is_some() { TICK } else { LOOK };
+        let to_look = clock_due.map(|due| due.saturating_duration_since(Instant::now()));
+        let timeout = Timespec::try_from(to_look.map_or(timeout, |due| due.min(timeout))).ok();
         let has_event = {
             let mut fds: Vec<_> =
                 self.link.iter().map(|link| PollFd::new(link, PollFlags::IN)).collect();

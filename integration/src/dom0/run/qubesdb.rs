@@ -26,8 +26,6 @@ use crate::dom0::ring::{Link, Ring};
 /// Port and smallest ring size (bytes) of a QubesDB link.
 pub(crate) const PORT: u32 = 111;
 pub(crate) const RING_LEN: usize = 4096;
-/// When the clock is calibrated: the domain has started by then, as a rule.
-const CALIBRATED_AFTER: Duration = Duration::from_secs(3);
 /// How often a quiet link is looked at.
 const TICK: Duration = Duration::from_secs(10);
 /// How long the server of a dead domain waits for a client before it ends.
@@ -61,16 +59,15 @@ struct Daemon {
 }
 
 /// The command `qubesdb`.
-pub(crate) fn run(args: &Args, words: &[String]) -> Result {
+pub(crate) fn run(args: &Args) -> Result {
     let socket = args.needed("socket")?.to_owned();
     let domid = args.needed_number("domid")?;
     if args.has("detach") {
-        return process::detach(words, &socket, Duration::from_secs(30));
+        process::detach(&socket, Duration::from_secs(30))?;
     }
     process::forget_end(&socket);
     let hypervisor = clock::open()?;
-    // Its calibration takes a third of a second, which the start of a firewall would wait for.
-    let clock = Rc::new(RefCell::new(XenClock::later(hypervisor.clone(), CALIBRATED_AFTER)?));
+    let clock = Rc::new(RefCell::new(XenClock::of_daemon(hypervisor.clone())?));
     let teller = clock.clone();
     let mut server = Server::new(Box::new(move || teller.borrow_mut().now_ns()));
     if let Some(file) = args.get("load") {
@@ -86,6 +83,10 @@ pub(crate) fn run(args: &Args, words: &[String]) -> Result {
     }
     let log = args.get("log").map_or_else(|| format!("{socket}.log"), str::to_owned);
     let log = File::create(&log).doing(&log)?;
+    if let Some(gate) = args.get("gate") {
+        // Until somebody has opened it for writing, and closed it: then there is the domain.
+        fs::read(gate).doing(gate)?;
+    }
     let link = Some(announce(&hypervisor, domid)?);
     server.note(Event::Announced);
     let xenstore = Xenstore::open()?;

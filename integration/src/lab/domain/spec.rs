@@ -7,6 +7,9 @@ use crate::lab::plan::FIREWALL_CPU;
 /// Parts of the guests' kernel that take a second at each boot and that nothing here uses.
 const NEEDLESS: &str = "init_kprobe_trace,crypto_kdf108_init,slab_sysfs_init,init_encrypted";
 
+/// What Qubes' backend domains run for a vif.
+const SCRIPT: &str = "vif-route-qubes";
+
 /// A network device of a domain to be made, as Qubes' libvirt template has it.
 #[derive(Clone, Debug)]
 pub struct Vif {
@@ -46,11 +49,22 @@ impl Vif {
         format!("xl network-attach {domain} {}", self.on_line())
     }
 
+    /// libxl's JSON (`libxl_device_nic`).
+    pub(in crate::lab) fn json(&self) -> serde_json::Value {
+        let mut value = serde_json::json!({
+            "mac": self.mac, "ip": self.ip, "script": SCRIPT, "backend_domname": self.backend,
+        });
+        if let (Some(devid), Some(object)) = (self.devid, value.as_object_mut()) {
+            object.insert("devid".into(), devid.into());
+        }
+        value
+    }
+
     fn words(&self) -> Vec<String> {
         let mut words = vec![
             format!("mac={}", self.mac),
             format!("ip={}", self.ip),
-            "script=vif-route-qubes".into(),
+            format!("script={SCRIPT}"),
             format!("backend={}", self.backend),
         ];
         if let Some(devid) = self.devid {

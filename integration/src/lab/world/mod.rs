@@ -64,7 +64,7 @@ impl World {
         let policy = if plan.random_domids { "random" } else { "xen" };
         lab.sh(&format!("echo 'domid_policy=\"{policy}\"' >/etc/xen/xl.conf"))?;
         if let Kind::Image(image) = &kind {
-            lab.put(image)?;
+            lab.put_kernel(image)?;
             dom0d::install(&lab)?;
         }
         let clients =

@@ -1,6 +1,6 @@
 //! Makes sure that domains of the plan run, as Qubes starts them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{ACCEPT_ALL, Kind, START, World};
 use crate::error::Result;
@@ -9,6 +9,7 @@ use crate::lab::dom0d::{ClientState, Dom0d};
 use crate::lab::domain::{Domain, DomainSpec, State};
 use crate::lab::guests::Role;
 use crate::lab::plan::{FIREWALL_CPU, Firewall, Provider, UPLINK_CPU};
+use crate::lab::timed_start::{Parts, Start, Up};
 
 /// Before a firewall gets to run, what dom0 started for it is over, unless a user's wait for it is measured: how long the firewall
 /// runs until it is ready depends on who else has the host's processors.
@@ -74,7 +75,8 @@ impl World {
             }
             return Ok(());
         }
-        let domain = self.create_firewall(uplink)?;
+        let spec = self.firewall_with(uplink)?;
+        let domain = self.lab.create(&spec)?;
         if self.kind == Kind::Linux {
             domain.wait_ready(&self.lab)?;
         } else {
@@ -91,48 +93,47 @@ impl World {
         Ok(())
     }
 
-    /// Starts our firewall with its uplink at NetVM `uplink`, and gives a client that has been running its device as soon as
-    /// the firewall is up, as Qubes does. Seconds that dom0 took for the parts.
+    /// Prepares a start of our firewall with its uplink at NetVM `uplink`, in which a client that has been running gets its device as
+    /// soon as the firewall is up, as Qubes does. [`World::go`] begins it.
     ///
     /// # Errors
-    /// When it does not start, or `xl` refuses.
-    pub fn start_firewall_before(
-        &mut self,
-        uplink: usize,
-        client: usize,
-    ) -> Result<Vec<(&'static str, f32)>> {
-        let client = self.client_of_plan(client)?;
-        let attach = self.plan.client_vif(client).attach_line(&client.name);
-        let mut parts = Vec::new();
-        let mut begun = Instant::now();
-        let mut part = |name| {
-            parts.push((name, begun.elapsed().as_secs_f32()));
-            begun = Instant::now();
-        };
-        let domain = self.create_firewall(Some(uplink))?;
-        part("xl create");
-        let server = self.start_database(&domain, Duration::ZERO)?;
-        part("QubesDB and unpause");
-        // As Qubes does, which attaches clients to a VM that has started; before that dom0 has enough to do for it.
-        domain.wait_console(&self.lab, "fw: ready", START)?;
-        part("until it is up");
-        self.lab.sh(&attach)?;
-        part("xl network-attach");
-        server.start_qrexec(&self.lab)?;
+    /// When dom0 does not answer.
+    pub fn prepare_start(&mut self, uplink: usize, client: usize) -> Result<Start> {
+        let spec = self.firewall_with(Some(uplink))?;
+        let server = Dom0d::prepare(
+            &self.lab,
+            self.lab.next_domid(),
+            &self.plan,
+            self.gateway()?,
+            &self.clients,
+            &self.extra_keys,
+        )?;
+        let vif = self.plan.client_vif(self.client_of_plan(client)?);
+        let start =
+            Start::prepare(&self.lab, spec, &server, Up::Qrexec, self.client(client)?, &vif)?;
         self.dom0d = Some(server);
+        Ok(start)
+    }
+
+    /// Begins a start that was prepared. Seconds that dom0 took for the parts.
+    ///
+    /// # Errors
+    /// When something of it fails.
+    pub fn go(&mut self, start: Start) -> Result<Parts> {
+        let (domain, parts) = start.go(&self.lab)?;
         self.domains.insert(domain.name.clone(), domain);
         Ok(parts)
     }
 
     /// The firewall's domain, ours paused.
-    fn create_firewall(&mut self, uplink: Option<usize>) -> Result<Domain> {
+    fn firewall_with(&mut self, uplink: Option<usize>) -> Result<DomainSpec> {
         let mut spec = self.firewall_spec()?;
         spec.cpu = FIREWALL_CPU;
         if let Some(index) = uplink {
             spec.vifs.push(self.plan.uplink(self.netvm_plan(index)?));
         }
         self.uplink = uplink;
-        self.lab.create(&spec)
+        Ok(spec)
     }
 
     fn start_database(&self, domain: &Domain, wait: Duration) -> Result<Dom0d> {
@@ -244,7 +245,7 @@ impl World {
     fn image_spec(&self, plan: &Firewall) -> DomainSpec {
         let words = format!("{} {}", plan.cmdline, self.extra_words);
         let mut spec =
-            DomainSpec::unikernel(&plan.name, "/host/vmlinuz", plan.memory_mib, words.trim());
+            DomainSpec::unikernel(&plan.name, "/run/lab/vmlinuz", plan.memory_mib, words.trim());
         spec.paused = true;
         spec.cpu = UPLINK_CPU;
         spec

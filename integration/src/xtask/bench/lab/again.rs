@@ -1,11 +1,13 @@
 //! From the creation of a firewall's domain to the first packet of a client that has been running all the time: what a user
 //! waits for when the firewall is restarted.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{LINUX_CLIENTS, LINUX_FIREWALL, LinuxSide, vif};
 use crate::error::Result;
+use crate::lab::dom0d::Dom0d;
 use crate::lab::domain::{Background, Domain};
+use crate::lab::timed_start::{Parts, Start, Up};
 use crate::lab::world::World;
 use crate::scenarios::lifecycle;
 use crate::scenarios::steps::{ALICE, BOB};
@@ -72,8 +74,7 @@ struct Again {
     seconds: f64,
     /// The same from the order to make it, when dom0 had not started `xl` yet.
     since_order: f64,
-    /// What dom0 did, and for how many seconds.
-    parts: Vec<(&'static str, f32)>,
+    parts: Parts,
 }
 
 fn restart_ours(world: &mut World) -> Result<Again> {
@@ -84,8 +85,9 @@ fn restart_ours(world: &mut World) -> Result<Again> {
     world.lab.detach_vif(&client.name, client.devid)?;
     wait_until_gone(world, world.client(ALICE)?)?;
     let configure = lifecycle::configure(world, ALICE)?;
+    let start = world.prepare_start(0, ALICE)?;
     let begun = wait(world, world.client(ALICE)?, &configure)?;
-    let parts = world.start_firewall_before(0, ALICE)?;
+    let parts = world.go(start)?;
     end(world, world.client(ALICE)?, &begun, parts)
 }
 
@@ -98,17 +100,12 @@ fn restart_linux(world: &World, linux: &mut LinuxSide) -> Result<Again> {
     wait_until_gone(world, &linux.client)?;
     let (_, ip, ip6) = place;
     let configure = format!("/lab/uplink {ip} {gateway} 3000 {ip6} {gateway6}");
+    linux.database = Dom0d::without_keys(world.lab.next_domid());
+    let (spec, vif) = (LinuxSide::firewall_spec(world)?, vif(place, firewall));
+    let start = Start::prepare(&world.lab, spec, &linux.database, Up::Init, &linux.client, &vif)?;
     let begun = wait(world, &linux.client, &configure)?;
-    let start = Instant::now();
-    (linux.firewall, linux.database) = LinuxSide::start_firewall(world)?;
-    let (made, ready) = (linux.firewall.create_seconds, start.elapsed().as_secs_f32());
-    world.lab.attach_vif(&linux.client.name, &vif(place, firewall))?;
-    let attached = start.elapsed().as_secs_f32() - ready;
-    let parts = vec![
-        ("xl create", made),
-        ("until it is up", ready - made),
-        ("xl network-attach", attached),
-    ];
+    let parts;
+    (linux.firewall, parts) = start.go(&world.lab)?;
     end(world, &linux.client, &begun, parts)
 }
 
@@ -138,8 +135,11 @@ fn wait(world: &World, client: &Domain, configure: &str) -> Result<Begun> {
     );
     world.lab.sh(&watch)?;
     std::thread::sleep(QUIET);
+    // One program asks all the time, so that none has to be started when there is something to ask; until there is a device, its
+    // questions end at the client's own.
     let line = format!(
-        "{configure}; until ping -q -c 1 -W 0.2 {} >/dev/null 2>&1; do usleep 20000; done; {UPTIME}",
+        "ip route add default dev lo metric 4000; ({configure}) & ping -n -i 0.02 {} | while read -r line; do case $line in \
+         *' bytes from '*) read -r up rest </proc/uptime; echo $up; break ;; esac; done; wait; ip route del default dev lo metric 4000",
         world.plan.internet
     );
     let waits = client.spawn(&world.lab, &line)?;
@@ -152,12 +152,7 @@ fn wait(world: &World, client: &Domain, configure: &str) -> Result<Begun> {
     Ok(Begun { client: at_client, dom0: at_dom0, waits })
 }
 
-fn end(
-    world: &World,
-    client: &Domain,
-    begun: &Begun,
-    parts: Vec<(&'static str, f32)>,
-) -> Result<Again> {
+fn end(world: &World, client: &Domain, begun: &Begun, parts: Parts) -> Result<Again> {
     let text = begun.waits.finish(&world.lab, client, PATIENCE)?.ok("ping after a restart")?;
     let since_order = match uptime(&text) {
         Some(ended) if ended > begun.client => ended - begun.client,

@@ -332,6 +332,14 @@ impl LinuxSide {
     }
 
     fn start_firewall(world: &World) -> Result<(Domain, Dom0d)> {
+        let firewall = world.lab.create(&Self::firewall_spec(world)?)?;
+        let database = Dom0d::start_empty(&world.lab, &firewall)?;
+        firewall.wait_ready(&world.lab)?;
+        Ok((firewall, database))
+    }
+
+    /// The Linux firewall VM, paused.
+    fn firewall_spec(world: &World) -> Result<DomainSpec> {
         let netvm = world.netvm_plan(0)?;
         let gateways = (netvm.ip.as_str(), netvm.ip6.as_deref().unwrap_or_default());
         let mut firewall =
@@ -339,10 +347,7 @@ impl LinuxSide {
         firewall.cpu = FIREWALL_CPU;
         firewall.memory_mib = LINUX_MIB;
         firewall.paused = true;
-        let firewall = world.lab.create(&firewall)?;
-        let database = Dom0d::start_empty(&world.lab, &firewall)?;
-        firewall.wait_ready(&world.lab)?;
-        Ok((firewall, database))
+        Ok(firewall)
     }
 }
 
