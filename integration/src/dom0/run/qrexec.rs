@@ -20,9 +20,14 @@ use crate::dom0::ring::{Link, Ring};
 
 /// The control channel's port.
 const PORT: u32 = 512;
-/// How often the agent's node is looked for, and a quiet link is looked at.
+/// How often the agent's node is looked for: while a start waits for it, and later.
 const LOOK: Duration = Duration::from_millis(20);
+const CALM_LOOK: Duration = Duration::from_millis(200);
+const START: Duration = Duration::from_secs(10);
+/// How often a quiet link is looked at.
 const TICK: Duration = Duration::from_secs(10);
+/// Exit code when the domain is gone.
+const DOMAIN_GONE: u8 = 3;
 
 struct Daemon {
     domid: u32,
@@ -32,6 +37,7 @@ struct Daemon {
     clock: XenClock,
     control: Control,
     link: Option<VchanLink>,
+    begun: Instant,
     /// Callers are served from the first hello on.
     lines: Option<Lines>,
     log: File,
@@ -62,6 +68,7 @@ pub(crate) fn serve(domid: u32, socket: String, log: &str, default_user: &str) -
         hypervisor,
         control: Control::new(default_user),
         link: None,
+        begun: Instant::now(),
         lines: None,
         log,
     };
@@ -111,6 +118,10 @@ impl Daemon {
     fn connect(&mut self) {
         let path = format!("{}/{PORT}", directory(self.domid, 0));
         if !self.xenstore.is_announced(&path) {
+            let domain = format!("/local/domain/{}", self.domid);
+            if !self.is_starting() && self.xenstore.exists(&domain).is_ok_and(|exists| !exists) {
+                process::end(&self.socket, DOMAIN_GONE, "the domain is gone");
+            }
             return;
         }
         if let Ok(mut link) = VchanLink::client(&self.hypervisor, self.domid, &path)
@@ -121,8 +132,17 @@ impl Daemon {
         }
     }
 
+    /// Whether a start may be waiting for the agent.
+    fn is_starting(&self) -> bool {
+        self.begun.elapsed() < START
+    }
+
     fn wait(&mut self, clock_due: Option<Instant>) {
-        let timeout = if self.link.is_some() { TICK } else { LOOK };
+        let timeout = match self.link {
+            Some(_) => TICK,
+            None if self.is_starting() => LOOK,
+            None => CALM_LOOK,
+        };
         let to_look = clock_due.map(|due| due.saturating_duration_since(Instant::now()));
         let timeout = Timespec::try_from(to_look.map_or(timeout, |due| due.min(timeout))).ok();
         let has_event = {

@@ -181,5 +181,7 @@ mod tests {
             "'mac=00:16:3e:5e:6c:00' 'ip=10.137.0.11 fd09::b' 'script=vif-route-qubes' 'backend=sys-firewall' 'devid=3'"
         );
         assert!(vif.in_file().contains(",ip=10.137.0.11 fd09::b,"));
+        let json = r#"{"backend_domname":"sys-firewall","devid":3,"ip":"10.137.0.11 fd09::b","mac":"00:16:3e:5e:6c:00","script":"vif-route-qubes"}"#;
+        assert_eq!(vif.json().to_string(), json);
     }
 }

@@ -1,5 +1,6 @@
 //! From the creation of a firewall's domain to the first packet of a client that has been running all the time: what a user
-//! waits for when the firewall is restarted.
+//! waits for when the firewall is restarted. But for `xl create` dom0's programs are loaded by then, as in Qubes
+//! ([`timed_start`](crate::lab::timed_start)).
 
 use std::time::Duration;
 
