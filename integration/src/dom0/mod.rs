@@ -7,7 +7,8 @@
 //! - [`qdb`]: the QubesDB server; [`qrexec`]: daemon and caller; [`keys`]: what dom0 writes, and in which order;
 //!   [`xentime`]: the hypervisor's clock. These are state machines over a [`ring::Ring`] and are tested
 //!   without Xen.
-//! - `run` (feature `lab`): the processes around them, over libxenvchan and the xenstore daemon.
+//! - `run` (feature `lab`): the processes around them, over libxenvchan and the xenstore daemon: `dom0d`, and `dom0start` for starts
+//!   that are measured.
 
 pub mod exit;
 pub mod hex;

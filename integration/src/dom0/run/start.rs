@@ -19,8 +19,9 @@ usage: dom0start --domid N --socket PATH [--vm VM.json] [--log FILE] --gate FIFO
                  --done FILE --client DOMID --nic JSON [--node PATH]
                                    (attaches a device when the domain has written the node or qrexec has its hello)";
 
-/// How often what is waited for is looked for.
+/// How often what is waited for is looked for: a file, and a node, which takes xenstored's time.
 const LOOK: Duration = Duration::from_millis(10);
+const NODE_LOOK: Duration = Duration::from_millis(20);
 
 /// Entry point of `dom0start`.
 pub fn main() -> ExitCode {
@@ -34,7 +35,7 @@ fn run(words: &[String]) -> Result {
     if let Some(own) = args.get("qrexec")
         && process::divide(own)?
     {
-        wait_for(|| Path::new(socket).exists());
+        wait_for(LOOK, || Path::new(socket).exists());
         return qrexec::serve(domid, own.to_owned(), &format!("{own}.log"), "user");
     }
     let done = args.needed("done")?;
@@ -53,14 +54,15 @@ fn run(words: &[String]) -> Result {
 fn attach(args: &Args, done: &str) -> Result {
     let (client, nic) = (args.needed_number("client")?, args.needed("nic")?);
     let toolstack = Toolstack::open().doing("libxl")?;
+    let xenstore = Xenstore::open()?;
+    // Before that the domain does not run.
+    let socket = Path::new(args.needed("socket")?);
+    wait_for(LOOK, || socket.exists());
     match args.get("node") {
-        Some(node) => {
-            let xenstore = Xenstore::open()?;
-            wait_for(|| xenstore.exists(node).unwrap_or(false));
-        }
+        Some(node) => wait_for(NODE_LOOK, || xenstore.exists(node).unwrap_or(false)),
         None => {
             let hello = Path::new(args.needed("qrexec")?);
-            wait_for(|| hello.exists());
+            wait_for(LOOK, || hello.exists());
         }
     }
     let up = format!("{done}.up");
@@ -69,8 +71,8 @@ fn attach(args: &Args, done: &str) -> Result {
 }
 
 /// As long as it takes: who started this ends it.
-fn wait_for(is_there: impl Fn() -> bool) {
+fn wait_for(look: Duration, is_there: impl Fn() -> bool) {
     while !is_there() {
-        std::thread::sleep(LOOK);
+        std::thread::sleep(look);
     }
 }
