@@ -40,7 +40,7 @@ unsafe extern "C" {
 const VERSION: c_int = 0;
 const ERRORS: c_int = 8;
 
-/// Room for `libxl_device_nic`, of which only libxl knows the members; it has less than 1 KiB.
+/// Room for `libxl_device_nic`, of which only libxl knows the members; it has 504 bytes (Xen 4.17).
 type Nic = [u64; 512];
 
 /// A connection to the hypervisor and to xenstore. Neither `Send` nor `Sync`. Errors are told on standard error.
