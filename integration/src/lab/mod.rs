@@ -221,8 +221,7 @@ impl Lab {
         then: &[(&'static str, String)],
     ) -> Result<(Domain, timed_start::Parts)> {
         let domid = self.next_domid();
-        let clock = "read -r up rest </proc/uptime; echo \"{TOOK}$up\"";
-        let clock = clock.replace("{TOOK}", TOOK);
+        let clock = format!("read -r up rest </proc/uptime; echo \"{TOOK}$up\"");
         let mut script = format!(
             "{clock}; {create} || exit; {clock}
              set -- {KNOWN}.{domid}.*.libxl-json; [ -e \"$1\" ] || {{ echo not domain {domid}; exit 1; }}",
